@@ -1,0 +1,1 @@
+"""Load-proportional scaling of the GPU fleet."""

@@ -1,0 +1,1 @@
+"""What the serving cluster runs on: templates, boot script, units."""

@@ -1,0 +1,1 @@
+"""Workloads: arrivals, trace importers, latency profiles, replay, load generation and benchmarks."""

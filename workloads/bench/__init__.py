@@ -1,0 +1,1 @@
+"""Benchmarks that back performance claims, each run beside what it is compared to."""
