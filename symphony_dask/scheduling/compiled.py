@@ -1,0 +1,34 @@
+"""How the engine's functions are compiled: natively, cached on disk, and without reference counting.
+
+Numba counts references to each array of a tuple at each call, two atomic operations an array: 240 ns a call for this
+engine's state, fifteen times the work of the call itself (0.38 against 5.6 million requests a second). The functions
+allocate nothing, so the counting is switched off (``_nrt``, as numba does for its own internals).
+
+Numba's disk cache looks only at the file that a function is written in. The engine's functions call across files, so
+each entry is stamped with the contents of the whole package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from numba import njit
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SOURCES = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+
+
+def compiled(function: F) -> F:
+    """``function`` compiled on first call. It may not allocate arrays, and may call other compiled functions."""
+    options: dict[str, Any] = {"cache": True, "_nrt": False}
+    dispatcher: Any = njit(**options)(function)
+    try:
+        cache_file = dispatcher._cache._cache_file
+        cache_file._source_stamp = (cache_file._source_stamp, _SOURCES)
+    except AttributeError:  # the compiler is switched off, or keeps its cache elsewhere
+        pass
+    return dispatcher

@@ -1,0 +1,289 @@
+"""The engine as Python sees it: calls with a time go in, batches and drops come out. No clock, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from symphony_dask.scheduling import kernels, window
+from symphony_dask.scheduling.state import (
+    ABSENT,
+    BUSY,
+    DEPTH,
+    FREE,
+    FULL,
+    IDLE,
+    LEVELS,
+    NEVER,
+    OPEN,
+    PENDING,
+    QUEUED,
+    READY,
+    REMOVED,
+    UNUSED,
+    State,
+    grown,
+    make_state,
+)
+
+#: Policies by name.
+POLICIES = {"deferred": window.DEFERRED, "eager": window.EAGER}
+
+QUEUE_FULL = kernels.QUEUE_FULL
+NO_MODEL = kernels.NO_MODEL
+
+#: Queued requests of one model beyond which ``submit`` answers QUEUE_FULL.
+DEFAULT_QUEUE_LIMIT = 10_000
+
+Ints = npt.NDArray[np.int64]
+Slots = npt.NDArray[np.int32]
+
+
+class Decisions(NamedTuple):
+    """What ``advance`` decided. The arrays are the engine's own: read them before the next call.
+
+    batches: records of ``state.BATCH``, in order of dispatch; a row's requests are members[offset:offset + size].
+    members: request slots, in deadline order within a batch.
+    drops: request slots whose deadline can no longer be met; they are free again.
+    """
+
+    batches: npt.NDArray[Any]
+    members: Slots
+    drops: Slots
+
+
+class Removal(NamedTuple):
+    """What a GPU or a model left behind: request slots back in their queues, and slots that ended."""
+
+    requeued: Slots
+    ended: Slots
+
+
+class Engine:
+    """Deferred batch scheduling for any number of models and GPU slots.
+
+    Times are int64 ns on one clock of the caller's, never going back from call to call. A request is known by its slot,
+    a small int from ``submit`` on; the slot is used again once the request was dropped, cancelled or completed.
+    The same calls give the same decisions, bit for bit.
+
+    policy: a name in ``POLICIES``.
+    exact: batches end when predicted, and ``completed`` is never called (simulation without noise).
+    max_requests: most requests that may be queued and in flight together.
+    """
+
+    def __init__(self, policy: str = "deferred", *, exact: bool = False, max_requests: int = 65_536) -> None:
+        if max_requests < 1:
+            raise ValueError(f"max_requests={max_requests}: must be at least 1")
+        self.state: State = make_state(max_requests, 8, 8, 2, 128)
+        self.state.g["exact"] = int(exact)
+        self.policy = policy
+
+    @property
+    def policy(self) -> str:
+        code = int(self.state.g["policy"][0])
+        return next(name for name, value in POLICIES.items() if value == code)
+
+    @policy.setter
+    def policy(self, name: str) -> None:
+        if name not in POLICIES:
+            raise ValueError(f"policy {name!r} is unknown: choose one of {', '.join(POLICIES)}")
+        self.state.g["policy"] = POLICIES[name]
+        self.state.g["fleet_changed"] = 1  # every window is to be drawn again
+
+    def add_model(
+        self, now: int, *, slo_ns: int, latency_ns: Mapping[int, Ints], queue_limit: int = DEFAULT_QUEUE_LIMIT
+    ) -> int:
+        """Take in a model; returns its index, the lowest unused one.
+
+        latency_ns: for each GPU class l(b) in ns for b = 0 .. max_batch + 1 (``LatencyProfile.latency_ns``); all of one
+            length, every class that has GPUs among them.
+        """
+        lengths = {len(table) for table in latency_ns.values()}
+        if len(lengths) != 1:
+            raise ValueError(f"latency tables have lengths {sorted(lengths)}: give one or more, all of one max_batch")
+        missing = [c for c in np.flatnonzero(self.state.present) if c not in latency_ns]
+        if missing:
+            raise ValueError(f"no latency table for GPU classes {missing}, which have GPUs")
+        if slo_ns < 1 or queue_limit < 1:
+            raise ValueError(f"slo_ns={slo_ns}, queue_limit={queue_limit}: both must be at least 1")
+        unused = np.flatnonzero(self.state.mod["state"] == UNUSED)
+        m = int(unused[0]) if len(unused) else len(self.state.mod)
+        max_batch = lengths.pop() - 2
+        self._grow(models=m + 1, classes=max(latency_ns) + 1, max_batch=max_batch)
+        self.state.lat[m] = -1
+        for c, table in latency_ns.items():
+            self.state.lat[m, c, : max_batch + 2] = table
+        kernels.add_model(self.state, now, m, slo_ns, max_batch, queue_limit)
+        return m
+
+    def update_profile(self, now: int, model: int, gpu_class: int, latency_ns: Ints) -> None:
+        """Replace l(b) of a model on a GPU class; the length must be that of the model's other tables."""
+        max_batch = int(self.state.mod["max_batch"][model])
+        if len(latency_ns) != max_batch + 2:
+            raise ValueError(f"latency table has {len(latency_ns)} entries: model {model} needs {max_batch + 2}")
+        self._grow(classes=gpu_class + 1)
+        self.state.lat[model, gpu_class, : max_batch + 2] = latency_ns
+        self.state.g["fleet_changed"] = 1
+
+    def remove_model(self, now: int, model: int) -> Slots:
+        """Forget a model; returns the slots of its queued requests, now free. Batches in flight end as usual."""
+        kernels.clear_output(self.state)
+        kernels.remove_model(self.state, now, model)
+        return self._drops().copy()
+
+    def add_gpu(self, now: int, *, gpu_class: int = 0, rank: int | None = None, control_ns: int = 0) -> int:
+        """Take in a GPU slot; returns its index, the lowest unused one, which is also its rank unless one is given."""
+        live = np.flatnonzero((self.state.mod["state"] != UNUSED) & (self.state.mod["state"] != REMOVED))
+        self._grow(classes=gpu_class + 1)
+        unprofiled = [int(m) for m in live if self.state.lat[m, gpu_class, 1] < 0]
+        if unprofiled:
+            raise ValueError(f"models {unprofiled} have no latency table for GPU class {gpu_class}")
+        absent = np.flatnonzero(self.state.gpu["state"] == ABSENT)
+        g = int(absent[0]) if len(absent) else len(self.state.gpu)
+        self._grow(gpus=g + 1)
+        kernels.add_gpu(self.state, now, g, gpu_class, g if rank is None else rank, control_ns)
+        return g
+
+    def drain_gpu(self, now: int, gpu: int) -> None:
+        """Give a GPU no more batches; ``in_flight(gpu)`` tells when it has ended those it has."""
+        kernels.drain_gpu(self.state, now, gpu)
+
+    def remove_gpu(self, now: int, gpu: int) -> Removal:
+        """Forget a GPU at once. Its requests in flight return to their queues; those of a removed model end."""
+        kernels.clear_output(self.state)
+        kernels.remove_gpu(self.state, now, gpu)
+        return Removal(self.state.members[: self.state.g["n_members"][0]].copy(), self._drops().copy())
+
+    def in_flight(self, gpu: int) -> int:
+        """Batches at a GPU."""
+        return int(self.state.gpu["n_flight"][gpu])
+
+    def submit(self, now: int, models: Slots, deadlines: Ints, requests: Ints) -> Slots:
+        """Queue requests; returns for each its slot, or QUEUE_FULL or NO_MODEL.
+
+        models (n,) int32; deadlines (n,) int64, ns, of the end of work on the GPU; requests (n,) int64, the caller's
+        names for them.
+        """
+        slots = np.empty(len(models), np.int32)
+        kernels.submit(self.state, now, models, deadlines, requests, slots)
+        return slots
+
+    def cancel(self, now: int, slot: int) -> bool:
+        """True when the request left its queue and its slot is free; False when it is in flight."""
+        return bool(kernels.cancel(self.state, now, slot))
+
+    def completed(self, now: int, gpu: int, batch: int, end_ns: int) -> bool:
+        """A batch ended at ``end_ns``: its slots are free. False when the GPU has no such batch."""
+        return bool(kernels.completed(self.state, now, gpu, batch, end_ns))
+
+    def advance(self, now: int) -> Decisions:
+        """Decide all that is due at ``now``."""
+        state = self.state
+        kernels.clear_output(state)
+        kernels.advance(state, now)
+        g = state.g[0]
+        return Decisions(state.batches[: g["n_batches"]], state.members[: g["n_members"]], self._drops())
+
+    def next_event(self) -> int:
+        """When to call ``advance`` next if nothing else happens; ``NEVER`` when there is nothing to wait for."""
+        return int(kernels.next_event(self.state))
+
+    def set_control(self, now: int, control_ns: int, gpu: int | None = None) -> None:
+        """Set the control latency that windows allow for, or that of one GPU, in ns."""
+        if gpu is None:
+            self.state.g["control"] = control_ns
+            self.state.g["fleet_changed"] = 1
+        else:
+            kernels.set_control(self.state, now, gpu, control_ns)
+
+    def queued(self, model: int) -> int:
+        """Requests in a model's queue."""
+        return int(self.state.mod["n"][model])
+
+    def target(self, model: int) -> int:
+        """The batch size that a model aims for now."""
+        return int(self.state.mod["target"][model])
+
+    def _drops(self) -> Slots:
+        return self.state.drops[: self.state.g["n_drops"][0]]
+
+    def _grow(self, *, models: int = 0, gpus: int = 0, classes: int = 0, max_batch: int = 0) -> None:
+        """Make room, by doubling, for at least so many of each."""
+        s = self.state
+        have = {"models": len(s.mod), "gpus": len(s.gpu), "classes": s.lat.shape[1], "max_batch": s.lat.shape[2] - 2}
+        need = {"models": models, "gpus": gpus, "classes": classes, "max_batch": max_batch}
+        if any(need[k] > have[k] for k in have):
+            room = {k: have[k] if need[k] <= have[k] else max(need[k], 2 * have[k]) for k in have}
+            self.state = grown(s, len(s.req), **room)
+
+    def validate(self) -> None:
+        """Check every invariant; for tests. Raises ``AssertionError`` naming the first that fails."""
+        s = self.state
+        queued: set[int] = set()
+        for m in range(len(s.mod)):
+            queued |= set(self._validate_model(m))
+        flying = [slot for g in range(len(s.gpu)) for slot in self._validate_gpu(g)]
+        assert len(flying) == len(set(flying)), "a request is in two batches"
+        assert not queued & set(flying), "a request is queued and in flight"
+        free = s.slots[: s.g["n_slots"][0]].tolist()
+        assert len(free) == len(set(free)), "a slot is free twice"
+        assert all(s.req["state"][slot] == FREE for slot in free), "a free slot holds a request"
+        assert len(free) + len(queued) + len(flying) == len(s.req), "a request is lost"
+        for heap, items in ((s.pending, s.mod), (s.ready, s.mod), (s.busy, s.gpu), (s.open, s.gpu)):
+            for at in range(1, heap[0] + 1):
+                assert items["pos"][heap[at]] == at, "a heap position is stale"
+                assert at == 1 or items["key"][heap[at // 2]] <= items["key"][heap[at]], "a heap is out of order"
+
+    def _validate_model(self, m: int) -> list[int]:
+        s, mod = self.state, self.state.mod[m]
+        slots = self._walk(m, 0)
+        assert len(slots) == mod["n"], f"model {m} counts {mod['n']} requests and queues {len(slots)}"
+        keys = [(s.req["deadline"][x], s.req["seq"][x]) for x in slots]
+        assert keys == sorted(keys), f"queue of model {m} is out of order"
+        assert all(s.req["state"][x] == QUEUED and s.req["model"][x] == m for x in slots)
+        assert [s.req["prev"][x] for x in slots] == [-1, *slots][: len(slots)], f"back links of model {m} are broken"
+        for level in range(1, LEVELS):
+            expected = [x for x in slots if s.req["levels"][x] > level]
+            assert self._walk(m, level) == expected, f"level {level} of model {m} is broken"
+        assert 0 <= mod["skipped"] < max(1, mod["n"])
+        assert mod["first"] == (slots[mod["skipped"]] if slots else -1), f"first of model {m} is wrong"
+        where = [heap[1 : heap[0] + 1].tolist().count(m) for heap in (s.pending, s.ready)]
+        assert where == [mod["state"] == PENDING, mod["state"] == READY], f"model {m} is in the wrong heap"
+        if mod["state"] == IDLE and not mod["dirty"]:
+            assert mod["n"] == 0, f"model {m} is idle and has requests"
+        flights = sum(
+            s.flight["model"][g * DEPTH + i] == m for g in range(len(s.gpu)) for i in range(s.gpu["n_flight"][g])
+        )
+        assert mod["state"] == UNUSED or flights == mod["in_flight"], f"model {m} miscounts its batches"
+        return slots
+
+    def _walk(self, m: int, level: int) -> list[int]:
+        s = self.state
+        slots: list[int] = []
+        at = int(s.head[m, level])
+        while at >= 0:
+            slots.append(at)
+            at = int(s.nxt[at, level])
+        assert s.tail[m, level] == (slots[-1] if slots else -1), f"tail {level} of model {m} is wrong"
+        return slots
+
+    def _validate_gpu(self, g: int) -> list[int]:
+        s, gpu = self.state, self.state.gpu[g]
+        where = [heap[1 : heap[0] + 1].tolist().count(g) for heap in (s.busy, s.open)]
+        assert where == [gpu["state"] == BUSY, gpu["state"] == OPEN], f"GPU {g} is in the wrong heap"
+        assert 0 <= gpu["n_flight"] <= DEPTH
+        assert gpu["state"] != FULL or gpu["n_flight"] == DEPTH
+        assert gpu["state"] != ABSENT or gpu["n_flight"] == 0
+        slots: list[int] = []
+        for i in range(gpu["n_flight"]):
+            slot = int(s.flight["first"][g * DEPTH + i])
+            for _ in range(s.flight["size"][g * DEPTH + i]):
+                slots.append(slot)
+                slot = int(s.nxt[slot, 0])
+        return slots
+
+
+__all__ = ["DEFAULT_QUEUE_LIMIT", "NEVER", "NO_MODEL", "POLICIES", "QUEUE_FULL", "Decisions", "Engine", "Removal"]

@@ -1,0 +1,422 @@
+"""Events in, decisions out: every compiled entry point of the engine.
+
+An event changes the state and marks the models that it touches as dirty; ``advance`` then looks at what is dirty or due
+and matches models with GPUs:
+
+Rule 1. A model is ready inside its window; a GPU is open when it could start a batch without waiting.
+Rule 2. While there are both, the ready model whose window closes first gets the open GPU of the lowest rank.
+Rule 3. A GPU holds at most DEPTH batches; its predicted free time follows from l(b) and is corrected by completions.
+Rule 4. Time comes in with each call, never goes back, and is the only clock.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from symphony_dask.scheduling import heap, queue, window
+from symphony_dask.scheduling.compiled import compiled
+from symphony_dask.scheduling.state import (
+    ABSENT,
+    BUSY,
+    CANCELLED,
+    DEPTH,
+    DRAINING,
+    FULL,
+    IDLE,
+    IN_FLIGHT,
+    NEVER,
+    OPEN,
+    QUEUED,
+    REMOVED,
+    UNUSED,
+    State,
+)
+
+#: Answers of ``submit`` in place of a slot.
+QUEUE_FULL, NO_MODEL = -1, -2
+
+
+@compiled
+def _mark(s: State, m: int) -> None:
+    if s.mod[m].dirty == 0:
+        s.mod[m].dirty = 1
+        s.dirty[s.g[0].n_dirty] = m
+        s.g[0].n_dirty += 1
+
+
+@compiled
+def clear_output(s: State) -> None:
+    g = s.g[0]
+    g.n_batches = 0
+    g.n_members = 0
+    g.n_drops = 0
+
+
+@compiled
+def submit_one(s: State, now: int, m: int, deadline: int, request: int) -> int:
+    """Queue one request; returns its slot, QUEUE_FULL or NO_MODEL."""
+    g = s.g[0]
+    if m < 0 or m >= len(s.mod) or s.mod[m].state == UNUSED or s.mod[m].state == REMOVED:
+        return NO_MODEL
+    mod = s.mod[m]
+    if mod.n >= mod.limit or g.n_slots == 0:
+        return QUEUE_FULL
+    g.n_slots -= 1
+    slot = int(s.slots[g.n_slots])
+    req = s.req[slot]
+    req.deadline = deadline
+    req.seq = g.seq
+    req.request = request
+    req.model = m
+    req.state = QUEUED
+    g.seq += 1
+    mod.rate_n += 1
+    queue.insert(s, m, slot)
+    _mark(s, m)
+    return slot
+
+
+@compiled
+def submit(s: State, now: int, models: Any, deadlines: Any, requests: Any, slots: Any) -> None:
+    for i in range(len(models)):
+        slots[i] = submit_one(s, now, int(models[i]), int(deadlines[i]), int(requests[i]))
+
+
+@compiled
+def cancel(s: State, now: int, slot: int) -> bool:
+    """Whether the request left its queue; one in flight is only marked, and its answer is the host's to drop."""
+    req = s.req[slot]
+    if req.state == QUEUED:
+        m = int(req.model)
+        queue.remove(s, m, slot)
+        window.free_slot(s, slot)
+        _mark(s, m)
+        return True
+    if req.state == IN_FLIGHT:
+        req.state = CANCELLED
+    return False
+
+
+@compiled
+def _release_model(s: State, m: int) -> None:
+    mod = s.mod[m]
+    mod.in_flight -= 1
+    if mod.state == REMOVED and mod.in_flight == 0:
+        mod.state = UNUSED
+
+
+@compiled
+def _shift(s: State, gpu: int, i: int) -> None:
+    """Forget batch ``i`` of the GPU; later ones move up."""
+    base = gpu * DEPTH
+    for j in range(i, s.gpu[gpu].n_flight - 1):
+        s.flight[base + j] = s.flight[base + j + 1]
+    s.gpu[gpu].n_flight -= 1
+
+
+@compiled
+def _finish(s: State, gpu: int, i: int) -> None:
+    """The GPU's batch ``i`` is done: free its requests."""
+    flight = s.flight[gpu * DEPTH + i]
+    slot = int(flight.first)
+    for _ in range(flight.size):
+        after = int(s.nxt[slot, 0])
+        window.free_slot(s, slot)
+        slot = after
+    _release_model(s, int(flight.model))
+    _shift(s, gpu, i)
+
+
+@compiled
+def _place_gpu(s: State, g: int, now: int) -> None:
+    """Put the GPU where its batches and its predicted free time say it belongs."""
+    gpu = s.gpu[g]
+    if gpu.state == OPEN:
+        heap.remove(s.open, s.gpu, g)
+    elif gpu.state == BUSY:
+        heap.remove(s.busy, s.gpu, g)
+    if gpu.draining == 1:
+        gpu.state = DRAINING
+        return
+    at = gpu.free_at - gpu.control
+    if gpu.n_flight == DEPTH:
+        if s.g[0].exact == 0:
+            gpu.state = FULL
+            return
+        at = max(at, s.flight[g * DEPTH].end)
+    if at <= now and gpu.n_flight < DEPTH:
+        gpu.state = OPEN
+        heap.push(s.open, s.gpu, g, gpu.rank)
+    else:
+        gpu.state = BUSY
+        heap.push(s.busy, s.gpu, g, at)
+
+
+@compiled
+def _settle(s: State, g: int, now: int) -> None:
+    """Where ends are exact, finish what has ended by ``now``."""
+    while s.g[0].exact == 1 and s.gpu[g].n_flight > 0 and s.flight[g * DEPTH].end <= now:
+        _finish(s, g, 0)
+
+
+@compiled
+def completed(s: State, now: int, g: int, batch: int, end: int) -> bool:
+    """A batch ended on GPU ``g`` at ``end``: free its requests and correct the GPU's free time."""
+    gpu = s.gpu[g]
+    base = g * DEPTH
+    for i in range(gpu.n_flight):
+        if s.flight[base + i].batch == batch:
+            _finish(s, g, i)
+            free_at = end
+            for j in range(gpu.n_flight):
+                flight = s.flight[base + j]
+                took = flight.end - flight.start
+                flight.start = max(flight.start, free_at) if j >= i else flight.start
+                flight.end = flight.start + took
+                free_at = flight.end
+            gpu.free_at = free_at
+            _place_gpu(s, g, now)
+            return True
+    return False
+
+
+@compiled
+def _follow_fleet(s: State) -> None:
+    """The set of GPUs changed: windows follow the fastest class present, targets the number of GPUs."""
+    s.g[0].fleet_changed = 0
+    for m in range(len(s.mod)):
+        mod = s.mod[m]
+        if mod.state == UNUSED or mod.state == REMOVED:
+            continue
+        best = int(NEVER)
+        for c in range(len(s.present)):
+            one = int(s.lat[m, c, 1])
+            if one < 0:
+                continue
+            if s.present[c] == 0:
+                one += int(NEVER) // 2  # a class without GPUs serves only while there is no other
+            if one < best:
+                best = one
+                mod.gpu_class = c
+        window.retarget(s, m)
+        _mark(s, m)
+
+
+@compiled
+def add_gpu(s: State, now: int, g: int, gpu_class: int, rank: int, control: int) -> None:
+    gpu = s.gpu[g]
+    gpu.gpu_class = gpu_class
+    gpu.rank = rank
+    gpu.control = control
+    gpu.free_at = now
+    gpu.n_flight = 0
+    gpu.draining = 0
+    gpu.state = OPEN
+    heap.push(s.open, s.gpu, g, rank)
+    s.g[0].live_gpus += 1
+    s.present[gpu_class] += 1
+    s.g[0].fleet_changed = 1
+
+
+@compiled
+def drain_gpu(s: State, now: int, g: int) -> None:
+    """Give the GPU no more batches; what it has ends as usual."""
+    if s.gpu[g].draining == 0:
+        s.gpu[g].draining = 1
+        s.g[0].live_gpus -= 1
+        s.present[s.gpu[g].gpu_class] -= 1
+        s.g[0].fleet_changed = 1
+        _settle(s, g, now)
+        _place_gpu(s, g, now)
+
+
+@compiled
+def remove_gpu(s: State, now: int, g: int) -> None:
+    """The GPU is gone: requests in flight go back to their queues (listed in ``members``).
+
+    Those of a removed model have no queue to go back to: they end as drops.
+    """
+    _settle(s, g, now)
+    drain_gpu(s, now, g)
+    gpu = s.gpu[g]
+    out = s.g[0]
+    while gpu.n_flight > 0:
+        flight = s.flight[g * DEPTH]
+        m = int(flight.model)
+        slot = int(flight.first)
+        for _ in range(flight.size):
+            after = int(s.nxt[slot, 0])
+            if s.req[slot].state == CANCELLED:
+                window.free_slot(s, slot)
+            elif s.mod[m].state == REMOVED:
+                s.drops[out.n_drops] = slot
+                out.n_drops += 1
+                window.free_slot(s, slot)
+            else:
+                s.members[out.n_members] = slot
+                out.n_members += 1
+                s.req[slot].state = QUEUED
+                queue.insert(s, m, slot)
+                _mark(s, m)
+            slot = after
+        _release_model(s, m)
+        _shift(s, g, 0)
+    gpu.state = ABSENT
+
+
+@compiled
+def set_control(s: State, now: int, g: int, control: int) -> None:
+    """The control latency of a GPU, ns, has a new estimate."""
+    s.gpu[g].control = control
+    if s.gpu[g].state == BUSY:
+        _place_gpu(s, g, now)
+
+
+@compiled
+def add_model(s: State, now: int, m: int, slo: int, max_batch: int, limit: int) -> None:
+    mod = s.mod[m]
+    mod.slo = slo
+    mod.max_batch = max_batch
+    mod.limit = limit
+    mod.rate = 0.0
+    mod.rate_since = now
+    mod.rate_n = 0
+    mod.n = 0
+    mod.skipped = 0
+    mod.first = -1
+    mod.in_flight = 0
+    mod.gpu_class = 0
+    mod.state = IDLE
+    s.g[0].fleet_changed = 1
+
+
+@compiled
+def remove_model(s: State, now: int, m: int) -> None:
+    """Forget the model; its queued requests are listed as drops, its batches in flight still end."""
+    mod = s.mod[m]
+    window.unlist(s, m)
+    while mod.n > 0:
+        window.drop(s, m)
+    mod.state = REMOVED if mod.in_flight > 0 else UNUSED
+    s.lat[m, :, :] = -1
+
+
+@compiled
+def _dispatch(s: State, now: int, m: int, g: int) -> bool:
+    """Give the model's batch to the GPU, which is in no heap; False when no request could meet its deadline there."""
+    gpu = s.gpu[g]
+    mod = s.mod[m]
+    latency = s.lat[m, gpu.gpu_class]
+    start = max(now + gpu.control, gpu.free_at)
+    size = window.form(s, m, latency, start)
+    if size == 0:
+        return False
+    out = s.g[0]
+    row = s.batches[out.n_batches]
+    row.batch = out.next_batch
+    row.window_open = mod.open
+    row.window_close = mod.close
+    row.start = start
+    row.end = start + latency[size]
+    row.model = m
+    row.gpu = g
+    row.size = size
+    row.offset = out.n_members
+    out.n_batches += 1
+    out.next_batch += 1
+    flight = s.flight[g * DEPTH + gpu.n_flight]
+    flight.batch = row.batch
+    flight.start = row.start
+    flight.end = row.end
+    flight.model = m
+    flight.size = size
+    last = -1
+    for i in range(size):
+        slot = queue.pop(s, m)
+        s.req[slot].state = IN_FLIGHT
+        s.members[out.n_members] = slot
+        out.n_members += 1
+        if i == 0:
+            flight.first = slot
+        else:
+            s.nxt[last, 0] = slot
+        last = slot
+    gpu.n_flight += 1
+    gpu.free_at = row.end
+    mod.in_flight += 1
+    gpu.state = ABSENT
+    _place_gpu(s, g, now)
+    return True
+
+
+@compiled
+def _match(s: State, now: int) -> None:
+    out = s.g[0]
+    n_models = len(s.mod)
+    aside_models = 0
+    while heap.size(s.ready) > 0 and heap.size(s.open) > 0:
+        if out.n_batches == len(s.batches):
+            out.more = 1
+            break
+        m = heap.top(s.ready)
+        aside_gpus = 0
+        placed = False
+        while heap.size(s.open) > 0 and not placed:
+            g = heap.top(s.open)
+            heap.remove(s.open, s.gpu, g)
+            placed = _dispatch(s, now, m, g)
+            if not placed:
+                s.aside[n_models + aside_gpus] = g
+                aside_gpus += 1
+        for i in range(aside_gpus):
+            g = int(s.aside[n_models + i])
+            heap.push(s.open, s.gpu, g, s.gpu[g].rank)
+        if placed:
+            window.refresh(s, m, now)
+        else:
+            heap.remove(s.ready, s.mod, m)
+            s.aside[aside_models] = m
+            aside_models += 1
+    for i in range(aside_models):
+        m = int(s.aside[i])
+        heap.push(s.ready, s.mod, m, s.mod[m].key)
+
+
+@compiled
+def advance(s: State, now: int) -> None:
+    """Look at all that is dirty or due at ``now`` and write dispatches and drops to the output."""
+    out = s.g[0]
+    out.more = 0
+    if out.fleet_changed == 1:
+        _follow_fleet(s)
+    for i in range(out.n_dirty):
+        m = int(s.dirty[i])
+        s.mod[m].dirty = 0
+        if s.mod[m].state != UNUSED and s.mod[m].state != REMOVED:
+            window.refresh(s, m, now)
+    out.n_dirty = 0
+    while heap.size(s.pending) > 0 and s.mod[heap.top(s.pending)].key <= now:
+        window.refresh(s, heap.top(s.pending), now)
+    while heap.size(s.busy) > 0 and s.gpu[heap.top(s.busy)].key <= now:
+        g = heap.top(s.busy)
+        _settle(s, g, now)
+        _place_gpu(s, g, now)
+    while heap.size(s.ready) > 0 and s.mod[heap.top(s.ready)].key < now:
+        window.refresh(s, heap.top(s.ready), now)
+    _match(s, now)
+
+
+@compiled
+def next_event(s: State) -> int:
+    """When ``advance`` has something to do if nothing else happens; NEVER when it has not."""
+    out = s.g[0]
+    if out.n_dirty > 0 or out.more == 1 or out.fleet_changed == 1:
+        return 0
+    at = int(NEVER)
+    if heap.size(s.pending) > 0:
+        at = min(at, int(s.mod[heap.top(s.pending)].key))
+    if heap.size(s.ready) > 0:
+        at = min(at, int(s.mod[heap.top(s.ready)].key) + 1)
+    if heap.size(s.busy) > 0:
+        at = min(at, int(s.gpu[heap.top(s.busy)].key))
+    return at

@@ -1,0 +1,137 @@
+"""A model's queue: its requests in deadline order, as a skip list through the request records.
+
+Rule 1. Order is (deadline, seq): earliest deadline first, first come first among equals.
+Rule 2. Requests of one SLO arrive in order and are appended in O(1); one that belongs elsewhere is placed in O(log n).
+Rule 3. Batches and drops leave from the head in O(1); a cancelled request leaves from anywhere in O(log n).
+Rule 4. ``first`` is the head of the candidate batch. What stands before it was skipped: no longer part of the
+        candidate, not yet dropped. A request that comes in before ``first`` takes all skips back.
+
+A request's levels come from a hash of its sequence number, so that the same submissions give the same list.
+"""
+
+from __future__ import annotations
+
+from symphony_dask.scheduling.compiled import compiled
+from symphony_dask.scheduling.state import LEVELS, State
+
+
+@compiled
+def _levels(seq: int) -> int:
+    """1 with probability 3/4, 2 with 3/16, ...: two hash bits a level (Knuth's multiplicative hash)."""
+    x = ((seq & 0x7FFFFFFF) * 2654435761) & 0xFFFFFFFF
+    x ^= x >> 15
+    n = 1
+    while n < LEVELS and (x & 3) == 0:
+        x >>= 2
+        n += 1
+    return n
+
+
+@compiled
+def before(s: State, a: int, b: int) -> bool:
+    """Whether request ``a`` comes before ``b``."""
+    da = s.req[a].deadline
+    db = s.req[b].deadline
+    return bool(da < db or (da == db and s.req[a].seq < s.req[b].seq))
+
+
+@compiled
+def _find(s: State, m: int, slot: int) -> None:
+    """Fill ``s.path`` with the last request before ``slot`` on each level, -1 for the head."""
+    at = -1
+    for level in range(LEVELS - 1, -1, -1):
+        ahead = int(s.head[m, level]) if at < 0 else int(s.nxt[at, level])
+        while ahead >= 0 and before(s, ahead, slot):
+            at = ahead
+            ahead = int(s.nxt[at, level])
+        s.path[level] = at
+
+
+@compiled
+def insert(s: State, m: int, slot: int) -> None:
+    """Put a request, whose deadline and seq are set, where it belongs."""
+    req = s.req[slot]
+    mod = s.mod[m]
+    levels = _levels(int(req.seq))
+    req.levels = levels
+    last = int(s.tail[m, 0])
+    if last < 0 or before(s, last, slot):
+        for level in range(levels):
+            at = int(s.tail[m, level])
+            if at < 0:
+                s.head[m, level] = slot
+            else:
+                s.nxt[at, level] = slot
+            s.nxt[slot, level] = -1
+            s.tail[m, level] = slot
+        req.prev = last
+    else:
+        _find(s, m, slot)
+        for level in range(levels):
+            at = int(s.path[level])
+            if at < 0:
+                ahead = int(s.head[m, level])
+                s.head[m, level] = slot
+            else:
+                ahead = int(s.nxt[at, level])
+                s.nxt[at, level] = slot
+            s.nxt[slot, level] = ahead
+            if ahead < 0:
+                s.tail[m, level] = slot
+        req.prev = s.path[0]
+        s.req[s.nxt[slot, 0]].prev = slot
+    mod.n += 1
+    if mod.first < 0 or before(s, slot, mod.first):
+        mod.first = s.head[m, 0]
+        mod.skipped = 0
+
+
+@compiled
+def pop(s: State, m: int) -> int:
+    """Take out the head and return it; the queue must not be empty."""
+    mod = s.mod[m]
+    slot = int(s.head[m, 0])
+    ahead = int(s.nxt[slot, 0])
+    for level in range(s.req[slot].levels):
+        then = int(s.nxt[slot, level])
+        s.head[m, level] = then
+        if then < 0:
+            s.tail[m, level] = -1
+    if ahead >= 0:
+        s.req[ahead].prev = -1
+    mod.n -= 1
+    if mod.first == slot:
+        mod.first = ahead
+    else:
+        mod.skipped -= 1
+    return slot
+
+
+@compiled
+def remove(s: State, m: int, slot: int) -> None:
+    """Take ``slot`` out from wherever it stands."""
+    if s.head[m, 0] == slot:
+        pop(s, m)
+        return
+    mod = s.mod[m]
+    if mod.skipped > 0 and before(s, slot, mod.first):
+        mod.skipped -= 1
+    elif mod.first == slot:
+        mod.first = s.nxt[slot, 0]
+        if mod.first < 0:
+            mod.first = s.head[m, 0]
+            mod.skipped = 0
+    _find(s, m, slot)
+    for level in range(s.req[slot].levels):
+        at = int(s.path[level])
+        then = int(s.nxt[slot, level])
+        if at < 0:
+            s.head[m, level] = then
+        else:
+            s.nxt[at, level] = then
+        if then < 0:
+            s.tail[m, level] = at
+    ahead = int(s.nxt[slot, 0])
+    if ahead >= 0:
+        s.req[ahead].prev = s.req[slot].prev
+    mod.n -= 1

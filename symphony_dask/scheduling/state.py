@@ -1,0 +1,205 @@
+"""The engine's state: a handful of record arrays, allocated once.
+
+One record per request, model and GPU keeps what an event touches on one cache line, and the whole state passes into a
+compiled function as some fifteen arrays (2 us from Python), where one array per field would take forty.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+#: "No time": later than any event.
+NEVER = np.int64(2**62)
+
+#: Levels of the deadline queues' skip lists; 4**LEVELS requests of one model are found in O(log n).
+LEVELS = 6
+
+#: At most this many batches are at a GPU: one that runs and one that waits for it there.
+DEPTH = 2
+
+# Request states.
+FREE, QUEUED, IN_FLIGHT, CANCELLED = 0, 1, 2, 3
+
+# Where a model stands: no requests (IDLE), before its window (PENDING), inside it (READY).
+UNUSED, IDLE, PENDING, READY, REMOVED = 0, 1, 2, 3, 4
+
+# Where a GPU stands. BUSY: will take another batch at a known time. FULL: DEPTH batches are there.
+ABSENT, OPEN, BUSY, FULL, DRAINING = 0, 1, 2, 3, 4
+
+REQUEST = np.dtype(
+    [
+        ("deadline", "i8"),  #: ns; what the engine holds to, reply latency already taken off
+        ("seq", "i8"),  #: order of submission; breaks ties of deadlines
+        ("request", "i8"),  #: the caller's name for it
+        ("model", "i4"),
+        ("prev", "i4"),  #: towards the earlier deadline in its queue, -1 at the head
+        ("state", "i4"),
+        ("levels", "i4"),  #: how many of the skip list's levels it is on
+    ],
+    align=True,
+)
+
+MODEL = np.dtype(
+    [
+        ("key", "i8"),  #: when the model needs a look: window opening (PENDING) or closing (READY)
+        ("slo", "i8"),  #: ns
+        ("open", "i8"),  #: window of the candidate batch, ns
+        ("close", "i8"),
+        ("rate_since", "i8"),  #: start of the current rate sample, ns
+        ("rate", "f8"),  #: requests per ns, smoothed; 0 before the first sample
+        ("pos", "i4"),
+        ("state", "i4"),
+        ("n", "i4"),  #: requests queued
+        ("skipped", "i4"),  #: how many of them stand before ``first``
+        ("first", "i4"),  #: first request of the candidate batch, -1 when there is none
+        ("target", "i4"),  #: batch size aimed for
+        ("max_batch", "i4"),
+        ("limit", "i4"),  #: most requests that may be queued
+        ("gpu_class", "i4"),  #: class whose l(b) sets the window
+        ("rate_n", "i4"),  #: arrivals in the current rate sample
+        ("in_flight", "i4"),  #: batches at GPUs
+        ("dirty", "i4"),  #: 1 while on the list of models to be looked at
+    ],
+    align=True,
+)
+
+GPU = np.dtype(
+    [
+        ("key", "i8"),  #: when it can take a batch (BUSY) or its rank (OPEN)
+        ("free_at", "i8"),  #: when it has run all it has, as predicted, ns
+        ("control", "i8"),  #: from dispatch to start of execution, ns
+        ("rank", "i8"),
+        ("pos", "i4"),
+        ("state", "i4"),
+        ("gpu_class", "i4"),
+        ("n_flight", "i4"),
+        ("draining", "i4"),
+    ],
+    align=True,
+)
+
+FLIGHT = np.dtype(
+    [("batch", "i8"), ("start", "i8"), ("end", "i8"), ("model", "i4"), ("size", "i4"), ("first", "i4"), ("pad", "i4")],
+    align=True,
+)
+
+#: A batch to be sent to a GPU. ``members`` of the decisions holds its requests from ``offset`` on.
+BATCH = np.dtype(
+    [
+        ("batch", "i8"),
+        ("window_open", "i8"),
+        ("window_close", "i8"),
+        ("start", "i8"),  #: planned, ns
+        ("end", "i8"),  #: planned, ns
+        ("model", "i4"),
+        ("gpu", "i4"),
+        ("size", "i4"),
+        ("offset", "i4"),
+    ],
+    align=True,
+)
+
+SCALARS = np.dtype(
+    [
+        ("seq", "i8"),
+        ("next_batch", "i8"),
+        ("control", "i8"),  #: control latency that windows allow for, ns
+        ("policy", "i4"),
+        ("exact", "i4"),  #: 1: batches end as predicted, nobody reports their completion
+        ("n_slots", "i4"),  #: free request slots
+        ("n_dirty", "i4"),
+        ("n_batches", "i4"),  #: filled entries of the output arrays
+        ("n_members", "i4"),
+        ("n_drops", "i4"),
+        ("live_gpus", "i4"),
+        ("fleet_changed", "i4"),  #: 1: GPUs, models or profiles came or went since the last ``advance``
+        ("more", "i4"),  #: 1: the output was full, call ``advance`` again at the same time
+    ],
+    align=True,
+)
+
+
+class State(NamedTuple):
+    """All arrays of one engine. Sizes: R requests, M models, G GPUs, C GPU classes, B largest batch."""
+
+    g: Any  # (1,) SCALARS
+    req: Any  # (R,) REQUEST
+    nxt: Any  # (R, LEVELS) int32: towards the later deadline, -1 at the tail
+    slots: Any  # (R,) int32: stack of free request slots
+    mod: Any  # (M,) MODEL
+    head: Any  # (M, LEVELS) int32
+    tail: Any  # (M, LEVELS) int32
+    lat: Any  # (M, C, B + 2) int64: l(b) in ns, -1 where no profile is known
+    present: Any  # (C,) int32: GPUs of each class that take batches
+    gpu: Any  # (G,) GPU
+    flight: Any  # (G * DEPTH,) FLIGHT, oldest first for each GPU
+    pending: Any  # heap of PENDING models by window opening
+    ready: Any  # heap of READY models by window closing
+    busy: Any  # heap of BUSY GPUs by the time they can take a batch
+    open: Any  # heap of OPEN GPUs by rank
+    dirty: Any  # (M,) int32
+    aside: Any  # (M + G,) int32: scratch of the matching loop
+    path: Any  # (LEVELS,) int32: scratch of the queue search
+    batches: Any  # (G * DEPTH,) BATCH: output
+    members: Any  # (R,) int32: output
+    drops: Any  # (R,) int32: output
+
+
+def _records(n: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    array = np.zeros(n, dtype)
+    # Without the compiler the kernels run as Python, where only record arrays have fields as attributes.
+    config: Any = numba.config
+    return array.view(np.recarray) if config.DISABLE_JIT else array
+
+
+def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: int) -> State:
+    """A state with room for so many of each; every array is zeroed or marked empty."""
+    state = State(
+        g=_records(1, SCALARS),
+        req=_records(requests, REQUEST),
+        nxt=np.full((requests, LEVELS), -1, np.int32),
+        slots=np.arange(requests - 1, -1, -1, dtype=np.int32),
+        mod=_records(models, MODEL),
+        head=np.full((models, LEVELS), -1, np.int32),
+        tail=np.full((models, LEVELS), -1, np.int32),
+        lat=np.full((models, classes, max_batch + 2), -1, np.int64),
+        present=np.zeros(classes, np.int32),
+        gpu=_records(gpus, GPU),
+        flight=_records(gpus * DEPTH, FLIGHT),
+        pending=np.zeros(models + 1, np.int32),
+        ready=np.zeros(models + 1, np.int32),
+        busy=np.zeros(gpus + 1, np.int32),
+        open=np.zeros(gpus + 1, np.int32),
+        dirty=np.zeros(models, np.int32),
+        aside=np.zeros(models + gpus, np.int32),
+        path=np.zeros(LEVELS, np.int32),
+        batches=_records(gpus * DEPTH, BATCH),
+        members=np.zeros(requests, np.int32),
+        drops=np.zeros(requests, np.int32),
+    )
+    state.g["n_slots"] = requests
+    state.mod["first"] = -1
+    return state
+
+
+def grown(old: State, requests: int, models: int, gpus: int, classes: int, max_batch: int) -> State:
+    """A copy of ``old`` with more room; no size may shrink. Output arrays start empty."""
+    new = make_state(requests, models, gpus, classes, max_batch)
+    kept = "req nxt mod head tail gpu flight pending ready busy open dirty present"
+    for name in kept.split():
+        source = getattr(old, name)
+        getattr(new, name)[: len(source)] = source
+    m, c, b = old.lat.shape
+    new.lat[:m, :c, :b] = old.lat
+    new.g[:] = old.g
+    free = int(old.g["n_slots"][0])
+    extra = requests - len(old.req)
+    new.slots[:extra] = np.arange(requests - 1, len(old.req) - 1, -1, dtype=np.int32)
+    new.slots[extra : extra + free] = old.slots[:free]
+    new.g["n_slots"] = free + extra
+    new.g["n_batches"] = new.g["n_members"] = new.g["n_drops"] = 0
+    return new

@@ -1,0 +1,184 @@
+"""Windows, targets and batches: the formulas of deferred batch scheduling, with the paper's symbols.
+
+Theory of operation (Symphony, arXiv 2308.07470, section 3; target batch and rejoining as in docs/architecture.md)
+
+    l(b)       time for a batch of b requests; d the first deadline of the candidate, which holds b requests
+    frontrun   d - l(b+1): from here on one more request could not join, so waiting gains nothing; the window opens
+    latest     d - l(b): from here on the candidate cannot be served whole; the window closes
+
+Rule 1. The candidate leaves out (skips) heads until the rest, run as one batch of at most the target size, could meet
+        its first deadline if a GPU were free now.
+Rule 2. A batch is formed for the GPU that it gets. b = min(target, rest) after skipping for that GPU's l(b) and start.
+        Skipped heads that meet their deadline at l(b) rejoin; those before them are dropped.
+Rule 3. Then b grows while one more request leaves the first deadline met.
+Rule 4. A head that could not even run alone is dropped as soon as the model is looked at.
+All deadlines here are those of the GPU's end of work: the host has taken the reply latency off them. ``control`` is the
+time from a decision to the start of execution; it moves the whole window earlier.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from symphony_dask.scheduling import heap, queue
+from symphony_dask.scheduling.compiled import compiled
+from symphony_dask.scheduling.state import (
+    FREE,
+    IDLE,
+    PENDING,
+    READY,
+    State,
+)
+
+#: Policies by number; ``engine.POLICIES`` gives their names.
+DEFERRED, EAGER = 0, 1
+
+#: A rate sample ends after so many SLOs and at least so many ns.
+RATE_SLOS, RATE_NS = 8, 100_000_000
+
+
+@compiled
+def frontrun(latency: Any, deadline: int, b: int, control: int) -> int:
+    """When the window of b requests with first deadline ``deadline`` opens, ns."""
+    return int(deadline - latency[b + 1] - control)
+
+
+@compiled
+def latest(latency: Any, deadline: int, b: int, control: int) -> int:
+    """When that window closes, ns."""
+    return int(deadline - latency[b] - control)
+
+
+@compiled
+def target_batch(latency: Any, max_batch: int, slo: int, rate: float, gpus: int) -> int:
+    """The batch size to aim for, at least 1.
+
+    n = rate*l(b)/b GPUs' worth of work run staggered, so the next one is free within l(b)/n: the largest b with
+    l(b)*(1 + 1/n) <= SLO. Where n <= 1 a batch waits for its own requests instead: l(b) + b/rate <= SLO. A rate of 0
+    means unknown: all ``gpus`` are taken to be at work, and n never exceeds their number.
+    rate: requests per ns.
+    """
+    best = 1
+    for b in range(1, max_batch + 1):
+        t = float(latency[b])
+        if t > slo:
+            break
+        n = rate * t / b if rate > 0.0 else float(gpus)
+        if n > gpus:
+            n = float(gpus)
+        wait = t / n if n > 1.0 else (b / rate if rate > 0.0 else t)
+        if t + wait <= slo:
+            best = b
+    return best
+
+
+@compiled
+def retarget(s: State, m: int) -> None:
+    mod = s.mod[m]
+    gpus = max(1, s.g[0].live_gpus)
+    mod.target = target_batch(s.lat[m, mod.gpu_class], mod.max_batch, mod.slo, mod.rate, gpus)
+
+
+@compiled
+def _sample_rate(s: State, m: int, now: int) -> None:
+    mod = s.mod[m]
+    span = now - mod.rate_since
+    if span >= RATE_NS and span >= RATE_SLOS * mod.slo:
+        sample = mod.rate_n / float(span)
+        mod.rate = sample if mod.rate == 0.0 else mod.rate + 0.3 * (sample - mod.rate)
+        mod.rate_since = now
+        mod.rate_n = 0
+        retarget(s, m)
+
+
+@compiled
+def free_slot(s: State, slot: int) -> None:
+    s.req[slot].state = FREE
+    s.slots[s.g[0].n_slots] = slot
+    s.g[0].n_slots += 1
+
+
+@compiled
+def drop(s: State, m: int) -> None:
+    """Drop the head of the queue into the output."""
+    slot = queue.pop(s, m)
+    g = s.g[0]
+    s.drops[g.n_drops] = slot
+    g.n_drops += 1
+    free_slot(s, slot)
+
+
+@compiled
+def unlist(s: State, m: int) -> None:
+    """Take the model out of whichever heap it is in."""
+    mod = s.mod[m]
+    if mod.state == PENDING:
+        heap.remove(s.pending, s.mod, m)
+    elif mod.state == READY:
+        heap.remove(s.ready, s.mod, m)
+    mod.state = IDLE
+
+
+@compiled
+def refresh(s: State, m: int, now: int) -> None:
+    """Bring the model's candidate and window up to ``now`` (rules 1 and 4), and the heap that it stands in."""
+    mod = s.mod[m]
+    latency = s.lat[m, mod.gpu_class]
+    control = s.g[0].control
+    _sample_rate(s, m, now)
+    start = now + control
+    while mod.n > 0 and start + latency[1] > s.req[s.head[m, 0]].deadline:
+        drop(s, m)
+    if mod.n == 0:
+        unlist(s, m)
+        return
+    while start + latency[min(mod.target, mod.n - mod.skipped)] > s.req[mod.first].deadline:
+        mod.first = s.nxt[mod.first, 0]
+        mod.skipped += 1
+    rest = mod.n - mod.skipped
+    deadline = s.req[mod.first].deadline
+    b = min(rest, mod.max_batch)
+    mod.open = frontrun(latency, deadline, b, control)
+    mod.close = latest(latency, deadline, min(mod.target, rest), control)
+    expiry = latest(latency, s.req[s.head[m, 0]].deadline, 1, control)
+    state = READY if s.g[0].policy == EAGER or b == mod.max_batch or now >= mod.open else PENDING
+    if state == READY:
+        key = mod.close if mod.skipped == 0 else min(mod.close, expiry)
+    else:
+        key = mod.open if mod.skipped == 0 else min(mod.open, expiry + 1)
+    if state != mod.state:
+        unlist(s, m)
+        heap.push(s.ready if state == READY else s.pending, s.mod, m, key)
+        mod.state = state
+    elif key != mod.key:
+        heap.rekey(s.ready if state == READY else s.pending, s.mod, m, key)
+
+
+@compiled
+def form(s: State, m: int, latency: Any, start: int) -> int:
+    """Shape the batch for a GPU with l(b) ``latency`` that would start at ``start`` (rules 2 and 3).
+
+    Drops what the rules drop; the batch is then the first requests of the queue. Returns its size, 0 when no request
+    could meet its deadline there (then nothing is dropped).
+    """
+    mod = s.mod[m]
+    at = int(s.head[m, 0])
+    rest = int(mod.n)
+    while rest > 0 and start + latency[min(mod.target, rest)] > s.req[at].deadline:
+        at = int(s.nxt[at, 0])
+        rest -= 1
+    if rest == 0:
+        return 0
+    b = min(int(mod.target), rest)
+    while rest < mod.n:
+        earlier = int(s.req[at].prev)
+        if start + latency[b] > s.req[earlier].deadline:
+            break
+        at = earlier
+        rest += 1
+    while mod.n > rest:
+        drop(s, m)
+    deadline = s.req[at].deadline
+    while b < rest and b < mod.max_batch and start + latency[b + 1] <= deadline:
+        b += 1
+    return b

@@ -1,0 +1,21 @@
+"""Traces: a run as a folder of Parquet parts, written while it goes on and read lazily. Knows nothing of Dask."""
+
+from symphony_dask.trace.arrivals import read_trace, write_trace
+from symphony_dask.trace.reader import Run, open_run
+from symphony_dask.trace.recorder import Recorder
+from symphony_dask.trace.schema import GPU_EVENTS, SCHEMA_VERSION, SCHEMAS, BatchOutcome, Outcome
+from symphony_dask.trace.summary import Summary
+
+__all__ = [
+    "GPU_EVENTS",
+    "SCHEMAS",
+    "SCHEMA_VERSION",
+    "BatchOutcome",
+    "Outcome",
+    "Recorder",
+    "Run",
+    "Summary",
+    "open_run",
+    "read_trace",
+    "write_trace",
+]

@@ -1,0 +1,70 @@
+"""Read a run folder with polars, lazily, while it is being written or after."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from symphony_dask.trace import folder as run_folder
+from symphony_dask.trace.schema import SCHEMAS
+from symphony_dask.trace.summary import Summary, summarize
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder; ``open_run`` makes it.
+
+    folder: where it is.
+    info: run.json as it was when the run was opened.
+
+    Each use of a table looks at the folder again and scans the parts that are complete by then. Rows stand in the order
+    in which they were recorded, which is the order of their end; times are ns since the start of the run.
+    """
+
+    folder: Path
+    info: dict[str, Any] = field(repr=False)
+
+    @property
+    def requests(self) -> pl.LazyFrame:
+        return self._table("requests")
+
+    @property
+    def batches(self) -> pl.LazyFrame:
+        return self._table("batches")
+
+    @property
+    def gpus(self) -> pl.LazyFrame:
+        return self._table("gpus")
+
+    @property
+    def scaling(self) -> pl.LazyFrame:
+        return self._table("scaling")
+
+    def summary(self, models: Iterable[str] | None = None) -> Summary:
+        """The figures of the run as far as it is written; only of ``models`` (names, or one name) where given."""
+        requests, batches = self.requests, self.batches
+        if models is not None:
+            wanted = pl.col("model").is_in([models] if isinstance(models, str) else list(models))
+            requests, batches = requests.filter(wanted), batches.filter(wanted)
+        return summarize(requests, batches)
+
+    def _table(self, table: str) -> pl.LazyFrame:
+        schema = SCHEMAS[table]
+        if parts := run_folder.parts(self.folder, table):
+            frame = pl.scan_parquet(parts, glob=False)
+        else:
+            frame = pl.DataFrame(schema.empty_table()).lazy()
+        # Plain strings compare and join with any other frame, whatever the dictionaries of the parts.
+        return frame.with_columns(pl.col(f.name).cast(pl.String) for f in schema if pa.types.is_dictionary(f.type))
+
+
+def open_run(folder: str | os.PathLike[str]) -> Run:
+    """The run in ``folder``; raises ``BadInput`` if there is none or a newer symphony-dask wrote it."""
+    path = run_folder.local(folder)
+    return Run(path, run_folder.read_info(path))
