@@ -1,1 +1,123 @@
+"""What serves a model on a worker: a torch module, a callable on a batch, or an emulation of one."""
 
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from symphony_dask import codec
+from symphony_dask.backends.batch import BatchCallable, BatchResult, BatchRunner, Runner
+from symphony_dask.backends.emulated import Emulated
+from symphony_dask.backends.sample import check_sample, sample_signature
+from symphony_dask.errors import BadInput, DeploymentError
+
+__all__ = [
+    "BatchCallable",
+    "BatchResult",
+    "BatchRunner",
+    "Emulated",
+    "ModelSpec",
+    "Runner",
+    "as_spec",
+    "check_sample",
+    "load",
+    "sample_signature",
+]
+
+_REMEDY = (
+    "pass a torch.nn.Module, a callable with one parameter that takes a batch, a callable without parameters that "
+    "loads either on the worker, or Emulated(alpha_ms, beta_ms)"
+)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What to load, as the client sends it to workers with cloudpickle, over Dask's own channel.
+
+    kind: "torch" (a module), "function" (a callable on a batch), "loader" (a callable without parameters that returns
+        one of the other kinds, called on the worker) or "emulated".
+    target: the module, callable or ``Emulated``.
+    """
+
+    kind: Literal["torch", "function", "loader", "emulated"]
+    target: Any
+
+
+def as_spec(obj: Any) -> ModelSpec:
+    """The spec of ``obj``: a torch module, a batch callable, a loader, an ``Emulated``, or a pair (alpha_ms, beta_ms).
+
+    A callable is a loader if it has no required positional parameter, and takes a batch if it has one.
+
+    Raises ``BadInput`` for anything else.
+    """
+    if isinstance(obj, Emulated):
+        return ModelSpec("emulated", obj)
+    if isinstance(obj, tuple) and len(obj) == 2 and all(isinstance(x, (int, float)) for x in obj):
+        return ModelSpec("emulated", Emulated(*obj))
+    # A module cannot exist before torch is imported, so there is no need to import it here.
+    module_class = getattr(sys.modules.get("torch.nn"), "Module", None)
+    if module_class is not None and isinstance(obj, module_class):
+        return ModelSpec("torch", obj)
+    if not callable(obj):
+        raise BadInput(f"cannot serve a {type(obj).__name__}: {_REMEDY}")
+    required = _required_parameters(obj)
+    if not required:
+        return ModelSpec("loader", obj)
+    if isinstance(obj, type):
+        raise BadInput(f"cannot serve the class {obj.__name__}, it needs {', '.join(required)}: pass an instance of it")
+    if len(required) > 1:
+        raise BadInput(f"cannot serve {obj!r}, it needs {', '.join(required)}: {_REMEDY}")
+    return ModelSpec("function", obj)
+
+
+def load(spec: ModelSpec, device: str | None = None, example: Any = None) -> Runner:
+    """The runner of ``spec``, loaded on this machine.
+
+    device: of torch modules, such as "cuda:0"; by default "cuda" if there is one, else "cpu".
+    example: one sample; if given, it is run once, so that a model that cannot answer it fails here.
+
+    Raises ``DeploymentError`` with the traceback if loading or the example fails.
+    """
+    try:
+        runner = _runner(spec, device)
+    except Exception:
+        raise DeploymentError(f"model could not be loaded:\n{traceback.format_exc()}") from None
+    if example is not None:
+        payload = codec.encode(example)
+        errors = runner.run(memoryview(payload), np.array([len(payload)])).errors
+        if errors:
+            raise DeploymentError(f"model failed on its example, {codec.describe(payload)}:\n{errors[0]}")
+    return runner
+
+
+def _runner(spec: ModelSpec, device: str | None) -> Runner:
+    if spec.kind == "loader":
+        spec = as_spec(spec.target())
+        if spec.kind == "loader":
+            raise BadInput(f"loader returned {spec.target!r}, another loader: return a module or a callable on a batch")
+    if spec.kind == "emulated":
+        emulated: Emulated = spec.target
+        return emulated
+    if spec.kind == "torch":
+        from symphony_dask.backends.torch import TorchModel
+
+        return BatchRunner(TorchModel(spec.target, device))
+    return BatchRunner(spec.target)
+
+
+def _required_parameters(call: Any) -> list[str]:
+    """Names of the parameters that a call must give by position; raises ``BadInput`` if there is no telling."""
+    try:
+        parameters = inspect.signature(call).parameters.values()
+    except (ValueError, TypeError):
+        raise BadInput(f"cannot serve {call!r}, its parameters are unknown: wrap it as lambda batch: ...") from None
+    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    by_name = [p.name for p in required if p.kind == p.KEYWORD_ONLY]
+    if by_name:
+        raise BadInput(f"cannot serve {call!r}, it needs {', '.join(by_name)} by name: set them with functools.partial")
+    return [p.name for p in required]

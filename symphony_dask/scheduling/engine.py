@@ -168,6 +168,10 @@ class Engine:
         names for them.
         """
         slots = np.empty(len(models), np.int32)
+        # Read-only arrays are another type to the compiler, which would compile everything again.
+        assert models.flags.writeable
+        assert deadlines.flags.writeable
+        assert requests.flags.writeable
         kernels.submit(self.state, now, models, deadlines, requests, slots)
         return slots
 
@@ -195,9 +199,12 @@ class Engine:
         """Set the control latency that windows allow for, or that of one GPU, in ns."""
         if gpu is None:
             self.state.g["control"] = control_ns
-            self.state.g["fleet_changed"] = 1
         else:
             kernels.set_control(self.state, now, gpu, control_ns)
+
+    def set_slack(self, slack_ns: int) -> None:
+        """Open windows so much before frontrun, because ``advance`` is called late by about as much."""
+        self.state.g["slack"] = slack_ns
 
     def queued(self, model: int) -> int:
         """Requests in a model's queue."""

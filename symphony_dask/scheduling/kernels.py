@@ -59,6 +59,9 @@ def submit_one(s: State, now: int, m: int, deadline: int, request: int) -> int:
     if m < 0 or m >= len(s.mod) or s.mod[m].state == UNUSED or s.mod[m].state == REMOVED:
         return NO_MODEL
     mod = s.mod[m]
+    if g.n_slots == 0 and g.exact == 1:
+        for i in range(len(s.gpu)):  # batches that ended since the last look at their GPU
+            _settle(s, i, now)
     if mod.n >= mod.limit or g.n_slots == 0:
         return QUEUE_FULL
     g.n_slots -= 1

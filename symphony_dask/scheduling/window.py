@@ -13,7 +13,8 @@ Rule 2. A batch is formed for the GPU that it gets. b = min(target, rest) after 
 Rule 3. Then b grows while one more request leaves the first deadline met.
 Rule 4. A head that could not even run alone is dropped as soon as the model is looked at.
 All deadlines here are those of the GPU's end of work: the host has taken the reply latency off them. ``control`` is the
-time from a decision to the start of execution; it moves the whole window earlier.
+time from a decision to the start of execution; it moves the whole window earlier. ``slack`` opens the window earlier
+and leaves its end alone: it makes up for a host that is called late.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def refresh(s: State, m: int, now: int) -> None:
     rest = mod.n - mod.skipped
     deadline = s.req[mod.first].deadline
     b = min(rest, mod.max_batch)
-    mod.open = frontrun(latency, deadline, b, control)
+    mod.open = frontrun(latency, deadline, b, control + s.g[0].slack)
     mod.close = latest(latency, deadline, min(mod.target, rest), control)
     expiry = latest(latency, s.req[s.head[m, 0]].deadline, 1, control)
     state = READY if s.g[0].policy == EAGER or b == mod.max_batch or now >= mod.open else PENDING

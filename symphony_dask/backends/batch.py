@@ -1,0 +1,99 @@
+"""Running one batch: payloads in, payloads or tracebacks out."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from symphony_dask import codec
+
+#: What serves a model: called with the n samples of a batch, it returns n results in the same order (an array or tensor
+#: of shape (n, ...), or a list). The samples come as one array or CPU tensor of shape (n, *sample shape), or as a list
+#: where they are neither arrays nor tensors.
+BatchCallable = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """The answers to a batch of n samples.
+
+    blob: the encoded answers, concatenated in the order of the samples.
+    sizes: (n,) length of each answer in bytes, 0 for a sample that failed.
+    errors: traceback by index of each sample that failed.
+    """
+
+    blob: memoryview
+    sizes: npt.NDArray[np.int64]
+    errors: dict[int, str] = field(default_factory=dict)
+
+
+class Runner(Protocol):
+    """Runs batches of one model, in one thread at a time."""
+
+    def run(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> BatchResult:
+        """The answers to the concatenated payloads in ``blob``, whose lengths in bytes are ``sizes`` (n,).
+
+        What the model raises is returned, not raised. Raises ``BadInput`` if the sizes do not add up to the blob.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class BatchRunner:
+    """Runs ``call`` on batches.
+
+    Samples that stack share one call. A batch of several shapes or dtypes is run as one call for each of them, and if a
+    call raises, only its own samples fail.
+    """
+
+    call: BatchCallable
+
+    def run(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> BatchResult:
+        """See ``Runner.run``."""
+        n = len(sizes)
+        try:
+            samples = codec.stack(blob, sizes)
+            if samples is not None:
+                return BatchResult(*codec.encode_batch(self.call(samples), n))
+        except Exception:
+            return BatchResult(memoryview(b""), np.zeros(n, np.int64), dict.fromkeys(range(n), traceback.format_exc()))
+        return self._run_groups(codec.split(blob, sizes))
+
+    def _run_groups(self, payloads: list[memoryview]) -> BatchResult:
+        groups: dict[tuple[bytes | None, int], list[int]] = {}
+        for i, payload in enumerate(payloads):
+            header = codec.signature(payload)
+            # The size is part of the key so that a payload cut short does not keep the whole ones from being stacked.
+            groups.setdefault((header, len(payload) if header else 0), []).append(i)
+
+        answers = [b""] * len(payloads)
+        errors: dict[int, str] = {}
+        for members in groups.values():
+            try:
+                group = [payloads[i] for i in members]
+                samples = codec.stack(b"".join(group), np.array([len(payload) for payload in group], np.int64))
+                if samples is None:
+                    members, samples = _decode_each(payloads, members, errors)
+                if members:
+                    blob, sizes = codec.encode_batch(self.call(samples), len(members))
+                    for i, answer in zip(members, codec.split(blob, sizes), strict=True):
+                        answers[i] = bytes(answer)
+            except Exception:
+                errors.update(dict.fromkeys(members, traceback.format_exc()))
+        return BatchResult(memoryview(b"".join(answers)), np.array([len(a) for a in answers], np.int64), errors)
+
+
+def _decode_each(payloads: list[memoryview], members: list[int], errors: dict[int, str]) -> tuple[list[int], list[Any]]:
+    """The members that can be decoded, and their samples; the traceback of each other one goes into ``errors``."""
+    decoded: dict[int, Any] = {}
+    for i in members:
+        try:
+            decoded[i] = codec.decode(payloads[i])
+        except Exception:
+            errors[i] = traceback.format_exc()
+    return list(decoded), list(decoded.values())

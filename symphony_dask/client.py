@@ -1,0 +1,391 @@
+"""The user's side: deploy models on the cluster of a Dask ``Client`` and submit requests to them.
+
+>>> serving = Serving(client)                                        # doctest: +SKIP
+>>> model = serving.deploy("resnet", load_resnet, slo="25ms", example=x)   # doctest: +SKIP
+>>> model.submit(x).result()                                         # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from distributed import Client
+from distributed.comm.addressing import get_address_host
+from distributed.protocol.pickle import dumps
+
+from symphony_dask import codec, errors
+from symphony_dask.backends import as_spec, check_sample, sample_signature
+from symphony_dask.backends.emulated import Emulated
+from symphony_dask.errors import BadInput, ConnectionLost, NotServing, SymphonyError
+from symphony_dask.future import InferenceFuture
+from symphony_dask.lane import CANCEL, RESULT, SUBMIT, VERSION, Connection, column, connect, now_ns, read_column
+from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT
+from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH, LatencyProfile
+from symphony_dask.trace.schema import Outcome
+from symphony_dask.units import format_duration, parse_duration_ns
+
+_OUTCOMES = {int(o): o.name.lower() for o in Outcome}
+
+
+class Serving:
+    """Serves models on the cluster that ``client`` is connected to.
+
+    Installs the scheduler plugin if the cluster does not run it yet. With an asynchronous client, ``await
+    Serving(client)``, and each method below but ``model`` gives an awaitable.
+
+    Raises ``NotServing`` if the plugin cannot be installed, ``ConnectionLost`` if the lane cannot be reached.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._lane = _Lane(client)
+        self._models: dict[str, Model] = {}
+        self._connecting: asyncio.Lock | None = None
+        if not client.asynchronous:
+            client.sync(self._connect)
+
+    def __await__(self) -> Generator[Any, None, Serving]:
+        async def connected() -> Serving:
+            await self._connect()
+            return self
+
+        return connected().__await__()
+
+    def deploy(
+        self,
+        name: str,
+        model: Any,
+        *,
+        slo: str | float,
+        profile: LatencyProfile | str | tuple[float, float] | None = None,
+        example: Any = None,
+        max_batch: int = DEFAULT_MAX_BATCH,
+        queue_limit: int = DEFAULT_QUEUE_LIMIT,
+        timeout: str | float = "60s",
+    ) -> Any:
+        """Load ``model`` on every GPU worker and serve it under ``name``; returns a ``Model`` when it is ready.
+
+        model: a ``torch.nn.Module``; a callable that takes a batch; a callable without parameters that returns either,
+            called on the workers; or ``Emulated(alpha_ms, beta_ms)``.
+        slo: how soon after its submission a request must be answered, "25ms" or seconds.
+        profile: l(b), as a ``LatencyProfile``, "alpha,beta" or (alpha, beta) in ms; measured on a worker if not given.
+        example: one sample. Needed to measure the profile; requests of another dtype or shape are refused.
+        max_batch: the largest batch to form.
+        queue_limit: requests beyond it are rejected as ``Overloaded``.
+        timeout: how long to wait for a first GPU worker.
+
+        Raises ``BadInput``, ``NoGPUWorker``, or ``DeploymentError`` with the worker's traceback.
+        """
+        slo_ns = parse_duration_ns(slo, "slo")
+        timeout_s = parse_duration_ns(timeout, "timeout") / 1e9
+        if not isinstance(name, str) or not name:
+            raise BadInput(f"model name {name!r}: give a non-empty string")
+        for what, value in (("max_batch", max_batch), ("queue_limit", queue_limit)):
+            if not isinstance(value, int) or value < 1:
+                raise BadInput(f"{what}={value!r}: give a whole number, at least 1")
+        spec = as_spec(model)
+        given = _profile(profile, max_batch)
+        if given is None and isinstance(spec.target, Emulated):
+            given = spec.target.profile(max_batch)
+        if given is None and example is None:
+            raise BadInput(
+                f"model {name!r} has neither profile nor example: pass example=one_sample to have l(b) measured, or "
+                'profile="alpha,beta" in ms'
+            )
+        request = {
+            "name": name,
+            "spec": dumps(spec),
+            "slo_ns": slo_ns,
+            "profile": given.to_dict() if given is not None else None,
+            "max_batch": max_batch,
+            "queue_limit": queue_limit,
+            "example": codec.encode(example) if example is not None else None,
+            "timeout_s": timeout_s,
+        }
+        signature = sample_signature(example) if example is not None else None
+        return self.client.sync(self._deploy, request, signature)
+
+    def undeploy(self, name: str) -> Any:
+        """Stop serving a model; requests in its queue end as ``Undeployed``. Raises ``UnknownModel``."""
+        return self.client.sync(self._undeploy, name)
+
+    def model(self, name: str) -> Model:
+        """The model deployed under ``name`` through this object; raises ``UnknownModel``."""
+        if name not in self._models:
+            raise errors.UnknownModel(f"model {name!r} is not deployed; deployed are {sorted(self._models)}")
+        return self._models[name]
+
+    def status(self) -> Any:
+        """Models, workers, queues, outcome counts and latency estimates, as a dict."""
+        return self.client.sync(self._call, "status")
+
+    def record(self, folder: str, **info: Any) -> Any:
+        """Record a run into ``folder``, on the scheduler's machine, from now on. Raises ``BadInput``."""
+        return self.client.sync(self._call, "record", folder=str(folder), info=info)
+
+    def stop_recording(self) -> Any:
+        """Close the recording; returns its folder, or None if there was none."""
+        return self.client.sync(self._call, "stop_recording")
+
+    def set_policy(self, policy: str) -> Any:
+        """Schedule by another policy from now on ("deferred" or "eager"). Raises ``BadInput``."""
+        return self.client.sync(self._call, "set_policy", policy=policy)
+
+    def close(self) -> Any:
+        """Close the lane connection; requests without an answer end as ``ConnectionLost``. Models stay deployed."""
+        return self.client.sync(self._lane.close)
+
+    def __enter__(self) -> Serving:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Serving:
+        await self._connect()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._lane.close()
+
+    def __repr__(self) -> str:
+        address = self.client.scheduler.address if self.client.scheduler is not None else "closed"
+        return f"<Serving on {address}: {', '.join(sorted(self._models)) or 'no models'}>"
+
+    async def _connect(self) -> None:
+        if self._connecting is None:
+            self._connecting = asyncio.Lock()
+        async with self._connecting:
+            if self._lane.connected:
+                return
+            scheduler: Any = self.client.scheduler
+            if scheduler is None:
+                raise NotServing("the Dask client is not connected to a scheduler")
+            try:
+                info = await scheduler.symphony_info()
+            except Exception:
+                await self._install()
+                info = await scheduler.symphony_info()
+            await self._lane.open(get_address_host(scheduler.address), info)
+
+    async def _install(self) -> None:
+        from symphony_dask.plugin import SymphonyPlugin
+
+        try:
+            await self.client.register_plugin(SymphonyPlugin())
+        except Exception as error:
+            text = f"the scheduler does not run Symphony, and installing it failed with {type(error).__name__}: {error}"
+            remedy = "start it with dask scheduler --preload symphony_dask, with symphony-dask installed there"
+            raise NotServing(f"{text}; {remedy}") from error
+
+    async def _call(self, operation: str, **kwargs: Any) -> Any:
+        await self._connect()
+        reply = await getattr(self.client.scheduler, f"symphony_{operation}")(**kwargs)
+        if "error" in reply:
+            kind, text = reply["error"]
+            raise getattr(errors, kind, SymphonyError)(text)
+        return reply["ok"]
+
+    async def _deploy(self, request: dict[str, Any], signature: bytes | None) -> Model:
+        deployed = await self._call("deploy", **request)
+        profiles = {c: LatencyProfile.from_dict(p) for c, p in deployed["profiles"].items()}
+        name = request["name"]
+        model = Model(name, deployed["model_id"], request["slo_ns"], profiles, signature, self._lane)
+        self._models[name] = model
+        return model
+
+    async def _undeploy(self, name: str) -> None:
+        await self._call("undeploy", name=name)
+        self._models.pop(name, None)
+
+
+class Model:
+    """A served model; made by ``Serving.deploy``.
+
+    profiles: l(b) by GPU class, as given or measured.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model_id: int,
+        slo_ns: int,
+        profiles: dict[str, LatencyProfile],
+        signature: bytes | None,
+        lane: _Lane,
+    ) -> None:
+        self.name = name
+        self.slo_ns = slo_ns
+        self.profiles = profiles
+        self._id = model_id
+        self._signature = signature
+        self._lane = lane
+
+    def submit(self, x: Any, *, slo: str | float | None = None) -> InferenceFuture:
+        """Submit one sample; returns its future at once. From any thread.
+
+        slo: of this request alone, instead of the model's.
+
+        Raises ``BadInput`` if ``x`` cannot be sent or has not the shape of the model's example, ``ConnectionLost``. The
+        future raises a ``RequestError``: ``DeadlineExceeded``, ``Overloaded``, ``NoGPUWorker``, ``ModelError``, ...
+        """
+        payload = codec.encode(x)
+        check_sample(self.name, self._signature, payload)
+        return self._lane.submit(self._id, payload, 0 if slo is None else parse_duration_ns(slo, "slo"))
+
+    def map(self, xs: Iterable[Any], *, slo: str | float | None = None) -> list[InferenceFuture]:
+        """Submit every sample of ``xs``; returns their futures in order."""
+        submit = partial(self.submit, slo=slo)
+        return [submit(x) for x in xs]
+
+    def __call__(self, x: Any) -> Any:
+        """Submit one sample and wait for the answer."""
+        return self.submit(x).result()
+
+    def __repr__(self) -> str:
+        return f"<Model {self.name!r}: SLO {format_duration(self.slo_ns)}>"
+
+
+class _Lane:
+    """The client's lane connection: submissions from any thread, one frame a tick of the client's event loop."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._connection: Connection | None = None
+        self._pending: dict[int, InferenceFuture] = {}
+        self._outbox: deque[tuple[int, int, int, int, bytes]] = deque()
+        self._cancels: deque[int] = deque()
+        self._flush_due = False
+        self._next = 0
+        self._numbering = threading.Lock()
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None and not self._connection.closed
+
+    async def open(self, host: str, info: dict[str, Any]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        hello = {"token": info["token"], "version": VERSION, "role": "client"}
+        ssl_context = self._client.security.get_connection_args("client").get("ssl_context")
+        try:
+            self._connection = await connect(
+                host, info["port"], hello, self._frame, self._lost, ssl_context=ssl_context
+            )
+        except (OSError, TimeoutError) as error:
+            text = f"the lane at {host}:{info['port']} cannot be reached: {error or type(error).__name__}"
+            raise ConnectionLost(f"{text}; check that the port is open, or set symphony.lane.port") from error
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            self._flush()
+            self._connection.close()
+        self._fail_all("the lane was closed by Serving.close()")
+
+    def submit(self, model_id: int, payload: bytes, slo_ns: int) -> InferenceFuture:
+        if not self.connected:
+            raise ConnectionLost("the connection to the scheduler is gone: make a new Serving(client)")
+        with self._numbering:
+            request = self._next
+            self._next += 1
+        future = InferenceFuture(request, self._cancel)
+        self._pending[request] = future
+        self._outbox.append((model_id, slo_ns, now_ns(), request, payload))
+        self._wake()
+        if not self.connected:  # lost between the check and the append: nobody will look at the outbox again
+            self._fail_all("the connection to the scheduler was lost")
+        return future
+
+    def _wake(self) -> None:
+        """Have the outbox sent at the end of the event loop's tick, from whichever thread this is."""
+        if self._flush_due:
+            return
+        self._flush_due = True
+        try:
+            if threading.get_ident() == self._thread:
+                self._loop.call_soon(self._flush)
+            else:
+                self._loop.call_soon_threadsafe(self._flush)
+        except RuntimeError:  # the event loop is closed
+            self._fail_all("the Dask client is closed")
+
+    def _cancel(self, request: int) -> None:
+        self._pending.pop(request, None)
+        self._cancels.append(request)
+        self._wake()
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        connection = self._connection
+        if connection is None:
+            return
+        n = len(self._outbox)
+        if n:
+            rows = [self._outbox.popleft() for _ in range(n)]
+            models, slos, times, requests, payloads = zip(*rows, strict=True)
+            ages = now_ns() - np.array(times, np.int64)
+            sizes = [len(p) for p in payloads]
+            columns = (column(models, "<i4"), column(slos), column(ages), column(requests), column(sizes))
+            connection.send([SUBMIT, *columns], b"".join(payloads))
+        if self._cancels:
+            cancels = [self._cancels.popleft() for _ in range(len(self._cancels))]
+            connection.send([CANCEL, column(cancels)])
+
+    def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+        if op != RESULT:
+            raise BadInput(f"lane op {op} does not come from a scheduler")
+        requests, outcomes, sizes = read_column(fields[0]).tolist(), fields[1], read_column(fields[2]).tolist()
+        failed = fields[3]
+        at = 0
+        for i, (request, outcome, size) in enumerate(zip(requests, outcomes, sizes, strict=True)):
+            future = self._pending.pop(request, None)
+            payload = blob[at : at + size]
+            at += size
+            if future is None:
+                continue
+            if i in failed:
+                kind, text = failed[i]
+                future._finish(_OUTCOMES[outcome], None, getattr(errors, kind, errors.RequestError)(text))
+            else:
+                self._answer(future, _OUTCOMES[outcome], payload)
+
+    def _answer(self, future: InferenceFuture, outcome: str, payload: memoryview) -> None:
+        try:
+            result = codec.decode(payload)
+        except Exception as error:
+            future._finish("failed", None, errors.RequestError(f"the answer cannot be read: {error}"))
+        else:
+            future._finish(outcome, result, None)
+
+    def _lost(self, connection: Connection, error: Exception | None) -> None:
+        self._fail_all(f"the connection to the scheduler was lost ({error or 'closed'})")
+
+    def _fail_all(self, text: str) -> None:
+        """End every request without an answer; whether it ran is not known."""
+        self._outbox.clear()
+        while self._pending:
+            try:
+                _, future = self._pending.popitem()
+            except KeyError:  # another thread took the last one
+                break
+            future._finish("failed", None, ConnectionLost(f"{text} before the answer came"))
+
+
+def _profile(profile: Any, max_batch: int) -> LatencyProfile | None:
+    """What a user may write for a profile; raises ``BadInput``."""
+    if profile is None or isinstance(profile, LatencyProfile):
+        return profile
+    try:
+        if isinstance(profile, str):
+            return LatencyProfile.parse(profile, max_batch)
+        alpha, beta = profile
+        return LatencyProfile(float(alpha), float(beta), max_batch)
+    except (TypeError, ValueError) as error:
+        text = f'profile {profile!r} cannot be read ({error}): give a LatencyProfile or "alpha,beta" in ms'
+        raise BadInput(text) from None

@@ -1,0 +1,652 @@
+"""The hot path's host: a lane server, the engine under the wall clock, and the recorder. Knows asyncio, not Dask.
+
+A frame of requests goes into the engine as columns; at the end of the tick the engine is advanced and each batch it
+decides leaves for its worker. A request's data lives in arrays indexed by its slot, so that a batch is handled with a
+few array operations, whatever its size.
+
+Clocks of different hosts are never compared. A worker says how long it held a batch; the rest of the time between
+dispatch and reply is network, taken half and half. A client says how long its requests waited for the write; pings
+measure its connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from symphony_dask.errors import BadInput
+from symphony_dask.lane import (
+    CANCEL,
+    DONE,
+    EXECUTE,
+    HELLO,
+    PING,
+    PONG,
+    RESULT,
+    SUBMIT,
+    VERSION,
+    WELCOME,
+    Connection,
+    Latency,
+    column,
+    now_ns,
+    read_column,
+)
+from symphony_dask.runlog import Flight, Rows, RunLog, ServedModel
+from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, NEVER, NO_MODEL, Engine
+from symphony_dask.scheduling.profile import LatencyProfile
+from symphony_dask.timer import Timer
+from symphony_dask.trace import BatchOutcome, Outcome
+from symphony_dask.units import NS_PER_S, format_duration
+
+logger = logging.getLogger(__name__)
+
+#: A request whose worker was lost is queued again at most so many times.
+MAX_RETRIES = 2
+
+#: How often clients' connections are measured and estimates handed to the engine, s.
+MEASURE_S = 0.2
+
+#: A connection that has not said HELLO by then is closed, s.
+HELLO_S = 10.0
+
+#: Until a worker was heard, a batch is taken to need this long on the way there and back, ns.
+FIRST_ROUND_TRIP_NS = 1_000_000
+
+
+@dataclass
+class Client:
+    """What is kept about a client's connection."""
+
+    index: int
+    round_trip: Latency = field(default_factory=Latency)
+
+    def one_way_ns(self) -> int:
+        return self.round_trip.bound_ns() // 2 if self.round_trip.samples else 0
+
+
+@dataclass
+class Worker:
+    """What is kept about a worker's connection. ``gpus`` are its slots' numbers in the engine, once it serves."""
+
+    address: str
+    host: str
+    slots: int
+    gpu_class: str
+    control: Latency = field(default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2))  #: dispatch to start
+    reply: Latency = field(default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2))  #: end to answer at the scheduler
+    gpus: list[int] = field(default_factory=list)
+    draining: bool = False
+
+
+class Dispatcher:
+    """Serves models over the lane; one per scheduler process.
+
+    on_worker: called with the connection of each worker that says HELLO; its slots get batches from ``add_slots`` on.
+    Times inside are ns on ``lane.now_ns``; recorded ones count from the start of the recording.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: str = "deferred",
+        max_requests: int = 65_536,
+        on_worker: Callable[[Connection], None] = lambda connection: None,
+    ) -> None:
+        self.engine = Engine(policy, max_requests=max_requests)
+        self.token = secrets.token_hex(16)
+        self.models: dict[int, ServedModel] = {}
+        self.workers: dict[str, Connection] = {}
+        self.log: RunLog | None = None
+        self._on_worker = on_worker
+        self._clients: dict[int, Connection] = {}
+        self._next_client = 0
+        self._next_model = 0
+        self._by_index: dict[int, ServedModel] = {}
+        # Model id on the wire to the engine's index (-1: none) and SLO. Ids are never used twice.
+        self._index_of = np.full(64, -1, np.int32)
+        self._slo_of = np.zeros(64, np.int64)
+        self._gpu_classes: dict[str, int] = {}
+        self._gpu_worker: dict[int, tuple[Connection, int]] = {}
+        self._flights: dict[int, Flight] = {}
+        # By request slot.
+        self._client = np.full(max_requests, -1, np.int32)
+        self._id = np.zeros(max_requests, np.int64)
+        self._arrival = np.zeros(max_requests, np.int64)
+        self._deadline = np.zeros(max_requests, np.int64)
+        self._bytes = np.zeros(max_requests, np.int64)
+        self._retries = np.zeros(max_requests, np.int8)
+        self._payload: list[memoryview | None] = [None] * max_requests
+        self._reply_ns = FIRST_ROUND_TRIP_NS // 2
+        self._server: asyncio.Server | None = None
+        self._timer_lateness = Latency()
+        self._tick_due = False
+        self._measure_task: asyncio.Task[None] | None = None
+        self._connections: set[Connection] = set()
+
+    async def start(self, host: str | None, port: int = 0, ssl_context: ssl.SSLContext | None = None) -> None:
+        """Listen on ``host`` (None: all interfaces) and ``port`` (0: any)."""
+        self._loop = asyncio.get_running_loop()
+        self._server = await self._loop.create_server(self._accept, host, port, ssl=ssl_context, backlog=512)
+        self._timer = Timer(self._loop, self._on_timer)
+        self._measure_task = self._loop.create_task(self._measure())
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        """Close the server, all connections and the recording."""
+        if self._measure_task is not None:
+            self._measure_task.cancel()
+        if self._server is not None:
+            self._server.close()
+            self._timer.close()
+        for connection in list(self._connections):
+            connection.close()
+        await self.stop_recording()
+
+    # Models
+
+    def add_model(
+        self,
+        model_id: int,
+        name: str,
+        slo_ns: int,
+        profiles: dict[str, LatencyProfile],
+        *,
+        queue_limit: int = DEFAULT_QUEUE_LIMIT,
+    ) -> ServedModel:
+        """Serve a model, profiled for every GPU class that has slots, under an id from ``new_model_id``."""
+        max_batch = min(p.max_batch for p in profiles.values())
+        tables = {self._gpu_class(c): p.latency_ns()[: max_batch + 2] for c, p in profiles.items()}
+        index = self.engine.add_model(now_ns(), slo_ns=slo_ns, latency_ns=tables, queue_limit=queue_limit)
+        model = ServedModel(name, model_id, index, slo_ns, dict(profiles))
+        self.models[model_id] = model
+        self._by_index[index] = model
+        self._index_of[model_id] = index
+        self._slo_of[model_id] = slo_ns
+        if self.log is not None:
+            self.log.model(model)
+        return model
+
+    def new_model_id(self) -> int:
+        if self._next_model == len(self._index_of):
+            self._index_of = np.concatenate([self._index_of, np.full_like(self._index_of, -1)])
+            self._slo_of = np.concatenate([self._slo_of, np.zeros_like(self._slo_of)])
+        self._next_model += 1
+        return self._next_model - 1
+
+    def add_profile(self, model: ServedModel, gpu_class: str, profile: LatencyProfile) -> None:
+        """Give a served model its l(b) on a further GPU class."""
+        model.profiles[gpu_class] = profile
+        max_batch = int(self.engine.state.mod["max_batch"][model.index])
+        table = LatencyProfile(profile.alpha_ms, profile.beta_ms, max_batch, profile.table).latency_ns()
+        self.engine.update_profile(now_ns(), model.index, self._gpu_class(gpu_class), table)
+
+    def remove_model(self, model_id: int) -> None:
+        """Stop serving a model: queued requests end as cancelled, batches in flight are still answered."""
+        model = self.models.pop(model_id)
+        self._index_of[model_id] = -1
+        ended = self.engine.remove_model(now_ns(), model.index)
+        self._end(ended, model, Outcome.CANCELLED, "Undeployed", f"model {model.name!r} was undeployed")
+
+    def _gpu_class(self, name: str) -> int:
+        return self._gpu_classes.setdefault(name, len(self._gpu_classes))
+
+    # Workers
+
+    def add_slots(self, connection: Connection) -> None:
+        """Let the slots of a worker, which has loaded every model, take batches."""
+        worker: Worker = connection.peer
+        now = now_ns()
+        for slot in range(worker.slots):
+            gpu_class = self._gpu_class(worker.gpu_class)
+            gpu = self.engine.add_gpu(now, gpu_class=gpu_class, control_ns=worker.control.bound_ns())
+            worker.gpus.append(gpu)
+            self._gpu_worker[gpu] = (connection, slot)
+            self._log_gpu("ready", gpu, worker)
+        self._follow_latency()
+        self._due()
+
+    def drain_worker(self, address: str) -> None:
+        """Give a worker no more batches."""
+        connection = self.workers.get(address)
+        if connection is not None and not connection.peer.draining:
+            connection.peer.draining = True
+            for gpu in connection.peer.gpus:
+                self.engine.drain_gpu(now_ns(), gpu)
+                self._log_gpu("drain", gpu, connection.peer)
+
+    def in_flight(self, address: str) -> int:
+        """Batches at a worker."""
+        connection = self.workers.get(address)
+        return sum(self.engine.in_flight(g) for g in connection.peer.gpus) if connection is not None else 0
+
+    def drop_worker(self, address: str) -> None:
+        """Forget a worker at once; its requests return to their queues."""
+        connection = self.workers.pop(address, None)
+        if connection is None:
+            return
+        self.remove_slots(connection)
+        connection.close()
+
+    def remove_slots(self, connection: Connection) -> None:
+        """Take a worker's slots away; what was in flight there returns to its queue, or ends after too many tries."""
+        worker: Worker = connection.peer
+        now = now_ns()
+        for gpu in worker.gpus:
+            for flight in [f for f in self._flights.values() if f.gpu == gpu]:
+                del self._flights[flight.batch]
+                if self.log is not None:
+                    self.log.batch(flight, BatchOutcome.LOST)
+            removal = self.engine.remove_gpu(now, gpu)
+            del self._gpu_worker[gpu]
+            self._log_gpu("leave", gpu, worker)
+            self._retries[removal.requeued] += 1
+            for slot in removal.ended.tolist():
+                self._end_one(slot, Outcome.CANCELLED, "Undeployed", "the model was undeployed")
+            for slot in removal.requeued[self._retries[removal.requeued] > MAX_RETRIES].tolist():
+                self.engine.cancel(now, slot)
+                text = f"{MAX_RETRIES + 1} workers were lost with the request in flight, the last at {worker.address}"
+                self._end_one(slot, Outcome.FAILED, "WorkerLost", text)
+        worker.gpus.clear()
+        self._follow_latency()
+        self._due()
+
+    # Connections
+
+    def _accept(self) -> Connection:
+        connection = Connection(self._frame, self._lost)
+        self._connections.add(connection)
+        self._loop.call_later(HELLO_S, lambda: connection.close() if connection.peer is None else None)
+        return connection
+
+    def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+        peer = connection.peer
+        if isinstance(peer, Client):
+            if op == SUBMIT:
+                self._submit(connection, peer, fields, blob)
+            elif op == CANCEL:
+                self._cancel(peer, read_column(fields[0]))
+            elif op == PONG:
+                peer.round_trip.add(now_ns() - int(fields[0]))
+            else:
+                raise BadInput(f"lane op {op} does not come from a client")
+        elif isinstance(peer, Worker):
+            if op == DONE:
+                self._done(connection, peer, fields, blob)
+            elif op != PONG:
+                raise BadInput(f"lane op {op} does not come from a worker")
+        elif op == HELLO:
+            self._hello(connection, fields[0])
+        else:
+            raise BadInput(f"lane op {op} came before HELLO")
+
+    def _hello(self, connection: Connection, hello: dict[str, Any]) -> None:
+        if not secrets.compare_digest(str(hello.get("token")), self.token):
+            raise BadInput("lane HELLO has a wrong token")
+        if hello.get("version") != VERSION:
+            raise BadInput(f"lane version {hello.get('version')}: the scheduler's is {VERSION}; install one release")
+        if hello["role"] == "worker":
+            worker = Worker(hello["worker"], hello["host"], int(hello["slots"]), hello["gpu_class"])
+            self.drop_worker(worker.address)
+            connection.peer = worker
+            self.workers[worker.address] = connection
+        else:
+            connection.peer = Client(self._next_client)
+            self._clients[self._next_client] = connection
+            self._next_client += 1
+        connection.send([WELCOME, {"connection": getattr(connection.peer, "index", -1)}])
+        connection.send([PING, now_ns()])
+        if hello["role"] == "worker":
+            self._on_worker(connection)
+
+    def _lost(self, connection: Connection, error: Exception | None) -> None:
+        self._connections.discard(connection)
+        peer = connection.peer
+        if isinstance(peer, Worker) and self.workers.get(peer.address) is connection:
+            logger.info("lane connection of worker %s is gone (%s)", peer.address, error)
+            self.drop_worker(peer.address)
+        elif isinstance(peer, Client):
+            del self._clients[peer.index]
+            self._cancel_slots(np.flatnonzero(self._client == peer.index))
+
+    async def _measure(self) -> None:
+        while True:
+            await asyncio.sleep(MEASURE_S)
+            for connection in self._clients.values():
+                connection.send([PING, now_ns()])
+            self._follow_latency()
+
+    # Requests
+
+    def _submit(self, connection: Connection, client: Client, fields: list[Any], blob: memoryview) -> None:
+        now = now_ns()
+        models = read_column(fields[0], "<i4")
+        slos, ages, ids, sizes = (read_column(f).copy() for f in fields[1:5])
+        n = len(ids)
+        if not (len(models) == len(slos) == len(ages) == len(sizes) == n) or (sizes < 0).any():
+            raise BadInput("lane SUBMIT has columns of different lengths, or negative sizes")
+        if int(sizes.sum()) != len(blob):
+            raise BadInput(f"lane SUBMIT has {len(blob)} bytes of payload: its sizes add up to {int(sizes.sum())}")
+        known = (models >= 0) & (models < len(self._index_of))
+        models = np.where(known, models, 0)
+        indices = np.where(known, self._index_of[models], -1).astype(np.int32)
+        slos = np.where(slos > 0, slos, self._slo_of[models])
+        one_way = client.one_way_ns()
+        arrivals = now - np.maximum(ages, 0) - one_way
+        deadlines = arrivals + slos
+        if not self._gpu_worker:
+            slots = np.full(n, NO_MODEL, np.int32)
+        else:
+            slots = self.engine.submit(now, indices, deadlines - (one_way + self._reply_ns), ids)
+        kept = slots >= 0
+        if not kept.all():
+            rows = Rows(ids, np.full(n, client.index), arrivals, deadlines, sizes)
+            self._refuse(connection, models, indices, rows, slots)
+        held = slots[kept]
+        self._client[held] = client.index
+        self._id[held] = ids[kept]
+        self._arrival[held] = arrivals[kept]
+        self._deadline[held] = deadlines[kept]
+        self._bytes[held] = sizes[kept]
+        self._retries[held] = 0
+        payload, at = self._payload, 0
+        for slot, size in zip(slots.tolist(), sizes.tolist(), strict=True):
+            if slot >= 0:
+                payload[slot] = blob[at : at + size]
+            at += size
+        self._due()
+
+    def _refuse(
+        self,
+        connection: Connection,
+        models: npt.NDArray[Any],
+        indices: npt.NDArray[Any],
+        rows: Rows,
+        slots: npt.NDArray[Any],
+    ) -> None:
+        """Answer the requests of a SUBMIT that got no slot: no such model, no GPU, or a full queue."""
+        at = np.flatnonzero(slots < 0)
+        errors: dict[int, tuple[str, str]] = {}
+        for k, i in enumerate(at.tolist()):
+            model = self._by_index.get(int(indices[i])) if indices[i] >= 0 else None
+            if model is None:
+                errors[k] = ("UnknownModel", f"model {int(models[i])} is not deployed: deploy it first")
+            elif not self._gpu_worker:
+                text = f'no worker serves model {model.name!r}: start one with dask worker --resources "GPU=1"'
+                errors[k] = ("NoGPUWorker", text)
+            else:
+                queued = self.engine.queued(model.index)
+                text = f"queue of model {model.name!r} is full with {queued} requests: slow down, or add GPUs"
+                errors[k] = ("Overloaded", text)
+            if model is not None:
+                model.counts[Outcome.REJECTED] += 1
+        outcomes = np.full(len(at), Outcome.REJECTED, np.int8)
+        none = np.zeros(len(at), np.int64)
+        connection.send([RESULT, column(rows.ids[at]), column(outcomes, "<i1"), column(none), errors])
+        if self.log is not None:
+            for index in np.unique(indices[at]).tolist():
+                model = self._by_index.get(index)
+                if model is not None:
+                    mine = Rows(*(values[at[indices[at] == index]] for values in rows))
+                    self.log.requests(model, mine, Outcome.REJECTED, reply=now_ns())
+
+    def _cancel(self, client: Client, ids: npt.NDArray[np.int64]) -> None:
+        mine = np.flatnonzero(self._client == client.index)
+        self._cancel_slots(mine[np.isin(self._id[mine], ids)])
+
+    def _cancel_slots(self, slots: npt.NDArray[Any]) -> None:
+        now = now_ns()
+        for slot in slots.tolist():
+            # One in flight is only marked: its slot is free when its batch ends, and nobody waits for the answer.
+            if self.engine.cancel(now, slot):
+                self._end_one(slot, Outcome.CANCELLED)
+            else:
+                self._client[slot] = -1
+        self._due()
+
+    def _due(self) -> None:
+        if not self._tick_due:
+            self._tick_due = True
+            self._loop.call_soon(self._tick)
+
+    def _on_timer(self) -> None:
+        self._timer_lateness.add(now_ns() - self._timer_set)
+        self._tick()
+
+    def _tick(self) -> None:
+        """Advance the engine to now and carry out what it decides; then set the timer for what comes next."""
+        self._tick_due = False
+        engine = self.engine
+        while True:
+            now = now_ns()
+            decisions = engine.advance(now)
+            drops = decisions.drops.copy()
+            for row in decisions.batches.tolist():
+                self._dispatch(now, row, decisions.members)
+            if len(drops):
+                self._drop(drops)
+            at = engine.next_event()
+            if at > now_ns():
+                break
+        # A timer that rings too early costs one idle look; moving it later each time would cost a system call.
+        if at < NEVER and (self._timer.at_ns is None or at < self._timer.at_ns):
+            self._timer_set = at
+            self._timer.set(at)
+
+    def _dispatch(self, now: int, row: tuple[int, ...], members: npt.NDArray[np.int32]) -> None:
+        batch, window_open, window_close, start, end, index, gpu, size, offset = row
+        connection, slot = self._gpu_worker[gpu]
+        slots = members[offset : offset + size].copy()
+        model = self._by_index[index]
+        waited = self.engine.in_flight(gpu) > 1
+        self._flights[batch] = Flight(batch, model, gpu, slots, now, (window_open, window_close), (start, end), waited)
+        payload = self._payload
+        blob = b"".join([payload[s] for s in slots.tolist()])  # type: ignore[misc]
+        connection.send([EXECUTE, batch, slot, model.model_id, self._bytes[slots].tobytes()], blob)
+        model.batches += 1
+        model.batched += size
+
+    def _drop(self, slots: npt.NDArray[np.int32]) -> None:
+        indices = self.engine.state.req["model"][slots]
+        for index in np.unique(indices).tolist():
+            model = self._by_index[index]
+            text = (
+                f"no GPU could answer within the SLO of model {model.name!r}, {format_duration(model.slo_ns)}: "
+                "add GPUs, offer fewer requests, or raise the SLO"
+            )
+            self._end(slots[indices == index], model, Outcome.DROPPED, "DeadlineExceeded", text)
+
+    def _done(self, connection: Connection, worker: Worker, fields: list[Any], blob: memoryview) -> None:
+        """A batch came back: correct the engine, answer the clients, record."""
+        now = now_ns()
+        batch, _, queued_ns, run_ns, held_ns, sizes_raw, errors = fields
+        flight = self._flights.get(batch)
+        if flight is None or self._gpu_worker.get(flight.gpu, (None, 0))[0] is not connection:
+            return
+        del self._flights[batch]
+        sizes = read_column(sizes_raw)
+        slots = flight.slots
+        if len(sizes) != len(slots) or int(sizes.sum()) != len(blob):
+            raise BadInput(f"lane DONE of batch {batch} has {len(sizes)} sizes for {len(slots)} requests")
+        one_way = max(0, now - flight.dispatch_ns - held_ns) // 2
+        start = flight.dispatch_ns + one_way + queued_ns
+        end = start + run_ns
+        worker.reply.add(now - end)
+        if not flight.waited:
+            worker.control.add(start - flight.dispatch_ns)
+        self.engine.completed(now, flight.gpu, batch, end)
+
+        owners = self._client[slots]
+        outcomes = np.where(now + self._one_way_of(owners) <= self._deadline[slots], Outcome.OK, Outcome.LATE)
+        outcomes = outcomes.astype(np.int8)
+        for i in errors:
+            outcomes[int(i)] = Outcome.FAILED
+        outcomes[owners < 0] = Outcome.CANCELLED
+        self._reply(slots, owners, outcomes, sizes, blob, errors)
+        flight.model.counts += np.bincount(outcomes, minlength=len(Outcome))
+        if self.log is not None:
+            self.log.batch(flight, BatchOutcome.FAILED if len(errors) == len(slots) else BatchOutcome.DONE, start, end)
+            self.log.requests(
+                flight.model, self._rows(slots), outcomes,
+                dispatch=flight.dispatch_ns, start=start, end=end, reply=now, batch=batch, gpu=flight.gpu,
+            )  # fmt: skip
+        self._forget(slots)
+        self._due()
+
+    def _one_way_of(self, owners: npt.NDArray[np.int32]) -> npt.NDArray[np.int64] | int:
+        first = int(owners[0])
+        if (owners == first).all():
+            return self._clients[first].peer.one_way_ns() if first in self._clients else 0
+        ways = {c: self._clients[c].peer.one_way_ns() for c in set(owners.tolist()) if c in self._clients}
+        return np.array([ways.get(c, 0) for c in owners.tolist()], np.int64)
+
+    def _reply(
+        self,
+        slots: npt.NDArray[np.int32],
+        owners: npt.NDArray[np.int32],
+        outcomes: npt.NDArray[np.int8],
+        sizes: npt.NDArray[np.int64],
+        blob: memoryview,
+        errors: dict[int, str],
+    ) -> None:
+        """Send each client its answers; the blob passes through whole where one client has them all."""
+        first = int(owners[0])
+        if (owners == first).all():
+            groups = [(first, np.arange(len(slots)), blob)]
+        else:
+            ends = np.cumsum(sizes)
+            groups = []
+            for c in np.unique(owners).tolist():
+                at = np.flatnonzero(owners == c)
+                parts = [
+                    blob[end - size : end] for end, size in zip(ends[at].tolist(), sizes[at].tolist(), strict=True)
+                ]
+                groups.append((c, at, memoryview(b"".join(parts))))
+        for c, at, part in groups:
+            connection = self._clients.get(c)
+            if connection is not None:
+                named = (
+                    {k: ("ModelError", errors[i]) for k, i in enumerate(at.tolist()) if i in errors} if errors else {}
+                )
+                columns = (column(self._id[slots[at]]), outcomes[at].tobytes(), column(sizes[at]))
+                connection.send([RESULT, *columns, named], part)
+
+    def _end(self, slots: npt.NDArray[np.int32], model: ServedModel, outcome: Outcome, error: str, text: str) -> None:
+        """End requests that got no answer, all alike."""
+        if not len(slots):
+            return
+        owners = self._client[slots]
+        for c in np.unique(owners).tolist():
+            connection = self._clients.get(c)
+            if connection is not None:
+                ids = self._id[slots[owners == c]]
+                outcomes = np.full(len(ids), outcome, np.int8).tobytes()
+                named = dict.fromkeys(range(len(ids)), (error, text))
+                connection.send([RESULT, column(ids), outcomes, column(np.zeros(len(ids))), named])
+        model.counts[outcome] += len(slots)
+        if self.log is not None:
+            self.log.requests(model, self._rows(slots), outcome, reply=now_ns())
+        self._forget(slots)
+
+    def _end_one(self, slot: int, outcome: Outcome, error: str = "", text: str = "") -> None:
+        model = self._by_index[int(self.engine.state.req["model"][slot])]
+        self._end(np.array([slot], np.int32), model, outcome, error, text)
+
+    def _rows(self, slots: npt.NDArray[np.int32]) -> Rows:
+        return Rows(*(v[slots] for v in (self._id, self._client, self._arrival, self._deadline, self._bytes)))
+
+    def _forget(self, slots: npt.NDArray[np.int32]) -> None:
+        self._client[slots] = -1
+        for slot in slots.tolist():
+            self._payload[slot] = None
+
+    def _follow_latency(self) -> None:
+        """Tell the engine the control latency of each GPU, and for the windows the median of them."""
+        now = now_ns()
+        control, reply = [], []
+        for connection in self.workers.values():
+            worker: Worker = connection.peer
+            for gpu in worker.gpus:
+                control.append(worker.control.bound_ns())
+                reply.append(worker.reply.bound_ns())
+                self.engine.set_control(now, control[-1], gpu)
+        if control:
+            self._reply_ns = sorted(reply)[len(reply) // 2]
+            self.engine.set_control(now, sorted(control)[len(control) // 2])
+        self.engine.set_slack(self._timer_lateness.bound_ns())
+
+    # Observation
+
+    def start_recording(self, folder: str, info: dict[str, Any]) -> None:
+        """Record all that happens from now on as a run in ``folder``; raises ``BadInput``."""
+        if self.log is not None:
+            raise BadInput(f"a recording is under way into {self.log.folder}: stop it first")
+        self.log = RunLog(folder, info | {"policy": self.engine.policy}, now_ns())
+        for model in self.models.values():
+            self.log.model(model)
+        for connection in self.workers.values():
+            for gpu in connection.peer.gpus:
+                self._log_gpu("ready", gpu, connection.peer)
+
+    async def stop_recording(self) -> str | None:
+        """Close the recording and return its folder; None if there was none."""
+        if self.log is None:
+            return None
+        log, self.log = self.log, None
+        await asyncio.to_thread(log.close)
+        return log.folder
+
+    def _log_gpu(self, event: str, gpu: int, worker: Worker) -> None:
+        if self.log is not None:
+            rank = int(self.engine.state.gpu["rank"][gpu])
+            self.log.gpu(event, gpu, rank, worker.gpu_class, worker.address, worker.host)
+
+    def status(self) -> dict[str, Any]:
+        """Models, workers, queues, counts and latency estimates, as plain values."""
+        engine = self.engine
+        models = {
+            m.name: {
+                "slo_ns": m.slo_ns,
+                "profiles": {c: p.to_dict() for c, p in m.profiles.items()},
+                "queued": engine.queued(m.index),
+                "target_batch": engine.target(m.index),
+                "rate_hz": float(engine.state.mod["rate"][m.index]) * NS_PER_S,
+                "batches": m.batches,
+                "mean_batch": m.batched / m.batches if m.batches else None,
+                "outcomes": {o.name.lower(): int(m.counts[o]) for o in Outcome},
+            }
+            for m in self.models.values()
+        }
+        workers = {
+            address: {
+                "gpu_class": c.peer.gpu_class,
+                "slots": c.peer.slots,
+                "serving": len(c.peer.gpus),
+                "draining": c.peer.draining,
+                "in_flight": self.in_flight(address),
+                "control_ns": c.peer.control.bound_ns(),
+                "reply_ns": c.peer.reply.bound_ns(),
+            }
+            for address, c in self.workers.items()
+        }
+        recording = self.log.folder if self.log is not None else None
+        return {
+            "policy": engine.policy,
+            "models": models,
+            "workers": workers,
+            "clients": len(self._clients),
+            "recording": recording,
+            "timer_lateness_ns": self._timer_lateness.bound_ns(),
+        }

@@ -1,0 +1,90 @@
+"""The future of one inference request."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
+from typing import Any
+
+# Guards the making of conditions; held for a few bytecodes, never while anything waits.
+_making = threading.Lock()
+
+
+class InferenceFuture(concurrent.futures.Future[Any]):
+    """A ``concurrent.futures.Future`` that can also be awaited; it never runs, it is answered.
+
+    ``concurrent.futures.wait`` and ``as_completed`` take it. A condition variable, most of what a future costs, is made
+    only when somebody waits.
+
+    outcome: "ok" or "late" once answered, "dropped", "rejected", "failed" or "cancelled" otherwise, None before.
+    request: the request's id on its connection.
+    """
+
+    outcome: str | None
+    request: int
+
+    def __init__(self, request: int = -1, on_cancel: Callable[[int], None] | None = None) -> None:
+        self._state = PENDING
+        self._result = None
+        self._exception = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Callable[[Any], Any]] = []
+        self._lazy_condition: threading.Condition | None = None
+        self._on_cancel = on_cancel
+        self.outcome = None
+        self.request = request
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        if self._lazy_condition is None:
+            with _making:
+                if self._lazy_condition is None:
+                    self._lazy_condition = threading.Condition()
+        return self._lazy_condition
+
+    def _finish(self, outcome: str, result: Any, exception: BaseException | None) -> None:
+        """Answer the future, unless it was cancelled. Called by the lane, once."""
+        with _making:
+            # Without a condition nobody waits or cancels, and nobody starts to before this lock is free.
+            alone = self._lazy_condition is None
+            if alone:
+                self.outcome, self._result, self._exception, self._state = outcome, result, exception, FINISHED
+        if alone:
+            if self._done_callbacks:
+                self._invoke_callbacks()  # type: ignore[attr-defined]
+            return
+        with self._condition:
+            if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
+                return
+            self.outcome = outcome
+            self._result = result
+            self._exception = exception
+            self._state = FINISHED
+            for waiter in self._waiters:
+                if exception is None:
+                    waiter.add_result(self)
+                else:
+                    waiter.add_exception(self)
+            self._condition.notify_all()
+        self._invoke_callbacks()  # type: ignore[attr-defined]
+
+    def cancel(self) -> bool:
+        """Cancel the request, in its queue too; False if it was answered already."""
+        if self.cancelled():
+            return True
+        if not super().cancel():
+            return False
+        self.outcome = "cancelled"
+        if self._on_cancel is not None:
+            self._on_cancel(self.request)
+        return True
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return asyncio.wrap_future(self).__await__()
+
+    def __repr__(self) -> str:
+        state = "pending" if self._state == PENDING else self.outcome or "cancelled"
+        return f"<InferenceFuture {self.request}: {state}>"

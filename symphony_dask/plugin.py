@@ -1,0 +1,317 @@
+"""The scheduler plugin: opens the lane in the scheduler process and deploys models to workers over Dask's own RPC.
+
+Control plane only. It says where the lane is and hands out its token, has workers load and profile models, and tells
+the dispatcher which workers may take batches. Requests never pass through here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import dask.config
+from distributed.comm.addressing import get_address_host
+from distributed.core import Status
+from distributed.diagnostics.plugin import SchedulerPlugin
+from distributed.protocol.pickle import dumps
+
+from symphony_dask import config
+from symphony_dask.dispatcher import Dispatcher
+from symphony_dask.errors import BadInput, DeploymentError, NoGPUWorker, SymphonyError, UnknownModel
+from symphony_dask.lane import Connection
+from symphony_dask.scheduling.profile import LatencyProfile
+from symphony_dask.units import format_duration
+from symphony_dask.worker import SymphonyWorkerPlugin
+
+logger = logging.getLogger(__name__)
+
+Reply = dict[str, Any]
+
+
+@dataclass
+class Deployment:
+    """A model on its way to serving, or serving. ``profiles`` are by GPU class; a given one holds for every class."""
+
+    model_id: int
+    name: str
+    spec: bytes
+    slo_ns: int
+    max_batch: int
+    queue_limit: int
+    example: bytes | None
+    given: LatencyProfile | None
+    profiles: dict[str, LatencyProfile] = field(default_factory=dict)
+    serving: bool = False
+
+
+@dataclass
+class WorkerState:
+    """What a connected worker has loaded; ``error`` says why it takes no batches."""
+
+    connection: Connection
+    loaded: set[int] = field(default_factory=set)
+    error: str | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class SymphonyPlugin(SchedulerPlugin):
+    """Install with ``dask scheduler --preload symphony_dask``; ``Serving(client)`` does it on a running scheduler.
+
+    policy: how batches are scheduled (``scheduling.engine.POLICIES``); by default the ``symphony.policy`` setting.
+    """
+
+    name = "symphony"
+    idempotent = True
+
+    def __init__(self, policy: str | None = None) -> None:
+        self.policy = policy
+
+    async def start(self, scheduler: Any) -> None:
+        """Open the lane server and register the RPCs; called by Dask once the scheduler runs."""
+        config.load()
+        self.scheduler = scheduler
+        self._deployments: dict[int, Deployment] = {}
+        self._workers: dict[str, WorkerState] = {}
+        self._worker_joined = asyncio.Condition()
+        self._tasks: set[asyncio.Task[None]] = set()
+        policy = self.policy or dask.config.get("symphony.policy")
+        max_requests = int(dask.config.get("symphony.max-requests"))
+        # Compiling the engine, where it is not in the disk cache yet, takes seconds: not on the event loop.
+        self.dispatcher = await asyncio.to_thread(
+            Dispatcher, policy=policy, max_requests=max_requests, on_worker=self._on_worker
+        )
+        await asyncio.to_thread(warm_up)
+        ssl_context = scheduler.security.get_listen_args("scheduler").get("ssl_context")
+        host = dask.config.get("symphony.lane.host") or _listen_host(scheduler)
+        await self.dispatcher.start(host, int(dask.config.get("symphony.lane.port")), ssl_context)
+        for name in ("info", "deploy", "undeploy", "status", "record", "stop_recording", "set_policy"):
+            scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
+        directory = dask.config.get("symphony.trace.directory")
+        if directory:
+            folder = f"{directory}/{time.strftime('%Y%m%d-%H%M%S')}-{scheduler.id.lower()}"
+            self.dispatcher.start_recording(folder, {})
+        await scheduler.register_worker_plugin(
+            None, plugin=dumps(SymphonyWorkerPlugin()), name=SymphonyWorkerPlugin.name, idempotent=True
+        )
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await self.dispatcher.stop()
+
+    def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
+        self.dispatcher.drop_worker(worker)
+        self._workers.pop(worker, None)
+
+    # RPCs. They answer {"ok": value} or {"error": [class, message]}, so that the client can raise our own classes.
+
+    async def _info(self) -> Reply:
+        return {"port": self.dispatcher.port, "token": self.dispatcher.token}
+
+    async def _status(self) -> Reply:
+        status = self.dispatcher.status()
+        for address, worker in self._workers.items():
+            status["workers"].setdefault(address, {})["error"] = worker.error
+        status["loading"] = [d.name for d in self._deployments.values() if not d.serving]
+        return {"ok": status}
+
+    async def _record(self, folder: str, info: dict[str, Any]) -> Reply:
+        try:
+            self.dispatcher.start_recording(folder, info)
+        except (SymphonyError, OSError) as error:
+            return _failure(error)
+        return {"ok": folder}
+
+    async def _stop_recording(self) -> Reply:
+        return {"ok": await self.dispatcher.stop_recording()}
+
+    async def _set_policy(self, policy: str) -> Reply:
+        try:
+            self.dispatcher.engine.policy = policy
+        except ValueError as error:
+            return _failure(BadInput(str(error)))
+        return {"ok": policy}
+
+    async def _undeploy(self, name: str) -> Reply:
+        deployment = next((d for d in self._deployments.values() if d.name == name and d.serving), None)
+        if deployment is None:
+            return _failure(UnknownModel(f"model {name!r} is not deployed; deployed are {self._names()}"))
+        del self._deployments[deployment.model_id]
+        self.dispatcher.remove_model(deployment.model_id)
+        for address, worker in list(self._workers.items()):
+            worker.loaded.discard(deployment.model_id)
+            try:
+                await self.scheduler.rpc(address).symphony_unload(model_id=deployment.model_id)
+            except OSError as error:  # the worker is leaving
+                logger.info("worker %s did not unload %r: %s", address, name, error)
+        return {"ok": name}
+
+    async def _deploy(
+        self,
+        name: str,
+        spec: bytes,
+        slo_ns: int,
+        profile: dict[str, Any] | None,
+        max_batch: int,
+        queue_limit: int,
+        example: bytes | None,
+        timeout_s: float,
+    ) -> Reply:
+        if any(d.name == name for d in self._deployments.values()):
+            text = f"model {name!r} is deployed already: undeploy it first, or choose another name"
+            return _failure(BadInput(text))
+        given = LatencyProfile.from_dict(profile) if profile is not None else None
+        deployment = Deployment(
+            self.dispatcher.new_model_id(), name, spec, slo_ns, max_batch, queue_limit, example, given
+        )
+        self._deployments[deployment.model_id] = deployment
+        try:
+            await self._bring_up(deployment, timeout_s)
+        except SymphonyError as error:
+            del self._deployments[deployment.model_id]
+            for worker in list(self._workers.values()):
+                self._spawn(self._prepare(worker))  # one that failed on this model alone may serve again
+            return _failure(error)
+        return {"ok": {"model_id": deployment.model_id, "profiles": _plain(deployment.profiles)}}
+
+    def _names(self) -> list[str]:
+        return [d.name for d in self._deployments.values()]
+
+    # Deploying
+
+    async def _bring_up(self, deployment: Deployment, timeout_s: float) -> None:
+        """Load, profile and serve a new model on every worker connected now; raises ``SymphonyError``."""
+        try:
+            async with asyncio.timeout(timeout_s), self._worker_joined:
+                await self._worker_joined.wait_for(lambda: self._workers)
+        except TimeoutError:
+            text = (
+                f"no worker with a GPU resource joined within {timeout_s:g} s, so model {deployment.name!r} has "
+                'nowhere to run: start one with dask worker SCHEDULER --resources "GPU=1"'
+            )
+            raise NoGPUWorker(text) from None
+        workers = list(self._workers.values())
+        await asyncio.gather(*(self._prepare(w) for w in workers))
+        good = [w for w in workers if deployment.model_id in w.loaded]
+        if not good:
+            raise DeploymentError(f"model {deployment.name!r} came up on no worker. {workers[0].error}")
+        fastest = {c: p.latency_ns()[1] for c, p in deployment.profiles.items()}
+        alone_ns = min(fastest.values())
+        if alone_ns > deployment.slo_ns:
+            text = (
+                f"SLO {format_duration(deployment.slo_ns)} of model {deployment.name!r} cannot be met: one request "
+                f"alone takes {format_duration(alone_ns)}; raise the SLO or use a faster GPU"
+            )
+            raise BadInput(text)
+        self.dispatcher.add_model(
+            deployment.model_id,
+            deployment.name,
+            deployment.slo_ns,
+            deployment.profiles,
+            queue_limit=deployment.queue_limit,
+        )
+        deployment.serving = True
+
+    async def _prepare(self, worker: WorkerState) -> None:
+        """Load on a worker all that it lacks; let it take batches when it has everything, and none while it has not."""
+        async with worker.lock:
+            peer = worker.connection.peer
+            worker.error = None
+            while missing := [d for d in self._deployments.values() if d.model_id not in worker.loaded]:
+                try:
+                    await self._load(worker, missing[0])
+                except Exception as error:
+                    worker.error = f"worker {peer.address}: {error}"
+                    logger.warning("model %r failed to load on %s: %s", missing[0].name, peer.address, error)
+                    self.dispatcher.remove_slots(worker.connection)
+                    return
+            if not peer.gpus and not worker.connection.closed:
+                self.dispatcher.add_slots(worker.connection)
+
+    async def _load(self, worker: WorkerState, deployment: Deployment) -> None:
+        peer = worker.connection.peer
+        rpc = self.scheduler.rpc(peer.address)
+        await rpc.symphony_load(model_id=deployment.model_id, spec=deployment.spec, example=deployment.example)
+        if peer.gpu_class not in deployment.profiles:
+            profile = deployment.given
+            if profile is None:
+                measured = await rpc.symphony_profile(
+                    model_id=deployment.model_id,
+                    example=deployment.example,
+                    max_batch=deployment.max_batch,
+                    slo_ns=deployment.slo_ns,
+                )
+                profile = LatencyProfile.from_dict(measured)
+            deployment.profiles[peer.gpu_class] = profile
+            if deployment.serving:
+                self.dispatcher.add_profile(self.dispatcher.models[deployment.model_id], peer.gpu_class, profile)
+        worker.loaded.add(deployment.model_id)
+
+    def _on_worker(self, connection: Connection) -> None:
+        """A worker said HELLO on the lane: bring it up to date."""
+        worker = WorkerState(connection)
+        self._workers[connection.peer.address] = worker
+
+        async def join() -> None:
+            async with self._worker_joined:
+                self._worker_joined.notify_all()
+            await self._prepare(worker)
+
+        self._spawn(join())
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def warm_up() -> None:
+    """Have the engine's functions compiled, or read from the disk cache, before the first request needs them."""
+    import numpy as np
+
+    from symphony_dask.scheduling.engine import Engine
+
+    engine = Engine(max_requests=4)
+    latency = LatencyProfile(0.0, 1.0, max_batch=2).latency_ns()
+    model = engine.add_model(0, slo_ns=10**9, latency_ns={0: latency})
+    gpu = engine.add_gpu(0)
+    one = np.array([model], np.int32)
+    engine.submit(0, one, np.array([10**9]), np.array([0]))
+    engine.cancel(0, 0)
+    engine.submit(0, np.array([model, model], np.int32), np.array([10**9] * 2), np.array([0, 1]))
+    batch = engine.advance(0).batches
+    engine.next_event()
+    for row in batch.tolist():
+        engine.completed(0, gpu, row[0], 10**6)
+    engine.set_control(0, 0, gpu)
+    engine.drain_gpu(0, gpu)
+    engine.remove_gpu(0, gpu)
+    engine.remove_model(0, model)
+
+
+def _listen_host(scheduler: Any) -> str:
+    """Where the scheduler itself listens; all interfaces of its address family if it is not reached over TCP."""
+    for listener in scheduler.listeners:
+        protocol, _, _ = listener.listen_address.partition("://")
+        if protocol in ("tcp", "tls", "ws", "wss") and (host := get_address_host(listener.listen_address)):
+            return host
+    return "::" if ":" in get_address_host(scheduler.address) else "0.0.0.0"
+
+
+def _failure(error: Exception) -> Reply:
+    return {"error": [type(error).__name__, str(error)]}
+
+
+def _plain(profiles: dict[str, LatencyProfile]) -> dict[str, Any]:
+    return {c: p.to_dict() for c, p in profiles.items()}
+
+
+async def dask_setup(scheduler: Any) -> None:
+    """Called by ``dask scheduler --preload symphony_dask``."""
+    plugin = SymphonyPlugin()
+    scheduler.add_plugin(plugin, name=plugin.name)
+    if scheduler.status == Status.running:  # plugins added from here on are not started by the scheduler
+        await plugin.start(scheduler)
