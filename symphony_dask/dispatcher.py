@@ -82,7 +82,10 @@ class Worker:
     slots: int
     gpu_class: str
     control: Latency = field(default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2))  #: dispatch to start
-    reply: Latency = field(default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2))  #: end to answer at the scheduler
+    reply: Latency = field(
+        default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2)
+    )  #: predicted end to answer at the scheduler
+    heard: int = 0  #: samples of ``reply`` at the last look
     gpus: list[int] = field(default_factory=list)
     draining: bool = False
 
@@ -249,6 +252,9 @@ class Dispatcher:
                 del self._flights[flight.batch]
                 if self.log is not None:
                     self.log.batch(flight, BatchOutcome.LOST)
+                # The engine returns only those that somebody still waits for.
+                cancelled = flight.slots[self._client[flight.slots] < 0]
+                self._end(cancelled, flight.model, Outcome.CANCELLED, "", "")
             removal = self.engine.remove_gpu(now, gpu)
             del self._gpu_worker[gpu]
             self._log_gpu("leave", gpu, worker)
@@ -475,15 +481,18 @@ class Dispatcher:
         flight = self._flights.get(batch)
         if flight is None or self._gpu_worker.get(flight.gpu, (None, 0))[0] is not connection:
             return
-        del self._flights[batch]
         sizes = read_column(sizes_raw)
         slots = flight.slots
-        if len(sizes) != len(slots) or int(sizes.sum()) != len(blob):
+        if len(sizes) != len(slots) or (sizes < 0).any() or int(sizes.sum()) != len(blob):
             raise BadInput(f"lane DONE of batch {batch} has {len(sizes)} sizes for {len(slots)} requests")
+        if not errors.keys() <= set(range(len(slots))):
+            raise BadInput(f"lane DONE of batch {batch} has errors of {list(errors)} in {len(slots)} requests")
+        del self._flights[batch]
         one_way = max(0, now - flight.dispatch_ns - held_ns) // 2
         start = flight.dispatch_ns + one_way + queued_ns
         end = start + run_ns
-        worker.reply.add(now - end)
+        # From when the profile says the batch ended, so that what l(b) strays by is allowed for too.
+        worker.reply.add(now - start - (flight.planned[1] - flight.planned[0]))
         if not flight.waited:
             worker.control.add(start - flight.dispatch_ns)
         self.engine.completed(now, flight.gpu, batch, end)
@@ -578,6 +587,10 @@ class Dispatcher:
         control, reply = [], []
         for connection in self.workers.values():
             worker: Worker = connection.peer
+            if worker.heard == worker.reply.samples:
+                worker.control.relax()
+                worker.reply.relax()
+            worker.heard = worker.reply.samples
             for gpu in worker.gpus:
                 control.append(worker.control.bound_ns())
                 reply.append(worker.reply.bound_ns())

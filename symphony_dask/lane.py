@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 import struct
 import time
@@ -47,6 +48,9 @@ HELLO, WELCOME, PING, PONG, SUBMIT, CANCEL, RESULT, EXECUTE, DONE = range(1, 10)
 
 #: A frame with more bytes than this closes the connection.
 MAX_FRAME_BYTES = 1 << 30
+
+#: A peer that vanished without a word is given up after about so many seconds, as Dask's comms do it.
+SILENCE_S = 30
 
 _PREFIX = struct.Struct("<II")
 
@@ -92,6 +96,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        _notice_silence(transport.get_extra_info("socket"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
@@ -163,6 +168,18 @@ class Connection(asyncio.Protocol):
         return str(self._transport.get_extra_info("peername"))
 
 
+def _notice_silence(sock: Any) -> None:
+    """Have the kernel probe an idle peer, and give up one that does not acknowledge what is sent to it."""
+    options = {"TCP_KEEPIDLE": SILENCE_S // 3, "TCP_KEEPINTVL": SILENCE_S // 15, "TCP_KEEPCNT": 10}
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (options | {"TCP_USER_TIMEOUT": SILENCE_S * 1000}).items():
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    except OSError as error:
+        logger.debug("lane connection without keepalive: %s", error)
+
+
 async def connect(
     host: str,
     port: int,
@@ -198,10 +215,18 @@ async def connect(
     async def greet() -> Connection:
         _, connection = await loop.create_connection(lambda: Connection(frame, lost), host, port, ssl=ssl_context)
         connection.send([HELLO, hello])
-        await welcomed
+        try:
+            await welcomed
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     return await asyncio.wait_for(greet(), timeout_s)
+
+
+#: A sample may pass twice the bound by this much, ns, so that an estimate of zero can grow.
+_STEP_NS = 1_000_000
 
 
 class Latency:
@@ -213,16 +238,23 @@ class Latency:
         self.samples = 0
 
     def add(self, sample_ns: int) -> None:
+        """Take in a sample. One stall counts as twice what was expected, or it would close every window for long."""
+        sample = min(max(float(sample_ns), 0.0), 2.0 * self.bound_ns() + _STEP_NS)
         if self.samples == 0:
-            self.mean_ns, self.deviation_ns = float(sample_ns), sample_ns / 2
+            self.mean_ns, self.deviation_ns = sample, sample / 2
         else:
-            self.deviation_ns += (abs(sample_ns - self.mean_ns) - self.deviation_ns) / 4
-            self.mean_ns += (sample_ns - self.mean_ns) / 8
+            self.deviation_ns += (abs(sample - self.mean_ns) - self.deviation_ns) / 4
+            self.mean_ns += (sample - self.mean_ns) / 8
         self.samples += 1
 
-    def bound_ns(self, deviations: float = 2.0) -> int:
-        """Mean plus so many deviations: what nearly all samples stay below."""
-        return int(self.mean_ns + deviations * self.deviation_ns)
+    def relax(self) -> None:
+        """Nothing was heard for a while: grow more hopeful, since what is thought too slow to try is never measured."""
+        self.deviation_ns *= 0.9
+        self.mean_ns *= 0.99
+
+    def bound_ns(self) -> int:
+        """Mean plus four deviations, as TCP's time-out: what nearly all samples stay below."""
+        return int(self.mean_ns + 4.0 * self.deviation_ns)
 
 
 def now_ns() -> int:

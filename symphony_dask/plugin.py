@@ -7,6 +7,7 @@ the dispatcher which workers may take batches. Requests never pass through here.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from dataclasses import dataclass, field
@@ -45,15 +46,16 @@ class Deployment:
     given: LatencyProfile | None
     profiles: dict[str, LatencyProfile] = field(default_factory=dict)
     serving: bool = False
+    profiling: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass
 class WorkerState:
-    """What a connected worker has loaded; ``error`` says why it takes no batches."""
+    """What a connected worker has loaded; ``errors`` says by model id why it could not load others."""
 
     connection: Connection
     loaded: set[int] = field(default_factory=set)
-    error: str | None = None
+    errors: dict[int, str] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -71,6 +73,20 @@ class SymphonyPlugin(SchedulerPlugin):
 
     async def start(self, scheduler: Any) -> None:
         """Open the lane server and register the RPCs; called by Dask once the scheduler runs."""
+        other = scheduler.handlers.get("symphony_info")
+        if other is not None:  # another client is installing the plugin
+            await other()
+            return
+        # From here on whoever asks where the lane is waits for it.
+        scheduler.handlers["symphony_info"] = self._info
+        self._starting = asyncio.ensure_future(self._start(scheduler))
+        try:
+            await self._starting
+        except BaseException:
+            del scheduler.handlers["symphony_info"]
+            raise
+
+    async def _start(self, scheduler: Any) -> None:
         config.load()
         self.scheduler = scheduler
         self._deployments: dict[int, Deployment] = {}
@@ -84,10 +100,13 @@ class SymphonyPlugin(SchedulerPlugin):
             Dispatcher, policy=policy, max_requests=max_requests, on_worker=self._on_worker
         )
         await asyncio.to_thread(warm_up)
+        # What is here now stays; a full collection that walks all of it holds up every request for tens of ms.
+        gc.collect()
+        gc.freeze()
         ssl_context = scheduler.security.get_listen_args("scheduler").get("ssl_context")
         host = dask.config.get("symphony.lane.host") or _listen_host(scheduler)
         await self.dispatcher.start(host, int(dask.config.get("symphony.lane.port")), ssl_context)
-        for name in ("info", "deploy", "undeploy", "status", "record", "stop_recording", "set_policy"):
+        for name in ("deploy", "undeploy", "status", "record", "stop_recording", "set_policy"):
             scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
         directory = dask.config.get("symphony.trace.directory")
         if directory:
@@ -109,12 +128,13 @@ class SymphonyPlugin(SchedulerPlugin):
     # RPCs. They answer {"ok": value} or {"error": [class, message]}, so that the client can raise our own classes.
 
     async def _info(self) -> Reply:
+        await asyncio.shield(self._starting)
         return {"port": self.dispatcher.port, "token": self.dispatcher.token}
 
     async def _status(self) -> Reply:
         status = self.dispatcher.status()
         for address, worker in self._workers.items():
-            status["workers"].setdefault(address, {})["error"] = worker.error
+            status["workers"].setdefault(address, {})["error"] = next(iter(worker.errors.values()), None)
         status["loading"] = [d.name for d in self._deployments.values() if not d.serving]
         return {"ok": status}
 
@@ -141,13 +161,19 @@ class SymphonyPlugin(SchedulerPlugin):
             return _failure(UnknownModel(f"model {name!r} is not deployed; deployed are {self._names()}"))
         del self._deployments[deployment.model_id]
         self.dispatcher.remove_model(deployment.model_id)
+        await self._forget(deployment)
+        return {"ok": name}
+
+    async def _forget(self, deployment: Deployment) -> None:
+        """Unload a model that is no longer deployed; a worker that takes no batches for its sake may do so again."""
         for address, worker in list(self._workers.items()):
             worker.loaded.discard(deployment.model_id)
+            worker.errors.pop(deployment.model_id, None)
+            self._admit(worker)
             try:
                 await self.scheduler.rpc(address).symphony_unload(model_id=deployment.model_id)
             except OSError as error:  # the worker is leaving
-                logger.info("worker %s did not unload %r: %s", address, name, error)
-        return {"ok": name}
+                logger.info("worker %s did not unload %r: %s", address, deployment.name, error)
 
     async def _deploy(
         self,
@@ -170,10 +196,12 @@ class SymphonyPlugin(SchedulerPlugin):
         self._deployments[deployment.model_id] = deployment
         try:
             await self._bring_up(deployment, timeout_s)
-        except SymphonyError as error:
+        except Exception as error:
             del self._deployments[deployment.model_id]
-            for worker in list(self._workers.values()):
-                self._spawn(self._prepare(worker))  # one that failed on this model alone may serve again
+            await self._forget(deployment)
+            if not isinstance(error, SymphonyError):
+                logger.exception("deployment of %r failed", name)
+                error = DeploymentError(f"model {name!r} could not be deployed: {type(error).__name__}: {error}")
             return _failure(error)
         return {"ok": {"model_id": deployment.model_id, "profiles": _plain(deployment.profiles)}}
 
@@ -197,7 +225,8 @@ class SymphonyPlugin(SchedulerPlugin):
         await asyncio.gather(*(self._prepare(w) for w in workers))
         good = [w for w in workers if deployment.model_id in w.loaded]
         if not good:
-            raise DeploymentError(f"model {deployment.name!r} came up on no worker. {workers[0].error}")
+            reason = next((w.errors[deployment.model_id] for w in workers if deployment.model_id in w.errors), "")
+            raise DeploymentError(f"model {deployment.name!r} came up on no worker. {reason}")
         fastest = {c: p.latency_ns()[1] for c, p in deployment.profiles.items()}
         alone_ns = min(fastest.values())
         if alone_ns > deployment.slo_ns:
@@ -206,6 +235,9 @@ class SymphonyPlugin(SchedulerPlugin):
                 f"alone takes {format_duration(alone_ns)}; raise the SLO or use a faster GPU"
             )
             raise BadInput(text)
+        deployment.serving = True
+        for worker in self._workers.values():
+            self._admit(worker)
         self.dispatcher.add_model(
             deployment.model_id,
             deployment.name,
@@ -213,41 +245,45 @@ class SymphonyPlugin(SchedulerPlugin):
             deployment.profiles,
             queue_limit=deployment.queue_limit,
         )
-        deployment.serving = True
 
     async def _prepare(self, worker: WorkerState) -> None:
-        """Load on a worker all that it lacks; let it take batches when it has everything, and none while it has not."""
+        """Load on a worker all that it lacks and has not failed to load, then let it take batches if it may."""
         async with worker.lock:
-            peer = worker.connection.peer
-            worker.error = None
-            while missing := [d for d in self._deployments.values() if d.model_id not in worker.loaded]:
+            while missing := [d for i, d in self._deployments.items() if i not in worker.loaded | worker.errors.keys()]:
+                address = worker.connection.peer.address
                 try:
                     await self._load(worker, missing[0])
                 except Exception as error:
-                    worker.error = f"worker {peer.address}: {error}"
-                    logger.warning("model %r failed to load on %s: %s", missing[0].name, peer.address, error)
-                    self.dispatcher.remove_slots(worker.connection)
-                    return
-            if not peer.gpus and not worker.connection.closed:
-                self.dispatcher.add_slots(worker.connection)
+                    worker.errors[missing[0].model_id] = f"worker {address}: {error}"
+                    logger.warning("model %r failed to load on %s: %s", missing[0].name, address, error)
+            self._admit(worker)
+
+    def _admit(self, worker: WorkerState) -> None:
+        """Let a worker take batches if it has all models that are served, and else none."""
+        served = {i for i, d in self._deployments.items() if d.serving}
+        if not served <= worker.loaded:
+            self.dispatcher.remove_slots(worker.connection)
+        elif not worker.connection.peer.gpus and not worker.connection.closed:
+            self.dispatcher.add_slots(worker.connection)
 
     async def _load(self, worker: WorkerState, deployment: Deployment) -> None:
         peer = worker.connection.peer
         rpc = self.scheduler.rpc(peer.address)
         await rpc.symphony_load(model_id=deployment.model_id, spec=deployment.spec, example=deployment.example)
-        if peer.gpu_class not in deployment.profiles:
-            profile = deployment.given
-            if profile is None:
-                measured = await rpc.symphony_profile(
-                    model_id=deployment.model_id,
-                    example=deployment.example,
-                    max_batch=deployment.max_batch,
-                    slo_ns=deployment.slo_ns,
-                )
-                profile = LatencyProfile.from_dict(measured)
-            deployment.profiles[peer.gpu_class] = profile
-            if deployment.serving:
-                self.dispatcher.add_profile(self.dispatcher.models[deployment.model_id], peer.gpu_class, profile)
+        async with deployment.profiling:  # workers of one class need it measured once
+            if peer.gpu_class not in deployment.profiles:
+                profile = deployment.given
+                if profile is None:
+                    measured = await rpc.symphony_profile(
+                        model_id=deployment.model_id,
+                        example=deployment.example,
+                        max_batch=deployment.max_batch,
+                        slo_ns=deployment.slo_ns,
+                    )
+                    profile = LatencyProfile.from_dict(measured)
+                deployment.profiles[peer.gpu_class] = profile
+                if deployment.serving:
+                    self.dispatcher.add_profile(self.dispatcher.models[deployment.model_id], peer.gpu_class, profile)
         worker.loaded.add(deployment.model_id)
 
     def _on_worker(self, connection: Connection) -> None:

@@ -1,0 +1,143 @@
+"""``symphony bench live``: requests a second through one scheduler process, beside plain Dask in the same run.
+
+The model takes no time (l(b) = 0), so what is measured is the path: client, lane, engine, worker and back. The cluster
+is real processes over TCP; client and cluster share this machine's cores. Batches are formed eagerly, up to ``batch``:
+with l(b) = 0 deferral would only wait for the deadline.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from distributed import Client
+
+from symphony_dask.backends import Emulated
+from symphony_dask.client import Model, Serving
+from symphony_dask.errors import BadInput
+from workloads.arrivals import poisson
+from workloads.processes import ProcessCluster
+from workloads.replay import replay
+
+WORKERS = 2
+
+#: Requests that the closed loop keeps under way, in batches for each slot: one runs, one waits, two are in between.
+_BATCHES_UNDER_WAY = 4
+
+_OPEN_LOOP_HZ = (1_000.0, 4_000.0, 8_000.0)
+
+
+def bench_live(
+    *,
+    batch: int = 8,
+    payload_bytes: int = 100,
+    seconds: float = 5.0,
+    on_progress: Callable[[str], None] = lambda s: None,
+) -> dict[str, Any]:
+    """Closed loop over the lane, plain ``client.submit``, then open loops; see ``../shared/cli.md`` for the keys.
+
+    seconds: length of each measurement.
+
+    Raises ``BadInput`` on sizes below 1 or ``seconds`` not above 0.
+    """
+    if batch < 1 or payload_bytes < 1 or not seconds > 0:
+        raise BadInput(f"batch={batch}, payload={payload_bytes}, seconds={seconds}: all must be above 0")
+    sample = bytes(payload_bytes)
+    with ProcessCluster(WORKERS) as cluster, Client(cluster.address) as client, Serving(client) as serving:
+        serving.set_policy("eager")
+        model = serving.deploy("null", Emulated(0.0, 0.0), slo="1s", max_batch=batch)
+        on_progress("closed loop over the lane")
+        closed_loop(model, sample, WORKERS * batch * _BATCHES_UNDER_WAY, min(1.0, seconds))
+        before = _served(serving)
+        lane_hz = closed_loop(model, sample, WORKERS * batch * _BATCHES_UNDER_WAY, seconds)
+        requests, batches = (now - then for now, then in zip(_served(serving), before, strict=True))
+        on_progress("plain client.submit")
+        dask_hz = plain_submit(client, seconds)
+        open_loop = []
+        for rate in _OPEN_LOOP_HZ:
+            on_progress(f"open loop, {rate:,.0f} req/s")
+            arrivals = poisson(rate, seconds, seed=0)
+            choices = np.zeros(len(arrivals), np.int32)
+            seen = replay([model], arrivals, choices, payload=lambda i: sample)
+            open_loop.append(
+                {
+                    "rate_hz": seen.offered_hz,
+                    "p50_ms": seen.p50_ms,
+                    "p99_ms": seen.p99_ms,
+                    "answered": seen.ok + seen.late,
+                    "requests": seen.requests,
+                    "generator_lateness_p99_ms": seen.lateness_p99_ms,
+                }
+            )
+    return {
+        "label": "measured; a model that takes no time, everything else real",
+        "lane_hz": lane_hz,
+        "dask_submit_hz": dask_hz,
+        "ratio": lane_hz / dask_hz,
+        "mean_batch": requests / batches if batches else None,
+        "batch": batch,
+        "payload_bytes": payload_bytes,
+        "workers": WORKERS,
+        "open_loop": open_loop,
+    }
+
+
+def closed_loop(model: Model, sample: Any, under_way: int, seconds: float) -> float:
+    """Answers a second when each answer sets off the next request, with ``under_way`` of them at any time.
+
+    Raises the first error that a request ends with.
+    """
+    finished = threading.Event()
+    lock = threading.Lock()
+    left = under_way
+    answered = 0
+    failure: list[BaseException] = []
+    start = time.perf_counter()
+    end = start + seconds
+
+    def again(future: Any) -> None:
+        nonlocal left, answered
+        error = future.exception()
+        if error is not None:
+            failure.append(error)
+        now = time.perf_counter()
+        if now < end and error is None:
+            answered += 1
+            model.submit(sample).add_done_callback(again)
+            return
+        with lock:
+            left -= 1
+            if left == 0:
+                finished.set()
+
+    for _ in range(under_way):
+        model.submit(sample).add_done_callback(again)
+    if not finished.wait(seconds + 30):
+        raise TimeoutError(f"{left} requests had no answer 30 s after the measurement")
+    if failure:
+        raise failure[0]
+    return answered / (time.perf_counter() - start)
+
+
+def plain_submit(client: Client, seconds: float, at_once: int = 200) -> float:
+    """Tasks a second of plain ``client.submit``, gathered ``at_once`` at a time."""
+    client.gather([client.submit(_nothing, -i, pure=False) for i in range(at_once)])
+    start = time.perf_counter()
+    n = 0
+    while time.perf_counter() - start < seconds:
+        client.gather([client.submit(_nothing, n + i, pure=False) for i in range(at_once)])
+        n += at_once
+    return n / (time.perf_counter() - start)
+
+
+def _nothing(i: int) -> None:
+    return None
+
+
+def _served(serving: Serving) -> tuple[int, int]:
+    """Requests and batches of the one model so far."""
+    (model,) = serving.status()["models"].values()
+    return sum(model["outcomes"].values()), model["batches"]

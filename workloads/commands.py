@@ -1,0 +1,207 @@
+"""Commands of the workloads: demo, bench, bound, trace, replay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from symphony_dask.commands import command, json_option, print_json
+
+
+@click.command()
+@click.option("--torch", is_flag=True, help="Serve a torch network on the CPU and check each answer.")
+@click.option("--folder", type=click.Path(), help="Where the runs are recorded; by default symphony-runs/demo-TIME.")
+@json_option
+@command
+def demo(torch: bool, folder: str | None, as_json: bool) -> None:
+    """Replay a real trace on a real cluster with emulated GPUs: eager against deferred batching."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+
+    from workloads import demo as demos
+
+    errors = Console(stderr=True)
+    columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors) as progress:
+        waiting = progress.add_task("starting", total=None)
+        tasks: dict[str, Any] = {}
+
+        def on_progress(policy: str, done: int, total: int) -> None:
+            if policy not in tasks:
+                progress.update(waiting, visible=False)
+                tasks[policy] = progress.add_task(policy, total=total)
+            progress.update(tasks[policy], completed=done)
+
+        results = demos.demo(folder, torch=torch, on_progress=on_progress)
+    if as_json:
+        print_json(results)
+        return
+    table = Table(title=f"Azure LLM trace at {demos.SPEED:g}x, {next(iter(results.values()))['label']}")
+    heads = ("policy", "offered", "SLO attainment", "goodput", "p50", "p99", "mean batch", "busy GPUs")
+    for head in heads:
+        table.add_column(head, justify="left" if head == "policy" else "right")
+    for policy, r in results.items():
+        rates = (f"{r['offered_hz']:,.0f}/s", f"{r['attainment']:.2%}", f"{r['goodput_hz']:,.0f}/s")
+        times = (f"{r['p50_ms']:.1f} ms", f"{r['p99_ms']:.1f} ms")
+        table.add_row(policy, *rates, *times, f"{r['mean_batch']:.1f}", f"{r['busy_gpus']:.2f}")
+    console = Console()
+    console.print(table)
+    for policy, r in results.items():
+        if torch:
+            console.print(f"{policy}: {r['wrong_answers']} answers differ from the network run alone")
+        console.print(f"{policy} run: {r['run']}", soft_wrap=True)
+    if any(r["wrong_answers"] for r in results.values()):
+        raise click.ClickException("some answers differ from the network run alone")
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine, beside what is compared to."""
+
+
+@bench.command()
+@click.option("--batch", default=8, show_default=True, help="Largest batch.")
+@click.option("--payload", default=100, show_default=True, help="Bytes of each request.")
+@click.option("--seconds", default=5.0, show_default=True, help="Length of each measurement.")
+@json_option
+@command
+def live(batch: int, payload: int, seconds: float, as_json: bool) -> None:
+    """Requests a second over the lane, l(b)=0, beside plain client.submit."""
+    from workloads.bench.live import bench_live
+
+    result = bench_live(
+        batch=batch, payload_bytes=payload, seconds=seconds, on_progress=lambda text: click.echo(text, err=True)
+    )
+    if as_json:
+        print_json(result)
+        return
+    click.echo(f"lane, closed loop    {result['lane_hz']:12,.0f} req/s  (mean batch {result['mean_batch']:.1f})")
+    click.echo(f"plain client.submit  {result['dask_submit_hz']:12,.0f} tasks/s")
+    click.echo(f"ratio                {result['ratio']:12.1f}")
+    for row in result["open_loop"]:
+        rate, p50, p99 = row["rate_hz"], row["p50_ms"], row["p99_ms"]
+        click.echo(f"open loop            {rate:12,.0f} req/s  p50 {p50:.2f} ms  p99 {p99:.2f} ms")
+
+
+@click.command()
+@click.option("--profile", "profile_text", required=True, help='l(b): "alpha,beta" in ms.')
+@click.option("--slo", required=True, help="Latency objective, such as 25ms.")
+@click.option("--models", default=1, show_default=True, help="How many models alike.")
+@click.option("--gpus", required=True, type=int, help="How many GPUs.")
+@json_option
+@command
+def bound(profile_text: str, slo: str, models: int, gpus: int, as_json: bool) -> None:
+    """The highest goodput that any scheduler could reach, req/s."""
+    from symphony_dask.errors import BadInput
+    from symphony_dask.scheduling.profile import LatencyProfile
+    from symphony_dask.units import parse_duration_ns
+    from workloads.bound import BoundModel, goodput_bound
+
+    try:
+        profile = LatencyProfile.parse(profile_text)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    if models < 1 or gpus < 1:
+        raise BadInput(f"models={models}, gpus={gpus}: both must be at least 1")
+    mix = [BoundModel(profile, parse_duration_ns(slo, "slo"), 1 / models)] * models
+    result = goodput_bound(mix, gpus)
+    if as_json:
+        print_json({"bound_hz": result.bound_hz, "batch": result.batch_sizes[0]})
+    else:
+        click.echo(f"{result.bound_hz:,.0f} req/s, in batches of {result.batch_sizes[0]:.1f}")
+
+
+@click.group()
+def trace() -> None:
+    """Import traces and look at them."""
+
+
+def _print_info(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+    else:
+        for key, value in found.items():
+            click.echo(f"{key:10} {value:,.3f}" if isinstance(value, float) else f"{key:10} {value:,}")
+
+
+@trace.command("import")
+@click.argument("format_name", metavar="FORMAT")
+@click.argument("source", metavar="IN", type=click.Path(exists=True, dir_okay=False))
+@click.argument("target", metavar="OUT", type=click.Path())
+@click.option("--strict", is_flag=True, help="Stop at the first row that cannot be read.")
+@json_option
+@command
+def import_(format_name: str, source: str, target: str, strict: bool, as_json: bool) -> None:
+    """Read the trace IN, of some published FORMAT, into the folder OUT."""
+    from symphony_dask.trace import write_trace
+    from workloads.importers import TRACE_COLUMNS, import_trace, info
+
+    imported = import_trace(format_name, source, strict=strict)
+    for example in imported.bad_examples:
+        click.echo(example, err=True)
+    source_info = {"source": Path(source).name, "format": format_name, "bad_rows": imported.bad_rows}
+    write_trace(target, imported.frame.select(TRACE_COLUMNS), source_info)
+    _print_info(info(imported.frame, imported.bad_rows), as_json)
+
+
+@trace.command("info")
+@click.argument("path", metavar="TRACE", type=click.Path(exists=True))
+@json_option
+@command
+def info_(path: str, as_json: bool) -> None:
+    """Show how many requests a trace or run has, and how they come."""
+    from symphony_dask.trace import open_run, read_trace
+    from workloads.importers import info
+
+    bad_rows = open_run(path).info.get("bad_rows", 0) if Path(path).is_dir() else 0
+    _print_info(info(read_trace(path), bad_rows), as_json)
+
+
+@click.command("replay")
+@click.argument("path", metavar="TRACE", type=click.Path(exists=True))
+@click.option("--scheduler", required=True, help="Address of the Dask scheduler.")
+@click.option("--model", "model_text", multiple=True, metavar="NAME=A,B@SLO", help="An emulated model to deploy.")
+@click.option("--speed", default=1.0, show_default=True, help="How much faster than recorded.")
+@click.option("--folder", type=click.Path(), help="Where the run is recorded; by default symphony-runs/replay-TIME.")
+@json_option
+@command
+def replay_(
+    path: str, scheduler: str, model_text: tuple[str, ...], speed: float, folder: str | None, as_json: bool
+) -> None:
+    """Submit TRACE's requests to a live cluster at their recorded times.
+
+    The trace's models are served, in turn, by the emulated models given with --model (by default one like ResNet-50).
+    """
+    import time
+
+    from distributed import Client
+
+    from symphony_dask.client import Serving
+    from symphony_dask.trace import read_trace
+    from workloads.replay import choose_models, parse_model, replay
+
+    frame = read_trace(path)
+    run = Path(folder or f"symphony-runs/replay-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    with Client(scheduler) as client, Serving(client) as serving:
+        given = [parse_model(text) for text in model_text or ("resnet50=1.053,5.072@50ms",)]
+        models = [serving.deploy(name, emulated, slo=slo) for name, emulated, slo in given]
+        choices = choose_models({m.name: i for i, m in enumerate(models)}, frame["model"].to_list(), len(models))
+        serving.record(str(run), label="emulated GPUs, everything else real", trace=str(path), speed=speed)
+        try:
+            result = replay(models, frame["arrival_ns"].to_numpy(), choices, speed=speed).to_dict()
+        finally:
+            serving.stop_recording()
+            for model in models:
+                serving.undeploy(model.name)
+    if as_json:
+        print_json({**result, "run": str(run)})
+        return
+    for key, value in result.items():
+        click.echo(f"{key:17} {value:,.3f}" if isinstance(value, float) else f"{key:17} {value}")
+    click.echo(f"{'run':17} {run}")
+
+
+COMMANDS = [demo, bench, bound, trace, replay_]

@@ -1,0 +1,95 @@
+"""A real Dask cluster of processes on this machine, for demos and benchmarks: one scheduler, workers over TCP."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from symphony_dask.errors import NotServing
+
+_START_S = 120.0
+
+
+class ProcessCluster:
+    """A context manager: starts ``dask scheduler`` and ``workers`` single-slot workers, and ends them.
+
+    gpu: whether the workers have a GPU resource, and so become slots; emulated GPUs, no device is looked for.
+    preload: whether the scheduler loads the Symphony plugin.
+    """
+
+    def __init__(self, workers: int, *, gpu: bool = True, preload: bool = True, nthreads: int = 1) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._directory = tempfile.TemporaryDirectory(prefix="symphony-")
+        self._workers = workers
+        self._resources = ["--resources", "GPU=1"] if gpu else []
+        self._preload = ["--preload", "symphony_dask"] if preload else []
+        self._nthreads = nthreads
+        self.address = ""
+
+    def __enter__(self) -> ProcessCluster:
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for process in self._processes:
+            process.send_signal(signal.SIGTERM)
+        for process in self._processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._directory.cleanup()
+
+    @property
+    def scheduler_pid(self) -> int:
+        return self._processes[0].pid
+
+    def _start(self) -> None:
+        path = Path(self._directory.name)
+        file = path / "scheduler.json"
+        common = ["--no-dashboard"]
+        self._spawn(
+            "scheduler",
+            ["scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file), *common, *self._preload],
+        )
+        self._wait_for(file.exists, "the Dask scheduler")
+        for i in range(self._workers):
+            where = ["--scheduler-file", str(file), "--local-directory", str(path), "--nthreads", str(self._nthreads)]
+            self._spawn(f"worker-{i}", ["worker", *where, "--no-nanny", *common, *self._resources])
+        self.address = _address(file)
+
+    def _spawn(self, name: str, arguments: Sequence[str]) -> None:
+        log = Path(self._directory.name) / f"{name}.log"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DASK_SYMPHONY__GPU_CLASS": "emulated"}
+        with log.open("wb") as out:
+            command = [sys.executable, "-m", "dask", *arguments]
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        self._processes.append(process)
+
+    def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + _START_S
+        while not condition():
+            dead = [p for p in self._processes if p.poll() is not None]
+            if dead or time.monotonic() > end:
+                logs = "\n".join(p.read_text()[-2000:] for p in Path(self._directory.name).glob("*.log"))
+                raise NotServing(f"{what} did not start within {_START_S:g} s:\n{logs}")
+            time.sleep(0.02)
+
+
+def _address(file: Path) -> str:
+    import json
+
+    found: dict[str, Any] = json.loads(file.read_text())
+    return str(found["address"])
