@@ -62,6 +62,13 @@ HELLO_S = 10.0
 FIRST_ROUND_TRIP_NS = 1_000_000
 
 
+#: How late the timer is taken to ring until it has rung, ns.
+FIRST_TIMER_LATENESS_NS = 250_000
+
+#: Windows open at least so much early, ns: one that is no wider than the timer is exact would be missed.
+MIN_SLACK_NS = 200_000
+
+
 @dataclass
 class Client:
     """What is kept about a client's connection."""
@@ -70,7 +77,12 @@ class Client:
     round_trip: Latency = field(default_factory=Latency)
 
     def one_way_ns(self) -> int:
-        return self.round_trip.bound_ns() // 2 if self.round_trip.samples else 0
+        """What to judge by: the mean."""
+        return int(self.round_trip.mean_ns) // 2
+
+    def one_way_bound_ns(self) -> int:
+        """What to plan with."""
+        return self.round_trip.bound_ns() // 2
 
 
 @dataclass
@@ -130,7 +142,8 @@ class Dispatcher:
         self._payload: list[memoryview | None] = [None] * max_requests
         self._reply_ns = FIRST_ROUND_TRIP_NS // 2
         self._server: asyncio.Server | None = None
-        self._timer_lateness = Latency()
+        self._timer_lateness = Latency(FIRST_TIMER_LATENESS_NS)
+        self._set_slack()
         self._tick_due = False
         self._measure_task: asyncio.Task[None] | None = None
         self._connections: set[Connection] = set()
@@ -355,7 +368,7 @@ class Dispatcher:
         if not self._gpu_worker:
             slots = np.full(n, NO_MODEL, np.int32)
         else:
-            slots = self.engine.submit(now, indices, deadlines - (one_way + self._reply_ns), ids)
+            slots = self.engine.submit(now, indices, deadlines - (client.one_way_bound_ns() + self._reply_ns), ids)
         kept = slots >= 0
         if not kept.all():
             rows = Rows(ids, np.full(n, client.index), arrivals, deadlines, sizes)
@@ -598,7 +611,10 @@ class Dispatcher:
         if control:
             self._reply_ns = sorted(reply)[len(reply) // 2]
             self.engine.set_control(now, sorted(control)[len(control) // 2])
-        self.engine.set_slack(self._timer_lateness.bound_ns())
+        self._set_slack()
+
+    def _set_slack(self) -> None:
+        self.engine.set_slack(max(MIN_SLACK_NS, self._timer_lateness.bound_ns()))
 
     # Observation
 

@@ -230,7 +230,10 @@ _STEP_NS = 1_000_000
 
 
 class Latency:
-    """A smoothed delay and how far it strays, as TCP keeps its round-trip time (RFC 6298)."""
+    """A smoothed delay and how far it strays, as TCP keeps its round-trip time (RFC 6298).
+
+    first_ns: what to expect before the first samples; 0 takes the first sample for it.
+    """
 
     def __init__(self, first_ns: int = 0) -> None:
         self.mean_ns = float(first_ns)
@@ -240,7 +243,7 @@ class Latency:
     def add(self, sample_ns: int) -> None:
         """Take in a sample. One stall counts as twice what was expected, or it would close every window for long."""
         sample = min(max(float(sample_ns), 0.0), 2.0 * self.bound_ns() + _STEP_NS)
-        if self.samples == 0:
+        if self.mean_ns == 0.0:
             self.mean_ns, self.deviation_ns = sample, sample / 2
         else:
             self.deviation_ns += (abs(sample - self.mean_ns) - self.deviation_ns) / 4

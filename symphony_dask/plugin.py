@@ -108,6 +108,8 @@ class SymphonyPlugin(SchedulerPlugin):
         await self.dispatcher.start(host, int(dask.config.get("symphony.lane.port")), ssl_context)
         for name in ("deploy", "undeploy", "status", "record", "stop_recording", "set_policy"):
             scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
+        # How clients learn that the plugin is here: asking for an operation that does not exist would be logged.
+        scheduler.set_metadata(keys=["symphony"], value=True)
         directory = dask.config.get("symphony.trace.directory")
         if directory:
             folder = f"{directory}/{time.strftime('%Y%m%d-%H%M%S')}-{scheduler.id.lower()}"
