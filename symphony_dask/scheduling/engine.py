@@ -287,7 +287,7 @@ class Engine:
         slots: list[int] = []
         for i in range(gpu["n_flight"]):
             slot = int(s.flight["first"][g * DEPTH + i])
-            for _ in range(s.flight["size"][g * DEPTH + i]):
+            for _ in range(s.flight["n"][g * DEPTH + i]):
                 slots.append(slot)
                 slot = int(s.nxt[slot, 0])
         return slots

@@ -122,7 +122,7 @@ def _finish(s: State, gpu: int, i: int) -> None:
     """The GPU's batch ``i`` is done: free its requests."""
     flight = s.flight[gpu * DEPTH + i]
     slot = int(flight.first)
-    for _ in range(flight.size):
+    for _ in range(flight.n):
         after = int(s.nxt[slot, 0])
         window.free_slot(s, slot)
         slot = after
@@ -139,7 +139,11 @@ def _place_gpu(s: State, g: int, now: int) -> None:
     elif gpu.state == BUSY:
         heap.remove(s.busy, s.gpu, g)
     if gpu.draining == 1:
-        gpu.state = DRAINING
+        if s.g[0].exact == 1 and gpu.n_flight > 0:
+            gpu.state = BUSY
+            heap.push(s.busy, s.gpu, g, s.flight[g * DEPTH].end)
+        else:
+            gpu.state = DRAINING
         return
     at = gpu.free_at - gpu.control
     if gpu.n_flight == DEPTH:
@@ -149,6 +153,7 @@ def _place_gpu(s: State, g: int, now: int) -> None:
         at = max(at, s.flight[g * DEPTH].end)
     if at <= now and gpu.n_flight < DEPTH:
         gpu.state = OPEN
+        s.g[0].opened = 1
         heap.push(s.open, s.gpu, g, gpu.rank)
     else:
         gpu.state = BUSY
@@ -247,7 +252,7 @@ def remove_gpu(s: State, now: int, g: int) -> None:
         flight = s.flight[g * DEPTH]
         m = int(flight.model)
         slot = int(flight.first)
-        for _ in range(flight.size):
+        for _ in range(flight.n):
             after = int(s.nxt[slot, 0])
             if s.req[slot].state == CANCELLED:
                 window.free_slot(s, slot)
@@ -264,6 +269,7 @@ def remove_gpu(s: State, now: int, g: int) -> None:
             slot = after
         _release_model(s, m)
         _shift(s, g, 0)
+    _place_gpu(s, g, now)
     gpu.state = ABSENT
 
 
@@ -271,7 +277,7 @@ def remove_gpu(s: State, now: int, g: int) -> None:
 def set_control(s: State, now: int, g: int, control: int) -> None:
     """The control latency of a GPU, ns, has a new estimate."""
     s.gpu[g].control = control
-    if s.gpu[g].state == BUSY:
+    if s.gpu[g].state == BUSY or s.gpu[g].state == OPEN:
         _place_gpu(s, g, now)
 
 
@@ -332,7 +338,7 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     flight.start = row.start
     flight.end = row.end
     flight.model = m
-    flight.size = size
+    flight.n = size
     last = -1
     for i in range(size):
         slot = queue.pop(s, m)
@@ -354,13 +360,9 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
 
 @compiled
 def _match(s: State, now: int) -> None:
-    out = s.g[0]
     n_models = len(s.mod)
     aside_models = 0
     while heap.size(s.ready) > 0 and heap.size(s.open) > 0:
-        if out.n_batches == len(s.batches):
-            out.more = 1
-            break
         m = heap.top(s.ready)
         aside_gpus = 0
         placed = False
@@ -389,7 +391,6 @@ def _match(s: State, now: int) -> None:
 def advance(s: State, now: int) -> None:
     """Look at all that is dirty or due at ``now`` and write dispatches and drops to the output."""
     out = s.g[0]
-    out.more = 0
     if out.fleet_changed == 1:
         _follow_fleet(s)
     for i in range(out.n_dirty):
@@ -407,13 +408,14 @@ def advance(s: State, now: int) -> None:
     while heap.size(s.ready) > 0 and s.mod[heap.top(s.ready)].key < now:
         window.refresh(s, heap.top(s.ready), now)
     _match(s, now)
+    out.opened = 0
 
 
 @compiled
 def next_event(s: State) -> int:
     """When ``advance`` has something to do if nothing else happens; NEVER when it has not."""
     out = s.g[0]
-    if out.n_dirty > 0 or out.more == 1 or out.fleet_changed == 1:
+    if out.n_dirty > 0 or out.fleet_changed == 1 or (out.opened == 1 and heap.size(s.ready) > 0):
         return 0
     at = int(NEVER)
     if heap.size(s.pending) > 0:

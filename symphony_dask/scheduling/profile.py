@@ -51,7 +51,7 @@ class LatencyProfile:
     def latency_ns(self) -> npt.NDArray[np.int64]:
         """l(b) in ns for b = 0 .. max_batch + 1; entry 0 is 0, the rest never falls. Shape (max_batch + 2,)."""
         sizes = np.arange(self.max_batch + 2)
-        ms = self.alpha_ms * sizes + self.beta_ms
+        ms = float(self.alpha_ms) * sizes + self.beta_ms
         if self.table:
             b, t = np.array(self.table, dtype=float).T
             inside = sizes <= b[-1]

@@ -27,7 +27,7 @@ FREE, QUEUED, IN_FLIGHT, CANCELLED = 0, 1, 2, 3
 # Where a model stands: no requests (IDLE), before its window (PENDING), inside it (READY).
 UNUSED, IDLE, PENDING, READY, REMOVED = 0, 1, 2, 3, 4
 
-# Where a GPU stands. BUSY: will take another batch at a known time. FULL: DEPTH batches are there.
+# Where a GPU stands. BUSY: will take another batch, or end its last one, at a known time. FULL: holds DEPTH batches.
 ABSENT, OPEN, BUSY, FULL, DRAINING = 0, 1, 2, 3, 4
 
 REQUEST = np.dtype(
@@ -82,8 +82,10 @@ GPU = np.dtype(
     align=True,
 )
 
+# ``n`` requests, chained from ``first`` on. Every numpy record has an attribute ``size``, which would hide a field
+# of that name where the kernels run as Python.
 FLIGHT = np.dtype(
-    [("batch", "i8"), ("start", "i8"), ("end", "i8"), ("model", "i4"), ("size", "i4"), ("first", "i4"), ("pad", "i4")],
+    [("batch", "i8"), ("start", "i8"), ("end", "i8"), ("model", "i4"), ("n", "i4"), ("first", "i4"), ("pad", "i4")],
     align=True,
 )
 
@@ -118,7 +120,7 @@ SCALARS = np.dtype(
         ("n_drops", "i4"),
         ("live_gpus", "i4"),
         ("fleet_changed", "i4"),  #: 1: GPUs, models or profiles came or went since the last ``advance``
-        ("more", "i4"),  #: 1: the output was full, call ``advance`` again at the same time
+        ("opened", "i4"),  #: 1: a GPU became OPEN since the last ``advance``
     ],
     align=True,
 )

@@ -30,10 +30,17 @@ def table(alpha_ms: float, beta_ms: float, max_batch: int = 128) -> Ints:
 
 
 def make_engine(
-    *, models: int = 1, gpus: int = 1, max_batch: int = 128, slo: float = 25, exact: bool = True, **options: Any
+    *,
+    models: int = 1,
+    gpus: int = 1,
+    max_batch: int = 128,
+    slo: float = 25,
+    exact: bool = True,
+    max_requests: int = 256,
+    **options: Any,
 ) -> Engine:
     """An engine whose models all take l(b) = b + 5 ms. A fresh engine numbers its slots 0, 1, 2, ... as they come."""
-    engine = Engine(exact=exact, **options)
+    engine = Engine(exact=exact, max_requests=max_requests, **options)
     for _ in range(models):
         engine.add_model(0, slo_ns=ns(slo), latency_ns={0: table(1, 5, max_batch)})
     for _ in range(gpus):

@@ -1,0 +1,307 @@
+"""Accounting of an engine that is as plain as can be, and a check of each of its decisions.
+
+Every request ends exactly once: completed, dropped, cancelled, rejected, or removed with its model. ``Books`` passes
+each event on to the engine, follows it in dicts and lists, and checks what comes back against the rules of
+``scheduling/window.py`` and ``scheduling/kernels.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from symphony_dask.scheduling.engine import NEVER, QUEUE_FULL, Engine, Ints
+from symphony_dask.scheduling.state import DEPTH, READY
+
+
+@dataclass
+class Model:
+    tables: dict[int, Ints]
+    max_batch: int
+    limit: int
+
+
+@dataclass
+class Request:
+    name: int
+    model: int
+    deadline: int
+    order: int
+    cancelled: bool = False
+
+
+@dataclass
+class Flight:
+    batch: int
+    start: int
+    end: int
+    slots: list[int]
+
+
+@dataclass
+class Gpu:
+    gpu_class: int
+    rank: int
+    control: int
+    free_at: int
+    draining: bool = False
+    flights: list[Flight] = field(default_factory=list)
+
+    def is_open(self, now: int) -> bool:
+        return not self.draining and len(self.flights) < DEPTH and self.free_at - self.control <= now
+
+    def complete(self, i: int, end: int) -> Flight:
+        """Take out flight ``i``; those behind it start no earlier than it ended."""
+        done = self.flights.pop(i)
+        self.free_at = end
+        for j, flight in enumerate(self.flights):
+            took = flight.end - flight.start
+            flight.start = max(flight.start, self.free_at) if j >= i else flight.start
+            flight.end = self.free_at = flight.start + took
+        return done
+
+
+class Books:
+    def __init__(self, policy: str, *, exact: bool, max_requests: int) -> None:
+        self.exact, self.max_requests, self.policy = exact, max_requests, policy
+        self.engine = Engine(policy, exact=exact, max_requests=max_requests)
+        self.now = self.names = self.control = self.slack = 0
+        self.stale = False  #: windows are as drawn before the last change of control latency or slack
+        self.models: dict[int, Model] = {}
+        self.gpus: dict[int, Gpu] = {}
+        self.queued: dict[int, Request] = {}
+        self.flying: dict[int, Request] = {}
+        self.outcomes: dict[int, str] = {}
+
+    def wait(self, span: int) -> None:
+        self.now += span
+        if self.exact:
+            for gpu in self.gpus.values():
+                while gpu.flights and gpu.flights[0].end <= self.now:
+                    self._land(gpu.flights.pop(0))
+
+    def _land(self, flight: Flight) -> None:
+        for slot in flight.slots:
+            self._end(self.flying.pop(slot), "completed")
+
+    def _end(self, request: Request, outcome: str) -> None:
+        assert request.name not in self.outcomes, "a request ended twice"
+        self.outcomes[request.name] = outcome
+
+    def queue(self, model: int) -> list[int]:
+        """The model's queue: request slots by deadline, first come first."""
+        mine = [slot for slot, request in self.queued.items() if request.model == model]
+        return sorted(mine, key=self._place)
+
+    def _place(self, slot: int) -> tuple[int, int]:
+        return self.queued[slot].deadline, self.queued[slot].order
+
+    def _fastest(self, model: Model) -> Ints:
+        present = {gpu.gpu_class for gpu in self.gpus.values() if not gpu.draining} & set(model.tables)
+        return model.tables[min(present or model.tables, key=lambda c: (model.tables[c][1], c))]
+
+    def advance(self) -> None:
+        due = self.engine.next_event()
+        decisions = self.engine.advance(self.now)
+        batches = decisions.batches.copy()
+        members = decisions.members.tolist()
+        drops = decisions.drops.tolist()
+        assert self.now >= due or not (len(batches) or drops), "decisions before next_event()"
+        assert self.engine.next_event() > self.now, "next_event() asks again for what was just done"
+
+        before = {m: self.queue(m) for m in self.models}
+        for row in batches:
+            self._check_batch(row, members[row["offset"] : row["offset"] + row["size"]], set(drops))
+        for slot in drops:
+            self._check_drop(slot, batches)
+        for m, queue in before.items():
+            rest = self.queue(m)
+            assert queue[len(queue) - len(rest) :] == rest, "a request left the queue before an earlier one"
+            self._check_window(m, rest)
+
+    def _check_batch(self, row: Any, slots: list[int], drops: set[int]) -> None:
+        m, start, end = int(row["model"]), int(row["start"]), int(row["end"])
+        model, gpu = self.models[m], self.gpus[int(row["gpu"])]
+        queue = self.queue(m)
+        latency = model.tables[gpu.gpu_class]
+        last = max(self.queued[slot].deadline for slot in queue)
+
+        assert slots == [slot for slot in queue if slot not in drops][: len(slots)], "a batch is not the queue's head"
+        assert 1 <= len(slots) <= model.max_batch
+        assert all(end <= self.queued[slot].deadline for slot in slots), "a batch ends after a deadline"
+        assert end == start + latency[len(slots)]
+        assert start == self.now + gpu.control, "a batch waits at its GPU"
+        assert start >= gpu.free_at, "two batches overlap"
+        assert gpu.is_open(self.now)
+        for g, other in self.gpus.items():
+            if other.is_open(self.now) and (other.rank, g) < (gpu.rank, int(row["gpu"])):
+                alone = self.now + other.control + model.tables[other.gpu_class][1]
+                assert alone > last, "an open GPU of lower rank was passed over"
+        if self.policy == "deferred":
+            assert row["window_open"] <= self.now or len(queue) >= model.max_batch, "dispatched before its window"
+
+        for slot in slots:
+            self.flying[slot] = self.queued.pop(slot)
+        gpu.flights.append(Flight(int(row["batch"]), start, end, slots))
+        gpu.free_at = end
+
+    def _check_drop(self, slot: int, batches: Any) -> None:
+        request = self.queued.pop(slot)
+        alone = self.now + self.control + self._fastest(self.models[request.model])[1]
+        beyond = [row for row in batches if row["model"] == request.model and row["end"] > request.deadline]
+        assert alone > request.deadline or beyond, "a request was dropped that could have been served"
+        self._end(request, "dropped")
+
+    def _check_window(self, m: int, queue: list[int]) -> None:
+        """What is left waits for its window or for a GPU, and can still be served."""
+        if not queue:
+            return
+        model, mod = self.models[m], self.engine.state.mod[m]
+        latency = self._fastest(model)
+        ready = bool(mod["state"] == READY)
+        last = max(self.queued[slot].deadline for slot in queue)
+        for gpu in self.gpus.values():
+            if ready and gpu.is_open(self.now):
+                alone = self.now + gpu.control + model.tables[gpu.gpu_class][1]
+                assert alone > last, "an open GPU was left idle beside a ready model"
+        if self.stale:
+            return
+        soonest = self.now + self.control
+        assert soonest + latency[1] <= self.queued[queue[0]].deadline, "a hopeless request is still queued"
+
+        rest = queue[int(mod["skipped"]) :]
+        first = self.queued[rest[0]].deadline
+        b = min(len(rest), model.max_batch)
+        assert soonest + latency[min(self.engine.target(m), len(rest))] <= first, "the candidate cannot be served whole"
+        opens = first - latency[b + 1] - self.control - self.slack
+        assert mod["open"] == opens
+        assert ready == (self.policy == "eager" or b == model.max_batch or self.now >= opens)
+
+    def check(self) -> None:
+        """The engine's own invariants, and that no request is lost."""
+        self.engine.validate()
+        for m in self.models:
+            assert self.engine.queued(m) == len(self.queue(m))
+        assert len(self.outcomes) + len(self.queued) + len(self.flying) == self.names, "a request is lost"
+
+    def submit(self, m: int, deadlines: list[int]) -> None:
+        n = len(deadlines)
+        names = np.arange(self.names, self.names + n)
+        slots = self.engine.submit(self.now, np.full(n, m, np.int32), np.array(deadlines, np.int64), names)
+        for slot, deadline in zip(slots.tolist(), deadlines, strict=True):
+            request = Request(self.names, m, deadline, order=self.names)
+            self.names += 1
+            full = len(self.queued) + len(self.flying) == self.max_requests
+            if full or len(self.queue(m)) >= self.models[m].limit:
+                assert slot == QUEUE_FULL
+                self._end(request, "rejected")
+            else:
+                assert slot >= 0, "a request was rejected though there was room"
+                assert slot not in self.queued
+                assert slot not in self.flying
+                assert self.engine.state.req["request"][slot] == request.name
+                self.queued[slot] = request
+
+    def cancel(self, slot: int) -> None:
+        assert self.engine.cancel(self.now, slot) == (slot in self.queued)
+        if slot in self.queued:
+            self._end(self.queued.pop(slot), "cancelled")
+            assert not self.engine.cancel(self.now, slot)
+        else:
+            self.flying[slot].cancelled = True
+
+    def complete(self, g: int, i: int, end: int) -> None:
+        """Report that flight ``i`` of GPU ``g`` ended."""
+        gpu = self.gpus[g]
+        assert self.engine.completed(self.now, g, gpu.flights[i].batch, end)
+        done = gpu.complete(i, end)
+        assert not self.engine.completed(self.now, g, done.batch, end)
+        self._land(done)
+        assert self.engine.in_flight(g) == len(gpu.flights)
+
+    def add_gpu(self, gpu_class: int, rank: int | None, control: int) -> None:
+        g = self.engine.add_gpu(self.now, gpu_class=gpu_class, rank=rank, control_ns=control)
+        assert g not in self.gpus
+        self.gpus[g] = Gpu(gpu_class, g if rank is None else rank, control, self.now)
+
+    def drain_gpu(self, g: int) -> None:
+        gpu = self.gpus[g]
+        self.engine.drain_gpu(self.now, g)
+        # A GPU that drains already is looked at by the next ``advance``.
+        assert gpu.draining or self.engine.in_flight(g) == len(gpu.flights)
+        gpu.draining = True
+
+    def remove_gpu(self, g: int) -> None:
+        removal = self.engine.remove_gpu(self.now, g)
+        requeued, ended = [], []
+        for slot in [slot for flight in self.gpus.pop(g).flights for slot in flight.slots]:
+            request = self.flying.pop(slot)
+            if request.cancelled:
+                self._end(request, "cancelled")
+            elif request.model in self.models:
+                self.queued[slot] = request
+                requeued.append(slot)
+            else:
+                self._end(request, "removed")
+                ended.append(slot)
+        assert removal.requeued.tolist() == requeued
+        assert removal.ended.tolist() == ended
+
+    def add_model(self, slo: int, tables: dict[int, Ints], limit: int) -> int:
+        m = self.engine.add_model(self.now, slo_ns=slo, latency_ns=tables, queue_limit=limit)
+        assert m not in self.models
+        assert all(request.model != m for request in self.flying.values()), "an index is used again too early"
+        self.models[m] = Model(dict(tables), len(tables[min(tables)]) - 2, limit)
+        return m
+
+    def remove_model(self, m: int) -> None:
+        queue = self.queue(m)
+        assert self.engine.remove_model(self.now, m).tolist() == queue
+        for slot in queue:
+            self._end(self.queued.pop(slot), "removed")
+        del self.models[m]
+
+    def update_profile(self, m: int, gpu_class: int, latency: Ints) -> None:
+        self.engine.update_profile(self.now, m, gpu_class, latency)
+        self.models[m].tables[gpu_class] = latency
+
+    def set_control(self, control: int, slack: int) -> None:
+        self.engine.set_control(self.now, control)
+        self.engine.set_slack(slack)
+        self.control, self.slack, self.stale = control, slack, True
+
+    def set_control_of(self, g: int, control: int) -> None:
+        self.engine.set_control(self.now, control, g)
+        self.gpus[g].control = control
+
+    def set_policy(self, policy: str) -> None:
+        """Also has every window drawn again."""
+        self.engine.policy = self.policy = policy
+        self.stale = False
+
+    def finish(self) -> None:
+        """Left alone, the engine ends every request."""
+        for _ in range(1000):
+            at = self.engine.next_event()
+            if at == NEVER:
+                break
+            self.wait(max(0, at - self.now))
+            self.advance()
+            self._complete_what_is_due()
+        else:
+            raise AssertionError("next_event() never comes to NEVER")
+        self.wait(10**9)
+        self._complete_what_is_due()
+        assert not self.queued
+        assert not self.flying
+        assert len(self.outcomes) == self.names
+        for g, gpu in self.gpus.items():
+            assert not gpu.draining or self.engine.in_flight(g) == 0, "a drained GPU never ends its batches"
+        self.check()
+
+    def _complete_what_is_due(self) -> None:
+        for g, gpu in self.gpus.items():
+            while not self.exact and gpu.flights and gpu.flights[0].end <= self.now:
+                self.complete(g, 0, gpu.flights[0].end)
