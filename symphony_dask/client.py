@@ -30,6 +30,12 @@ from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH, LatencyProfile
 from symphony_dask.trace.schema import Outcome
 from symphony_dask.units import format_duration, parse_duration_ns
 
+#: The largest sample, bytes: a batch of some must fit into one frame of the lane.
+MAX_SAMPLE_BYTES = 1 << 26
+
+#: A frame of requests ends with the one that reaches so many bytes.
+FRAME_BYTES = 1 << 24
+
 _OUTCOMES = {int(o): o.name.lower() for o in Outcome}
 
 
@@ -167,11 +173,9 @@ class Serving:
             scheduler: Any = self.client.scheduler
             if scheduler is None:
                 raise NotServing("the Dask client is not connected to a scheduler")
-            try:
-                info = await scheduler.symphony_info()
-            except Exception:
+            if not await scheduler.get_metadata(keys=["symphony"], default=None):
                 await self._install()
-                info = await scheduler.symphony_info()
+            info = await scheduler.symphony_info()
             await self._lane.open(get_address_host(scheduler.address), info)
 
     async def _install(self) -> None:
@@ -237,6 +241,9 @@ class Model:
         """
         payload = codec.encode(x)
         check_sample(self.name, self._signature, payload)
+        if len(payload) > MAX_SAMPLE_BYTES:
+            text = f"a sample of {len(payload)} bytes for model {self.name!r}: the most is {MAX_SAMPLE_BYTES}"
+            raise BadInput(f"{text}; send a path or URL, and have the model read it")
         return self._lane.submit(self._id, payload, 0 if slo is None else parse_duration_ns(slo, "slo"))
 
     def map(self, xs: Iterable[Any], *, slo: str | float | None = None) -> list[InferenceFuture]:
@@ -264,12 +271,14 @@ class _Lane:
         self._flush_due = False
         self._next = 0
         self._numbering = threading.Lock()
+        self._watch: asyncio.Task[None] | None = None
 
     @property
     def connected(self) -> bool:
         return self._connection is not None and not self._connection.closed
 
     async def open(self, host: str, info: dict[str, Any]) -> None:
+        self._fail_all("the connection to the scheduler was lost")  # what an earlier connection may have left
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         hello = {"token": info["token"], "version": VERSION, "role": "client"}
@@ -281,12 +290,27 @@ class _Lane:
         except (OSError, TimeoutError) as error:
             text = f"the lane at {host}:{info['port']} cannot be reached: {error or type(error).__name__}"
             raise ConnectionLost(f"{text}; check that the port is open, or set symphony.lane.port") from error
+        if self._watch is None:
+            self._watch = self._loop.create_task(self._watch_loop())
+
+    async def _watch_loop(self) -> None:
+        """End all requests when the event loop does, as when the Dask client is closed: it cancels its tasks then."""
+        try:
+            await self._loop.create_future()
+        finally:
+            self._watch = None
+            self._hang_up("the Dask client was closed")
 
     async def close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        self._hang_up("the lane was closed by Serving.close()")
+
+    def _hang_up(self, text: str) -> None:
         if self._connection is not None:
             self._flush()
             self._connection.close()
-        self._fail_all("the lane was closed by Serving.close()")
+        self._fail_all(text)
 
     def submit(self, model_id: int, payload: bytes, slo_ns: int) -> InferenceFuture:
         if not self.connected:
@@ -313,6 +337,7 @@ class _Lane:
             else:
                 self._loop.call_soon_threadsafe(self._flush)
         except RuntimeError:  # the event loop is closed
+            self._flush_due = False
             self._fail_all("the Dask client is closed")
 
     def _cancel(self, request: int) -> None:
@@ -325,9 +350,15 @@ class _Lane:
         connection = self._connection
         if connection is None:
             return
-        n = len(self._outbox)
-        if n:
-            rows = [self._outbox.popleft() for _ in range(n)]
+        rows: list[tuple[int, int, int, int, bytes]] = []
+        left = FRAME_BYTES
+        while self._outbox and left > 0:
+            try:
+                rows.append(self._outbox.popleft())
+            except IndexError:  # another thread found the connection lost
+                break
+            left -= len(rows[-1][-1])
+        if rows:
             models, slos, times, requests, payloads = zip(*rows, strict=True)
             ages = now_ns() - np.array(times, np.int64)
             sizes = [len(p) for p in payloads]
@@ -336,6 +367,8 @@ class _Lane:
         if self._cancels:
             cancels = [self._cancels.popleft() for _ in range(len(self._cancels))]
             connection.send([CANCEL, column(cancels)])
+        if self._outbox:
+            self._wake()
 
     def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
         if op != RESULT:
@@ -364,7 +397,8 @@ class _Lane:
             future._finish(outcome, result, None)
 
     def _lost(self, connection: Connection, error: Exception | None) -> None:
-        self._fail_all(f"the connection to the scheduler was lost ({error or 'closed'})")
+        if connection is self._connection:  # and not an earlier one
+            self._fail_all(f"the connection to the scheduler was lost ({error or 'closed'})")
 
     def _fail_all(self, text: str) -> None:
         """End every request without an answer; whether it ran is not known."""

@@ -143,7 +143,7 @@ class Dispatcher:
         self._reply_ns = FIRST_ROUND_TRIP_NS // 2
         self._server: asyncio.Server | None = None
         self._timer_lateness = Latency(FIRST_TIMER_LATENESS_NS)
-        self._set_slack()
+        self._set_slack(FIRST_ROUND_TRIP_NS // 2)
         self._tick_due = False
         self._measure_task: asyncio.Task[None] | None = None
         self._connections: set[Connection] = set()
@@ -227,7 +227,7 @@ class Dispatcher:
         now = now_ns()
         for slot in range(worker.slots):
             gpu_class = self._gpu_class(worker.gpu_class)
-            gpu = self.engine.add_gpu(now, gpu_class=gpu_class, control_ns=worker.control.bound_ns())
+            gpu = self.engine.add_gpu(now, gpu_class=gpu_class, control_ns=int(worker.control.mean_ns))
             worker.gpus.append(gpu)
             self._gpu_worker[gpu] = (connection, slot)
             self._log_gpu("ready", gpu, worker)
@@ -605,16 +605,20 @@ class Dispatcher:
                 worker.reply.relax()
             worker.heard = worker.reply.samples
             for gpu in worker.gpus:
-                control.append(worker.control.bound_ns())
+                control.append((int(worker.control.mean_ns), worker.control.bound_ns()))
                 reply.append(worker.reply.bound_ns())
-                self.engine.set_control(now, control[-1], gpu)
+                self.engine.set_control(now, control[-1][0], gpu)
         if control:
             self._reply_ns = sorted(reply)[len(reply) // 2]
-            self.engine.set_control(now, sorted(control)[len(control) // 2])
-        self._set_slack()
+            mean, bound = sorted(control)[len(control) // 2]
+            self.engine.set_control(now, mean)
+            self._set_slack(bound - mean)
 
-    def _set_slack(self) -> None:
-        self.engine.set_slack(max(MIN_SLACK_NS, self._timer_lateness.bound_ns()))
+    def _set_slack(self, control_deviation_ns: int) -> None:
+        """Windows open early by what may go wrong until the start; they close by what is expected, so that an idle GPU
+        is never denied to a request only because an estimate is careful.
+        """
+        self.engine.set_slack(max(MIN_SLACK_NS, self._timer_lateness.bound_ns()) + control_deviation_ns)
 
     # Observation
 

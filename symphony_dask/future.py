@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Callable, Generator
-from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import Any
 
 # Guards the making of conditions; held for a few bytecodes, never while anything waits.
@@ -48,16 +48,14 @@ class InferenceFuture(concurrent.futures.Future[Any]):
     def _finish(self, outcome: str, result: Any, exception: BaseException | None) -> None:
         """Answer the future, unless it was cancelled. Called by the lane, once."""
         with _making:
-            # Without a condition nobody waits or cancels, and nobody starts to before this lock is free.
+            # Without a condition nobody waits, calls back or cancels, and nobody starts to before this lock is free.
             alone = self._lazy_condition is None
             if alone:
                 self.outcome, self._result, self._exception, self._state = outcome, result, exception, FINISHED
         if alone:
-            if self._done_callbacks:
-                self._invoke_callbacks()  # type: ignore[attr-defined]
             return
         with self._condition:
-            if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
+            if self._state == CANCELLED_AND_NOTIFIED:
                 return
             self.outcome = outcome
             self._result = result
@@ -73,11 +71,16 @@ class InferenceFuture(concurrent.futures.Future[Any]):
 
     def cancel(self) -> bool:
         """Cancel the request, in its queue too; False if it was answered already."""
-        if self.cancelled():
-            return True
-        if not super().cancel():
-            return False
-        self.outcome = "cancelled"
+        with self._condition:
+            if self._state != PENDING:
+                return self._state == CANCELLED_AND_NOTIFIED
+            # Not CANCELLED: concurrent.futures.wait would wait for an executor to notice.
+            self._state = CANCELLED_AND_NOTIFIED
+            self.outcome = "cancelled"
+            for waiter in self._waiters:
+                waiter.add_cancelled(self)
+            self._condition.notify_all()
+        self._invoke_callbacks()  # type: ignore[attr-defined]
         if self._on_cancel is not None:
             self._on_cancel(self.request)
         return True

@@ -37,7 +37,7 @@ def parse_duration_ns(value: str | int | float, what: str = "duration") -> int:
             raise BadInput(f"{what} {value!r} cannot be read: {remedy}")
         ns = float(match[1]) * _UNITS[match[2].lower()]
     else:
-        ns = float(value) * NS_PER_S
+        ns = value * NS_PER_S
     if not 1 <= ns < 2**62:
         raise BadInput(f"{what} {value!r} is out of range: it must be above zero and below a century")
     return round(ns)

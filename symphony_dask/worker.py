@@ -25,12 +25,16 @@ from distributed.protocol.pickle import loads
 from symphony_dask import codec
 from symphony_dask.backends import BatchResult, ModelSpec, Runner, load
 from symphony_dask.backends.emulated import Emulated
-from symphony_dask.lane import DONE, EXECUTE, VERSION, Connection, connect, now_ns, read_column
+from symphony_dask.lane import DONE, EXECUTE, MAX_FRAME_BYTES, VERSION, Connection, connect, now_ns, read_column
 
 logger = logging.getLogger(__name__)
 
 #: Waits between attempts to reach the lane server, s.
 RECONNECT_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+#: The answers of a batch together, bytes; the rest of a frame is for its header.
+MAX_ANSWER_BYTES = MAX_FRAME_BYTES - (1 << 24)
 
 
 class Slot:
@@ -185,6 +189,8 @@ class SlotWorker:
             if runner is None:
                 raise LookupError(f"model {model_id} is not loaded on worker {self.address}")
             result = runner.run(blob, sizes)
+            if len(result.blob) > MAX_ANSWER_BYTES:
+                raise ValueError(f"the answers of a batch have {len(result.blob)} bytes: at most {MAX_ANSWER_BYTES}")
         except BaseException:
             text = traceback.format_exc()
             result = BatchResult(

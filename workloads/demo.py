@@ -89,7 +89,7 @@ def _row(run: Path, replayed: Replayed, label: str) -> dict[str, Any]:
 def _emulated_models(serving: Serving) -> tuple[list[Model], Callable[[int], Any], Callable[[int, Any], bool]]:
     """Two models with the latency profiles published for ResNet-50."""
     models = []
-    for name, slo in (("resnet50", "50ms"), ("resnet50-variant", "100ms")):
+    for name, slo in (("resnet50", "60ms"), ("resnet50-variant", "120ms")):
         profile = ZOO[name].profile
         models.append(serving.deploy(name, Emulated(profile.alpha_ms, profile.beta_ms), slo=slo))
     sample = np.zeros(25, np.float32)

@@ -1,0 +1,94 @@
+"""Models that the tests deploy. Workers import this module: keep it light."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def double(batch: Any) -> Any:
+    return batch * 2
+
+
+def total(batch: Any) -> Any:
+    """The sum of each sample."""
+    return batch.reshape(len(batch), -1).sum(axis=1)
+
+
+def load_double() -> Callable[[Any], Any]:
+    return double
+
+
+def load_nothing() -> Callable[[Any], Any]:
+    raise FileNotFoundError("no weights here")
+
+
+def one_answer_short(batch: Any) -> Any:
+    return batch[1:]
+
+
+def divide(batch: Any) -> list[float]:
+    """1/x of each sample, a float."""
+    return [1 / x for x in batch]
+
+
+def die_on_load() -> Callable[[Any], Any]:
+    os.kill(os.getpid(), 9)
+    raise AssertionError
+
+
+def slow(batch: Any) -> Any:
+    time.sleep(0.5)
+    return batch
+
+
+def slow_double(batch: Any) -> Any:
+    time.sleep(0.02)
+    return batch * 2
+
+
+def break_lane(dask_worker: Any) -> None:
+    """Hang up a worker's lane connection; its Dask connection stays."""
+    dask_worker.plugins["symphony"]._slot_worker.connection.close()
+
+
+def linear() -> Any:
+    """A torch module of 4 inputs and 3 outputs, with the same weights each time."""
+    import torch
+
+    torch.manual_seed(7)
+    return torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3)).eval()
+
+
+def convolution() -> Any:
+    """A small torch network for images of shape (3, 8, 8), with the same weights each time."""
+    import torch
+
+    torch.manual_seed(7)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 10)
+    ).eval()
+
+
+class Gate:
+    """A file that lets ``model`` answer once it is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder / "gate")
+
+    def open(self) -> None:
+        Path(self.path).touch()
+
+    def model(self, then: Callable[[Any], Any] = double) -> Callable[[Any], Any]:
+        """A model that answers as ``then``, after it has waited for the gate."""
+        path = self.path
+
+        def wait(batch: Any) -> Any:
+            while not os.path.exists(path):
+                time.sleep(0.002)
+            return then(batch)
+
+        return wait

@@ -1,0 +1,515 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from symphony_dask import dispatcher, lane
+from symphony_dask.dispatcher import Dispatcher
+from symphony_dask.errors import BadInput
+from symphony_dask.lane import (
+    DONE,
+    EXECUTE,
+    HELLO,
+    PING,
+    PONG,
+    RESULT,
+    SUBMIT,
+    VERSION,
+    WELCOME,
+    Connection,
+    Latency,
+    column,
+    connect,
+    read_column,
+)
+from symphony_dask.scheduling.profile import LatencyProfile
+
+Frame = tuple[int, list[Any], bytes]
+
+FIELDS = st.lists(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.binary(max_size=40) | st.text(max_size=20),
+    max_size=4,
+)
+FRAMES = st.lists(st.tuples(st.integers(0, 9), FIELDS, st.binary(max_size=200)), max_size=8)
+
+
+def encoded(op: int, fields: list[Any], blob: bytes = b"") -> bytes:
+    header = msgpack.packb([op, *fields])
+    return struct.pack("<II", len(header), len(blob)) + header + blob
+
+
+class Server:
+    """A lane server that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.connections: list[Connection] = []
+        self.lost: list[Exception | None] = []
+
+    def accept(self) -> Connection:
+        self.connections.append(Connection(self.frame, lambda _, error: self.lost.append(error)))
+        return self.connections[-1]
+
+    def frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+        self.frames.append((op, fields, bytes(blob)))
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def listening(accept: Callable[[], Connection]) -> AsyncIterator[int]:
+    """The port of a server on the loopback interface."""
+    server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+def received(pieces: list[bytes]) -> list[Frame]:
+    """The frames that a server makes of ``pieces``, each given to it by one read."""
+
+    async def main() -> list[Frame]:
+        server = Server()
+        connection = server.accept()
+        for piece in pieces:
+            connection.data_received(piece)
+        return server.frames
+
+    return asyncio.run(main())
+
+
+def exchanged(write: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> Server:
+    """The server after a client wrote to it over TCP and the connection ended, which the server must see to."""
+
+    async def main() -> Server:
+        server = Server()
+        async with listening(server.accept) as port, asyncio.timeout(10):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            await write(writer)
+            assert await reader.read() == b""
+            writer.close()
+            await until(lambda: server.lost)
+        return server
+
+    return asyncio.run(main())
+
+
+THREE: list[Frame] = [
+    (SUBMIT, [1, b"ab"], b"payload"),
+    (PONG, [2**62], b""),
+    (RESULT, [{0: ["ModelError", "x"]}], b"z"),
+]
+
+
+def test_a_frame_cut_anywhere_arrives_whole() -> None:
+    data = b"".join(encoded(*frame) for frame in THREE)
+    for at in range(len(data) + 1):
+        assert received([data[:at], data[at:]]) == THREE
+
+
+def test_frames_that_come_byte_by_byte_arrive_whole() -> None:
+    data = b"".join(encoded(*frame) for frame in THREE)
+    assert received([data[i : i + 1] for i in range(len(data))]) == THREE
+
+
+def test_many_frames_in_one_read_arrive_in_order() -> None:
+    frames: list[Frame] = [(PONG, [i], b"x" * (i % 5)) for i in range(1000)]
+    assert received([b"".join(encoded(*frame) for frame in frames)]) == frames
+
+
+@given(FRAMES, st.lists(st.integers(0, 2000), max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_what_is_sent_is_what_arrives(frames: list[Frame], cuts: list[int]) -> None:
+    data = b"".join(encoded(*frame) for frame in frames)
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    assert received([data[a:b] for a, b in pairwise(edges)]) == frames
+
+
+@given(FRAMES)
+@settings(max_examples=20, deadline=None)
+def test_send_delivers_over_tcp(frames: list[Frame]) -> None:
+    async def main() -> None:
+        server, sender = Server(), Server()
+        async with listening(server.accept) as port:
+            _, connection = await asyncio.get_running_loop().create_connection(sender.accept, "127.0.0.1", port)
+            for op, fields, blob in frames:
+                connection.send([op, *fields], blob)
+            connection.close()
+            await until(lambda: server.lost)
+        assert server.frames == frames
+
+    asyncio.run(main())
+
+
+def test_frames_of_one_tick_leave_in_one_write() -> None:
+    async def main() -> None:
+        writes: list[bytes] = []
+
+        class Transport(asyncio.Transport):
+            def write(self, data: Any) -> None:
+                writes.append(bytes(data))
+
+            def is_closing(self) -> bool:
+                return False
+
+        connection = Server().accept()
+        connection.connection_made(Transport({"socket": socket.socket()}))
+        connection.send([PING, 1])
+        connection.send([RESULT], b"blob")
+        await until(lambda: writes)
+        assert writes == [encoded(PING, [1]) + encoded(RESULT, [], b"blob")]
+
+    asyncio.run(main())
+
+
+def test_a_frame_above_the_limit_closes_the_connection_before_its_bytes_come(caplog: pytest.LogCaptureFixture) -> None:
+    async def write(writer: asyncio.StreamWriter) -> None:
+        writer.write(struct.pack("<II", 10, lane.MAX_FRAME_BYTES))
+
+    assert exchanged(write).frames == []
+    assert "the most is 1073741824" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        struct.pack("<II", 3, 0) + b"\xc1\xc1\xc1",  # no msgpack
+        struct.pack("<II", 0, 0),  # no header
+        struct.pack("<II", 1, 0) + msgpack.packb(5),  # a header that is no list
+        struct.pack("<II", 1, 0) + msgpack.packb([]),  # without an op
+        struct.pack("<II", 2, 0) + msgpack.packb(5) * 2,  # two values
+        struct.pack("<II", 2, 0) + b"\x92\x01",  # a list cut short
+    ],
+)
+def test_a_malformed_header_closes_the_connection(data: bytes) -> None:
+    async def write(writer: asyncio.StreamWriter) -> None:
+        writer.write(encoded(PONG, [1]))
+        writer.write(data)
+        writer.write(encoded(PONG, [2]))
+
+    assert exchanged(write).frames == [(PONG, [1], b"")]
+
+
+def test_what_the_host_raises_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise BadInput("no")
+
+    monkeypatch.setattr(Server, "frame", refuse)
+
+    async def write(writer: asyncio.StreamWriter) -> None:
+        writer.write(encoded(PONG, [1]) * 3)
+
+    assert len(exchanged(write).lost) == 1
+
+
+def test_a_closed_connection_sends_nothing_and_loses_nothing_twice() -> None:
+    async def main() -> None:
+        server, sender = Server(), Server()
+        async with listening(server.accept) as port:
+            _, connection = await asyncio.get_running_loop().create_connection(sender.accept, "127.0.0.1", port)
+            connection.send([PONG, 1])
+            connection.close()
+            connection.close()
+            connection.send([PONG, 2])
+            await until(lambda: server.lost and sender.lost)
+        assert server.frames == [(PONG, [1], b"")]
+        assert (server.lost, sender.lost) == ([None], [None])
+
+    asyncio.run(main())
+
+
+def test_a_silent_peer_is_probed_by_the_kernel() -> None:
+    async def main() -> None:
+        server = Server()
+        async with listening(server.accept) as port:
+            _, connection = await asyncio.get_running_loop().create_connection(Server().accept, "127.0.0.1", port)
+            await until(lambda: server.connections and server.connections[0]._transport)
+            for end in (connection, server.connections[0]):
+                assert end._transport is not None
+                sock = end._transport.get_extra_info("socket")
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+            connection.close()
+
+    asyncio.run(main())
+
+
+def test_a_column_is_little_endian_bytes() -> None:
+    assert column([1, -1], "<i4") == b"\x01\0\0\0\xff\xff\xff\xff"
+    assert read_column(column([2**62, -5])).tolist() == [2**62, -5]
+    with pytest.raises(BadInput, match="cannot be read as <i8"):
+        read_column(b"1234567")
+
+
+def test_a_latency_is_smoothed_as_tcp_does() -> None:
+    latency = Latency()
+    latency.add(800)
+    assert (latency.mean_ns, latency.deviation_ns) == (800, 400)
+    latency.add(1600)
+    assert (latency.mean_ns, latency.deviation_ns) == (900, 500)
+
+
+# The dispatcher behind a lane
+
+
+class Bench:
+    """A dispatcher with one fake worker, which answers each batch with its own payloads, and any number of clients."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.dispatcher = dispatcher
+        self.answers: dict[int, bytes] = {}
+        self.batches: list[int] = []
+
+    async def connect(self, **hello: Any) -> Connection:
+        hello = {"token": self.dispatcher.token, "version": VERSION, "role": "client"} | hello
+        return await connect("127.0.0.1", self.dispatcher.port, hello, self.frame, lambda *lost: None, timeout_s=10)
+
+    def frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+        if op == EXECUTE:
+            batch, slot, _, sizes = fields
+            self.batches.append(len(read_column(sizes)))
+            connection.send([DONE, batch, slot, 0, 1000, 1000, sizes, {}], bytes(blob))
+        else:
+            assert op == RESULT
+            at = 0
+            for request, size in zip(read_column(fields[0]).tolist(), read_column(fields[2]).tolist(), strict=True):
+                self.answers[request] = bytes(blob[at : at + size])
+                at += size
+
+    def submit(self, client: Connection, ids: list[int], payloads: list[bytes], model: int = 0) -> None:
+        n, sizes = len(ids), [len(p) for p in payloads]
+        columns = (column([model] * n, "<i4"), column([0] * n), column([0] * n), column(ids), column(sizes))
+        client.send([SUBMIT, *columns], b"".join(payloads))
+
+    async def answered(self, *ids: int) -> list[bytes]:
+        await until(lambda: all(i in self.answers for i in ids))
+        return [self.answers[i] for i in ids]
+
+
+def on_bench(main: Callable[[Bench], Awaitable[None]]) -> None:
+    """Run ``main`` with a served model 0 of SLO 60 s."""
+
+    async def wrapped() -> None:
+        made = Dispatcher(policy="eager", max_requests=64, on_worker=lambda c: made.add_slots(c))
+        await made.start("127.0.0.1")
+        bench = Bench(made)
+        try:
+            made.add_model(made.new_model_id(), "m", 60 * 10**9, {"cpu": LatencyProfile(0.0, 0.1, 8)})
+            await bench.connect(role="worker", worker="w", host="h", slots=1, gpu_class="cpu")
+            await main(bench)
+        finally:
+            await made.stop()
+
+    asyncio.run(wrapped())
+
+
+def test_each_request_gets_its_own_answer() -> None:
+    async def main(bench: Bench) -> None:
+        client = await bench.connect()
+        payloads = [bytes([i]) * i for i in range(30)]
+        bench.submit(client, list(range(30)), payloads)
+        assert await bench.answered(*range(30)) == payloads
+        assert sum(bench.batches) == 30
+        assert max(bench.batches) == 8
+        bench.dispatcher.engine.validate()
+
+    on_bench(main)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        [HELLO, {"token": "wrong", "version": VERSION, "role": "client"}],
+        [HELLO, {"token": "naïve", "version": VERSION, "role": "client"}],
+        [HELLO, {"version": VERSION, "role": "client"}],
+        [HELLO, "token"],
+        [HELLO],
+        [SUBMIT, b"", b"", b"", b"", b""],
+        [WELCOME, {}],
+        [99],
+    ],
+    ids=str,
+)
+def test_who_does_not_say_hello_with_the_token_is_turned_away_and_others_are_served(first: list[Any]) -> None:
+    async def main(bench: Bench) -> None:
+        client = await bench.connect()
+        reader, writer = await asyncio.open_connection("127.0.0.1", bench.dispatcher.port)
+        writer.write(encoded(first[0], first[1:]))
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        writer.close()
+        bench.submit(client, [1], [b"still here"])
+        assert await bench.answered(1) == [b"still here"]
+
+    on_bench(main)
+
+
+def test_another_version_is_told_to_install_one_release(caplog: pytest.LogCaptureFixture) -> None:
+    async def main(bench: Bench) -> None:
+        with pytest.raises(ConnectionError, match="turned the connection away"):
+            await bench.connect(version=VERSION + 1)
+
+    on_bench(main)
+    assert "install one release" in caplog.text
+
+
+def test_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "HELLO_S", 0.01)
+
+    async def main(bench: Bench) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", bench.dispatcher.port)
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        writer.close()
+
+    on_bench(main)
+
+
+def _submit(*changes: tuple[int, bytes]) -> list[Any]:
+    fields: list[Any] = [SUBMIT, column([0], "<i4"), column([0]), column([0]), column([1]), column([3])]
+    for at, value in changes:
+        fields[at] = value
+    return fields
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        _submit((5, column([4]))),
+        _submit((5, column([-3]))),
+        _submit((4, column([1, 2]))),
+        _submit((1, b"123")),
+        _submit()[:4],
+        [DONE, 0, 0, 0, 0, 0, b"", {}],
+        [EXECUTE],
+    ],
+    ids=[
+        "sizes above the blob",
+        "negative size",
+        "ragged",
+        "half a column",
+        "short",
+        "of a worker",
+        "of the scheduler",
+    ],
+)
+def test_a_client_that_sends_nonsense_is_cut_off_and_others_are_served(fields: list[Any]) -> None:
+    async def main(bench: Bench) -> None:
+        good, bad = await bench.connect(), await bench.connect()
+        bad.send(fields, b"abc")
+        await until(lambda: bad.closed)
+        bench.submit(good, [2], [b"still here"])
+        assert await bench.answered(2) == [b"still here"]
+        assert bench.dispatcher.status()["clients"] == 1
+
+    on_bench(main)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "errors"), [([1], {}), ([2, 2], {}), ([4, -1], {}), ([3, 0], {2: "an error of a third request"})]
+)
+def test_a_worker_that_reports_nonsense_is_cut_off_and_its_requests_are_run_elsewhere(
+    sizes: list[int], errors: dict[int, str]
+) -> None:
+    async def main(bench: Bench) -> None:
+        def nonsense(connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+            batch, slot = fields[:2]
+            connection.send([DONE, batch, slot, 0, 0, 0, column(sizes), errors], bytes(blob))
+
+        good_frame, bench.frame = bench.frame, nonsense  # type: ignore[method-assign]
+        bench.dispatcher.drop_worker("w")
+        bad = await bench.connect(role="worker", worker="bad", host="h", slots=1, gpu_class="cpu")
+        bench.frame = good_frame  # type: ignore[method-assign]
+        client = await bench.connect()
+        bench.submit(client, [1, 2], [b"a", b"bc"])
+        await until(lambda: bad.closed)
+        await bench.connect(role="worker", worker="good", host="h", slots=1, gpu_class="cpu")
+        assert await bench.answered(1, 2) == [b"a", b"bc"]
+        bench.dispatcher.engine.validate()
+
+    on_bench(main)
+
+
+def test_counts_add_up_when_requests_are_cancelled_in_flight_and_their_worker_is_lost() -> None:
+    async def main(bench: Bench) -> None:
+        answer, bench.frame = bench.frame, lambda *frame: None  # type: ignore[method-assign,assignment]
+        bench.dispatcher.drop_worker("w")
+        await bench.connect(role="worker", worker="mute", host="h", slots=1, gpu_class="cpu")
+        bench.frame = answer  # type: ignore[method-assign]
+        client = await bench.connect()
+        bench.submit(client, [1, 2], [b"a", b"b"])
+        await until(lambda: bench.dispatcher.in_flight("mute"))
+        client.send([lane.CANCEL, column([1])])
+        await until(lambda: np.count_nonzero(bench.dispatcher._client >= 0) == 1)
+        bench.dispatcher.drop_worker("mute")
+        await bench.connect(role="worker", worker="w", host="h", slots=1, gpu_class="cpu")
+        assert await bench.answered(2) == [b"b"]
+        outcomes = bench.dispatcher.status()["models"]["m"]["outcomes"]
+        assert {k: v for k, v in outcomes.items() if v} == {"ok": 1, "cancelled": 1}
+        bench.dispatcher.engine.validate()
+
+    on_bench(main)
+
+
+def test_requests_of_a_client_that_leaves_are_cancelled() -> None:
+    async def main(bench: Bench) -> None:
+        bench.dispatcher.drain_worker("w")
+        client = await bench.connect()
+        bench.submit(client, [1, 2, 3], [b"a", b"b", b"c"])
+        await until(lambda: bench.dispatcher.status()["models"]["m"]["queued"] == 3)
+        client.close()
+        await until(lambda: bench.dispatcher.status()["models"]["m"]["queued"] == 0)
+        assert bench.dispatcher.status()["models"]["m"]["outcomes"]["cancelled"] == 3
+        bench.dispatcher.engine.validate()
+
+    on_bench(main)
+
+
+def test_requests_left_without_a_gpu_end_at_their_deadline() -> None:
+    async def main(bench: Bench) -> None:
+        made = bench.dispatcher
+        made.add_model(made.new_model_id(), "short", 50_000_000, {"cpu": LatencyProfile(0.0, 0.1, 8)})
+        made.drain_worker("w")
+        client = await bench.connect()
+        bench.submit(client, [1], [b"a"], model=1)
+        await until(lambda: made.status()["models"]["short"]["queued"] == 1)
+        made.drop_worker("w")
+        assert await bench.answered(1) == [b""]
+        assert made.status()["models"]["short"]["outcomes"]["dropped"] == 1
+
+    on_bench(main)
+
+
+def test_a_request_whose_workers_keep_dying_ends_after_the_third() -> None:
+    async def main(bench: Bench) -> None:
+        made = bench.dispatcher
+        answer, bench.frame = bench.frame, lambda *frame: None  # type: ignore[method-assign,assignment]
+        made.drop_worker("w")
+        mute = [await bench.connect(role="worker", worker=f"{i}", host="h", slots=1, gpu_class="cpu") for i in range(3)]
+        bench.frame = answer  # type: ignore[method-assign]
+        client = await bench.connect()
+        bench.submit(client, [1], [b"a"])
+        for _ in mute:
+            await until(lambda: any(made.in_flight(str(i)) for i in range(3)))
+            made.drop_worker(next(str(i) for i in range(3) if made.in_flight(str(i))))
+        assert await bench.answered(1) == [b""]
+        assert made.status()["models"]["m"]["outcomes"]["failed"] == 1
+        made.engine.validate()
+
+    on_bench(main)
