@@ -597,7 +597,7 @@ class Dispatcher:
     def _follow_latency(self) -> None:
         """Tell the engine the control latency of each GPU, and for the windows the median of them."""
         now = now_ns()
-        control, reply = [], []
+        control, reply, spread = [], [], []
         for connection in self.workers.values():
             worker: Worker = connection.peer
             if worker.heard == worker.reply.samples:
@@ -605,20 +605,20 @@ class Dispatcher:
                 worker.reply.relax()
             worker.heard = worker.reply.samples
             for gpu in worker.gpus:
-                control.append((int(worker.control.mean_ns), worker.control.bound_ns()))
+                control.append(int(worker.control.mean_ns))
                 reply.append(worker.reply.bound_ns())
-                self.engine.set_control(now, control[-1][0], gpu)
+                spread.append(worker.control.spread_ns() + worker.reply.spread_ns())
+                self.engine.set_control(now, control[-1], gpu)
         if control:
             self._reply_ns = sorted(reply)[len(reply) // 2]
-            mean, bound = sorted(control)[len(control) // 2]
-            self.engine.set_control(now, mean)
-            self._set_slack(bound - mean)
+            self.engine.set_control(now, sorted(control)[len(control) // 2])
+            self._set_slack(sorted(spread)[len(spread) // 2])
 
-    def _set_slack(self, control_deviation_ns: int) -> None:
-        """Windows open early by what may go wrong until the start; they close by what is expected, so that an idle GPU
-        is never denied to a request only because an estimate is careful.
+    def _set_slack(self, spread_ns: int) -> None:
+        """Windows open early by all that may go wrong; they close by what is expected. So where GPUs are idle batches
+        end with time to spare, and where they are not, none is denied to a request because an estimate is careful.
         """
-        self.engine.set_slack(max(MIN_SLACK_NS, self._timer_lateness.bound_ns()) + control_deviation_ns)
+        self.engine.set_slack(max(MIN_SLACK_NS, self._timer_lateness.bound_ns()) + spread_ns)
 
     # Observation
 

@@ -257,7 +257,11 @@ class Latency:
 
     def bound_ns(self) -> int:
         """Mean plus four deviations, as TCP's time-out: what nearly all samples stay below."""
-        return int(self.mean_ns + 4.0 * self.deviation_ns)
+        return int(self.mean_ns) + self.spread_ns()
+
+    def spread_ns(self) -> int:
+        """The four deviations of ``bound_ns``."""
+        return int(4.0 * self.deviation_ns)
 
 
 def now_ns() -> int:
