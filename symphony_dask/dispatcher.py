@@ -68,6 +68,9 @@ FIRST_TIMER_LATENESS_NS = 250_000
 #: Windows open at least so much early, ns: one that is no wider than the timer is exact would be missed.
 MIN_SLACK_NS = 200_000
 
+#: And by this share of the SLO: a batch planned to end at the deadline is late at the least stall of a machine.
+SLACK_SHARE = 0.03
+
 
 @dataclass
 class Client:
@@ -618,7 +621,7 @@ class Dispatcher:
         """Windows open early by all that may go wrong; they close by what is expected. So where GPUs are idle batches
         end with time to spare, and where they are not, none is denied to a request because an estimate is careful.
         """
-        self.engine.set_slack(max(MIN_SLACK_NS, self._timer_lateness.bound_ns()) + spread_ns)
+        self.engine.set_slack(max(MIN_SLACK_NS, self._timer_lateness.bound_ns()) + spread_ns, SLACK_SHARE)
 
     # Observation
 

@@ -40,12 +40,12 @@ def demo(torch: bool, folder: str | None, as_json: bool) -> None:
         print_json(results)
         return
     table = Table(title=f"Azure LLM trace at {demos.SPEED:g}x, {next(iter(results.values()))['label']}")
-    heads = ("policy", "offered", "SLO attainment", "goodput", "p50", "p99", "mean batch", "busy GPUs")
-    for head in heads:
-        table.add_column(head, justify="left" if head == "policy" else "right")
+    heads = ("policy", "offered\nreq/s", "SLO attain-\nment", "goodput\nreq/s", "p50\nms", "p99\nms")
+    for head in (*heads, "mean\nbatch", "busy\nGPUs"):
+        table.add_column(head, justify="left" if head == "policy" else "right", no_wrap=True)
     for policy, r in results.items():
-        rates = (f"{r['offered_hz']:,.0f}/s", f"{r['attainment']:.2%}", f"{r['goodput_hz']:,.0f}/s")
-        times = (f"{r['p50_ms']:.1f} ms", f"{r['p99_ms']:.1f} ms")
+        rates = (f"{r['offered_hz']:,.0f}", f"{r['attainment']:.2%}", f"{r['goodput_hz']:,.0f}")
+        times = (f"{r['p50_ms']:.1f}", f"{r['p99_ms']:.1f}")
         table.add_row(policy, *rates, *times, f"{r['mean_batch']:.1f}", f"{r['busy_gpus']:.2f}")
     console = Console()
     console.print(table)

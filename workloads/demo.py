@@ -29,6 +29,8 @@ GPUS = 4
 WINDOW_S = (180.0, 2180.0)
 SPEED = 80.0
 
+_WARM_UP = 20
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -47,6 +49,7 @@ def demo(folder: str | Path | None = None, *, torch: bool = False, on_progress: 
         results = {}
         for policy in POLICIES:
             serving.set_policy(policy)
+            _warm_up(models, payload)
             run = root / policy
             label = "measured: torch on the CPU" if torch else "emulated GPUs, everything else real"
             serving.record(str(run), label=label, trace="azure-llm-2023-code", speed=speed)
@@ -76,6 +79,13 @@ def demo_trace() -> tuple[npt.NDArray[np.int64], float]:
     start, end = (s * NS_PER_S for s in WINDOW_S)
     part = arrivals[(arrivals >= start) & (arrivals < end)]
     return part - part[0], SPEED
+
+
+def _warm_up(models: list[Model], payload: Callable[[int], Any]) -> None:
+    """Have each model answer one request after another, so that latencies are known before the recording begins."""
+    for model in models:
+        for i in range(_WARM_UP):
+            model.submit(payload(i)).exception(timeout=30)
 
 
 def _row(run: Path, replayed: Replayed, label: str) -> dict[str, Any]:

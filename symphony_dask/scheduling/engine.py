@@ -202,9 +202,13 @@ class Engine:
         else:
             kernels.set_control(self.state, now, gpu, control_ns)
 
-    def set_slack(self, slack_ns: int) -> None:
-        """Open windows so much before frontrun, because ``advance`` is called late by about as much."""
+    def set_slack(self, slack_ns: int, share: float = 0.0) -> None:
+        """Open windows before frontrun by ``slack_ns`` and a share of the model's SLO, for a host whose estimates err.
+
+        A window drawn already keeps its opening until its model is next looked at; so it is with ``set_control``.
+        """
         self.state.g["slack"] = slack_ns
+        self.state.g["slack_share"] = share
 
     def queued(self, model: int) -> int:
         """Requests in a model's queue."""

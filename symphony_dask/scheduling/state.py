@@ -110,7 +110,8 @@ SCALARS = np.dtype(
         ("seq", "i8"),
         ("next_batch", "i8"),
         ("control", "i8"),  #: control latency that windows allow for, ns
-        ("slack", "i8"),  #: how much earlier than frontrun a window opens, ns
+        ("slack", "i8"),  #: how much earlier than frontrun a window opens, ns,
+        ("slack_share", "f8"),  #: and how much of its SLO besides
         ("policy", "i4"),
         ("exact", "i4"),  #: 1: batches end as predicted, nobody reports their completion
         ("n_slots", "i4"),  #: free request slots

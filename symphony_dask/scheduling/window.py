@@ -139,7 +139,8 @@ def refresh(s: State, m: int, now: int) -> None:
     rest = mod.n - mod.skipped
     deadline = s.req[mod.first].deadline
     b = min(rest, mod.max_batch)
-    mod.open = frontrun(latency, deadline, b, control + s.g[0].slack)
+    slack = s.g[0].slack + int(s.g[0].slack_share * mod.slo)
+    mod.open = frontrun(latency, deadline, b, control + slack)
     mod.close = latest(latency, deadline, min(mod.target, rest), control)
     expiry = latest(latency, s.req[s.head[m, 0]].deadline, 1, control)
     state = READY if s.g[0].policy == EAGER or b == mod.max_batch or now >= mod.open else PENDING
