@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def double(batch: Any) -> Any:
     return batch * 2
@@ -57,6 +59,7 @@ def break_lane(dask_worker: Any) -> None:
 
 def linear() -> Any:
     """A torch module of 4 inputs and 3 outputs, with the same weights each time."""
+    pytest.importorskip("torch")
     import torch
 
     torch.manual_seed(7)

@@ -97,8 +97,7 @@ def test_a_torch_module_is_profiled_on_its_example_and_answers(deploy: Deploy) -
 
 
 def test_a_tensor_is_answered_with_a_tensor(deploy: Deploy) -> None:
-    import torch
-
+    torch = pytest.importorskip("torch")
     model = deploy(models.linear(), profile=QUICK)
     answer = model.submit(torch.ones(4)).result(LIMIT_S)
     assert isinstance(answer, torch.Tensor)

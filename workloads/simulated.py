@@ -1,0 +1,83 @@
+"""What a simulation gives back, whichever scheduler was simulated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from symphony_dask.scheduling.profile import LatencyProfile
+from symphony_dask.trace.schema import Outcome
+from symphony_dask.units import NS_PER_S
+
+
+@dataclass(frozen=True)
+class SimModel:
+    """A model as simulations take it; ``profile`` holds on every GPU unless a simulation is given classes."""
+
+    name: str
+    profile: LatencyProfile
+    slo_ns: int
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Outcomes of n requests and the batches that served them. All figures are simulated.
+
+    outcome: (n,) int8, codes of ``trace.Outcome``.
+    finish_ns: (n,) int64, when the request's batch ended, -1 if it was never run.
+    batch_gpu, batch_model, batch_size: (k,) int32; batch_start_ns, batch_end_ns: (k,) int64, in order of dispatch.
+    gpus: how many GPUs there were.
+    span_ns: first arrival to the last of arrivals and batch ends.
+    """
+
+    outcome: npt.NDArray[np.int8]
+    finish_ns: npt.NDArray[np.int64]
+    batch_gpu: npt.NDArray[np.int32]
+    batch_model: npt.NDArray[np.int32]
+    batch_size: npt.NDArray[np.int32]
+    batch_start_ns: npt.NDArray[np.int64]
+    batch_end_ns: npt.NDArray[np.int64]
+    gpus: int
+    span_ns: int
+
+    def count(self, outcome: Outcome) -> int:
+        return int((self.outcome == outcome).sum())
+
+    @property
+    def attainment(self) -> float:
+        """Share of requests that ended within their SLO."""
+        return self.count(Outcome.OK) / len(self.outcome)
+
+    @property
+    def goodput_hz(self) -> float:
+        return self.count(Outcome.OK) * NS_PER_S / self.span_ns
+
+    @property
+    def mean_batch(self) -> float:
+        return float(self.batch_size.mean()) if len(self.batch_size) else 0.0
+
+    @property
+    def gpu_seconds(self) -> float:
+        """Time that GPUs were busy, in all, s."""
+        return float((self.batch_end_ns - self.batch_start_ns).sum()) / NS_PER_S
+
+    @property
+    def busy_gpus(self) -> float:
+        """GPUs busy on average."""
+        return self.gpu_seconds * NS_PER_S / self.span_ns
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys that ``symphony simulate --json`` prints, but for ``simulated_hz``."""
+        kinds = (Outcome.OK, Outcome.LATE, Outcome.DROPPED, Outcome.REJECTED)
+        return {
+            "requests": len(self.outcome),
+            **{kind.name.lower(): self.count(kind) for kind in kinds},
+            "attainment": self.attainment,
+            "goodput_hz": self.goodput_hz,
+            "mean_batch": self.mean_batch,
+            "busy_gpus": self.busy_gpus,
+            "gpu_seconds": self.gpu_seconds,
+        }
