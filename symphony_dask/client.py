@@ -140,7 +140,7 @@ class Serving:
         return self.client.sync(self._call, "stop_recording")
 
     def set_policy(self, policy: str) -> Any:
-        """Schedule by another policy from now on ("deferred" or "eager"). Raises ``BadInput``."""
+        """Schedule by another policy of ``scheduling.engine.POLICIES`` from now on. Raises ``BadInput``."""
         return self.client.sync(self._call, "set_policy", policy=policy)
 
     def close(self) -> Any:

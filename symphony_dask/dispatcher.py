@@ -115,7 +115,7 @@ class Dispatcher:
     def __init__(
         self,
         *,
-        policy: str = "deferred",
+        policy: str = "adaptive",
         max_requests: int = 65_536,
         on_worker: Callable[[Connection], None] = lambda connection: None,
     ) -> None:

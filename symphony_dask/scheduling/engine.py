@@ -29,8 +29,15 @@ from symphony_dask.scheduling.state import (
     make_state,
 )
 
-#: Policies by name.
-POLICIES = {"deferred": window.DEFERRED, "eager": window.EAGER}
+#: Policies by name. "timeout" takes the fraction of the SLO in brackets, as in "timeout(0.3)"; 0.5 without.
+POLICIES = {
+    "deferred": window.DEFERRED,
+    "adaptive": window.ADAPTIVE,
+    "eager": window.EAGER,
+    "latest": window.LATEST,
+    "timeout": window.TIMEOUT,
+    "target": window.TARGET,
+}
 
 QUEUE_FULL = kernels.QUEUE_FULL
 NO_MODEL = kernels.NO_MODEL
@@ -74,7 +81,7 @@ class Engine:
     max_requests: most requests that may be queued and in flight together.
     """
 
-    def __init__(self, policy: str = "deferred", *, exact: bool = False, max_requests: int = 65_536) -> None:
+    def __init__(self, policy: str = "adaptive", *, exact: bool = False, max_requests: int = 65_536) -> None:
         if max_requests < 1:
             raise ValueError(f"max_requests={max_requests}: must be at least 1")
         self.state: State = make_state(max_requests, 8, 8, 2, 128)
@@ -84,13 +91,22 @@ class Engine:
     @property
     def policy(self) -> str:
         code = int(self.state.g["policy"][0])
-        return next(name for name, value in POLICIES.items() if value == code)
+        name = next(name for name, value in POLICIES.items() if value == code)
+        return f"timeout({self.state.g['fraction'][0]:g})" if code == window.TIMEOUT else name
 
     @policy.setter
     def policy(self, name: str) -> None:
-        if name not in POLICIES:
-            raise ValueError(f"policy {name!r} is unknown: choose one of {', '.join(POLICIES)}")
-        self.state.g["policy"] = POLICIES[name]
+        base, bracket, rest = name.partition("(")
+        fraction = 0.5
+        if base == "timeout" and bracket:
+            try:
+                fraction = float(rest.removesuffix(")"))
+            except ValueError:
+                fraction = -1.0
+        if base not in POLICIES or (bracket and base != "timeout") or not 0.0 <= fraction <= 1.0:
+            raise ValueError(f"policy {name!r} is unknown: choose one of {', '.join(POLICIES)}, or timeout(FRACTION)")
+        self.state.g["policy"] = POLICIES[base]
+        self.state.g["fraction"] = fraction
         self.state.g["fleet_changed"] = 1  # every window is to be drawn again
 
     def add_model(

@@ -6,7 +6,12 @@ and matches models with GPUs:
 Rule 1. A model is ready inside its window; a GPU is open when it could start a batch without waiting.
 Rule 2. While there are both, the ready model whose window closes first gets the open GPU of the lowest rank.
 Rule 3. A GPU holds at most DEPTH batches; its predicted free time follows from l(b) and is corrected by completions.
-Rule 4. Time comes in with each call, never goes back, and is the only clock.
+Rule 4. Policy adaptive only. While GPUs are idle and no window is open, the model whose window opens next starts
+        early, if the opening is at most (waiting / FULL_SHARE) SLOs away. ``waiting`` is the smoothed share of batches
+        that had to wait for a GPU after their window opened, drops counting as such: 0 while GPUs are plenty, and then
+        this is the paper's rule. A batch below its target size leaves RESERVE of the models' GPUs beyond one each
+        idle, because models that span several GPUs would otherwise settle into small batches that keep all busy.
+Rule 5. Time comes in with each call, never goes back, and is the only clock.
 """
 
 from __future__ import annotations
@@ -27,10 +32,14 @@ from symphony_dask.scheduling.state import (
     NEVER,
     OPEN,
     QUEUED,
+    READY,
     REMOVED,
     UNUSED,
     State,
 )
+
+#: Adaptive: share of waiting batches at which a model may start a whole SLO early, and GPUs kept idle (rule 4).
+FULL_SHARE, RESERVE = 0.2, 0.35
 
 #: Answers of ``submit`` in place of a slot.
 QUEUE_FULL, NO_MODEL = -1, -2
@@ -295,6 +304,7 @@ def add_model(s: State, now: int, m: int, slo: int, max_batch: int, limit: int) 
     mod.first = -1
     mod.in_flight = 0
     mod.gpu_class = 0
+    mod.excess = 0.0
     mod.state = IDLE
     s.g[0].fleet_changed = 1
 
@@ -308,6 +318,8 @@ def remove_model(s: State, now: int, m: int) -> None:
         window.drop(s, m)
     mod.state = REMOVED if mod.in_flight > 0 else UNUSED
     s.lat[m, :, :] = -1
+    s.g[0].excess -= mod.excess
+    mod.excess = 0.0
 
 
 @compiled
@@ -317,10 +329,13 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     mod = s.mod[m]
     latency = s.lat[m, gpu.gpu_class]
     start = max(now + gpu.control, gpu.free_at)
+    waited = 1.0 if mod.state == READY and now > mod.ready_since else 0.0
     size = window.form(s, m, latency, start)
     if size == 0:
         return False
     out = s.g[0]
+    out.waiting += (waited - out.waiting) * window.WAITING_STEP
+    mod.ready_since = now
     row = s.batches[out.n_batches]
     row.batch = out.next_batch
     row.window_open = mod.open
@@ -388,6 +403,28 @@ def _match(s: State, now: int) -> None:
 
 
 @compiled
+def _start_early(s: State, now: int) -> None:
+    """Rule 4, after ``_match``; leaves in ``early_at`` when time alone will let the next model start."""
+    out = s.g[0]
+    out.early_at = NEVER
+    while heap.size(s.open) > 0 and heap.size(s.pending) > 0:
+        m = heap.top(s.pending)
+        mod = s.mod[m]
+        if heap.size(s.open) <= RESERVE * out.excess and mod.n < mod.target:
+            return
+        at = mod.key - int(out.waiting / FULL_SHARE * mod.slo)
+        if at > now:
+            out.early_at = at
+            return
+        g = heap.top(s.open)
+        heap.remove(s.open, s.gpu, g)
+        if not _dispatch(s, now, m, g):
+            heap.push(s.open, s.gpu, g, s.gpu[g].rank)
+            return
+        window.refresh(s, m, now)
+
+
+@compiled
 def advance(s: State, now: int) -> None:
     """Look at all that is dirty or due at ``now`` and write dispatches and drops to the output."""
     out = s.g[0]
@@ -408,6 +445,8 @@ def advance(s: State, now: int) -> None:
     while heap.size(s.ready) > 0 and s.mod[heap.top(s.ready)].key < now:
         window.refresh(s, heap.top(s.ready), now)
     _match(s, now)
+    if out.policy == window.ADAPTIVE:
+        _start_early(s, now)
     out.opened = 0
 
 
@@ -415,7 +454,10 @@ def advance(s: State, now: int) -> None:
 def next_event(s: State) -> int:
     """When ``advance`` has something to do if nothing else happens; NEVER when it has not."""
     out = s.g[0]
-    if out.n_dirty > 0 or out.fleet_changed == 1 or (out.opened == 1 and heap.size(s.ready) > 0):
+    adaptive = out.policy == window.ADAPTIVE
+    if out.n_dirty > 0 or out.fleet_changed == 1:
+        return 0
+    if out.opened == 1 and (heap.size(s.ready) > 0 or (adaptive and heap.size(s.pending) > 0)):
         return 0
     at = int(NEVER)
     if heap.size(s.pending) > 0:
@@ -424,4 +466,6 @@ def next_event(s: State) -> int:
         at = min(at, int(s.mod[heap.top(s.ready)].key) + 1)
     if heap.size(s.busy) > 0:
         at = min(at, int(s.gpu[heap.top(s.busy)].key))
+    if adaptive:
+        at = min(at, int(out.early_at))
     return at

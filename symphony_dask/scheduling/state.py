@@ -49,6 +49,8 @@ MODEL = np.dtype(
         ("slo", "i8"),  #: ns
         ("open", "i8"),  #: window of the candidate batch, ns
         ("close", "i8"),
+        ("ready_since", "i8"),  #: when the window opened, or the last batch left it open, ns
+        ("excess", "f8"),  #: GPUs' worth of work beyond one, 0 when it is less
         ("rate_since", "i8"),  #: start of the current rate sample, ns
         ("rate", "f8"),  #: requests per ns, smoothed; 0 before the first sample
         ("pos", "i4"),
@@ -112,6 +114,10 @@ SCALARS = np.dtype(
         ("control", "i8"),  #: control latency that windows allow for, ns
         ("slack", "i8"),  #: how much earlier than frontrun a window opens, ns,
         ("slack_share", "f8"),  #: and how much of its SLO besides
+        ("waiting", "f8"),  #: adaptive: share of batches that waited for a GPU, smoothed
+        ("excess", "f8"),  #: sum over the models
+        ("early_at", "i8"),  #: adaptive: when the next model may start early, NEVER while none may
+        ("fraction", "f8"),  #: timeout: share of the SLO after which a window opens
         ("policy", "i4"),
         ("exact", "i4"),  #: 1: batches end as predicted, nobody reports their completion
         ("n_slots", "i4"),  #: free request slots

@@ -31,8 +31,13 @@ from symphony_dask.scheduling.state import (
     State,
 )
 
-#: Policies by number; ``engine.POLICIES`` gives their names.
-DEFERRED, EAGER = 0, 1
+#: Policies by number; ``engine.POLICIES`` gives their names. They differ in when a window opens:
+#: DEFERRED and ADAPTIVE at frontrun (adaptive may start before, see ``kernels``), EAGER at once, LATEST when it closes,
+#: TIMEOUT when the head has waited a fraction of its SLO, TARGET with the target batch, at frontrun at the latest.
+DEFERRED, EAGER, ADAPTIVE, LATEST, TIMEOUT, TARGET = 0, 1, 2, 3, 4, 5
+
+#: Adaptive: how far one batch moves the smoothed share of batches that waited.
+WAITING_STEP = 0.01
 
 #: A rate sample ends after so many SLOs and at least so many ns.
 RATE_SLOS, RATE_NS = 8, 100_000_000
@@ -77,7 +82,11 @@ def target_batch(latency: Any, max_batch: int, slo: int, rate: float, gpus: int)
 def retarget(s: State, m: int) -> None:
     mod = s.mod[m]
     gpus = max(1, s.g[0].live_gpus)
-    mod.target = target_batch(s.lat[m, mod.gpu_class], mod.max_batch, mod.slo, mod.rate, gpus)
+    latency = s.lat[m, mod.gpu_class]
+    mod.target = target_batch(latency, mod.max_batch, mod.slo, mod.rate, gpus)
+    excess = max(0.0, mod.rate * latency[mod.target] / mod.target - 1.0)
+    s.g[0].excess += excess - mod.excess
+    mod.excess = excess
 
 
 @compiled
@@ -104,6 +113,7 @@ def drop(s: State, m: int) -> None:
     """Drop the head of the queue into the output."""
     slot = queue.pop(s, m)
     g = s.g[0]
+    g.waiting += (1.0 - g.waiting) * WAITING_STEP
     s.drops[g.n_drops] = slot
     g.n_drops += 1
     free_slot(s, slot)
@@ -143,7 +153,15 @@ def refresh(s: State, m: int, now: int) -> None:
     mod.open = frontrun(latency, deadline, b, control + slack)
     mod.close = latest(latency, deadline, min(mod.target, rest), control)
     expiry = latest(latency, s.req[s.head[m, 0]].deadline, 1, control)
-    state = READY if s.g[0].policy == EAGER or b == mod.max_batch or now >= mod.open else PENDING
+    policy = s.g[0].policy
+    if policy == LATEST:
+        mod.open = mod.close
+    elif policy == TIMEOUT:
+        mod.open = min(mod.close, deadline - mod.slo + int(s.g[0].fraction * mod.slo))
+    at_once = policy == EAGER or (policy == TARGET and rest >= mod.target)
+    state = READY if at_once or b == mod.max_batch or now >= mod.open else PENDING
+    if state == READY and mod.state != READY:
+        mod.ready_since = now
     if state == READY:
         key = mod.close if mod.skipped == 0 else min(mod.close, expiry)
     else:

@@ -175,9 +175,17 @@ class Books:
         first = self.queued[rest[0]].deadline
         b = min(len(rest), model.max_batch)
         assert soonest + latency[min(self.engine.target(m), len(rest))] <= first, "the candidate cannot be served whole"
+        target = self.engine.target(m)
+        closes = first - latency[min(target, len(rest))] - self.control
         opens = first - latency[b + 1] - self.control - self.slack
+        if self.policy == "latest":
+            opens = closes
+        elif self.policy == "timeout":
+            opens = min(closes, first - int(mod["slo"]) + int(0.5 * mod["slo"]))
+        at_once = self.policy == "eager" or (self.policy == "target" and len(rest) >= target)
         assert mod["open"] == opens
-        assert ready == (self.policy == "eager" or b == model.max_batch or self.now >= opens)
+        assert mod["close"] == closes
+        assert ready == (at_once or b == model.max_batch or self.now >= opens)
 
     def check(self) -> None:
         """The engine's own invariants, and that no request is lost."""

@@ -37,10 +37,11 @@ def make_engine(
     slo: float = 25,
     exact: bool = True,
     max_requests: int = 256,
+    policy: str = "deferred",
     **options: Any,
 ) -> Engine:
     """An engine whose models all take l(b) = b + 5 ms. A fresh engine numbers its slots 0, 1, 2, ... as they come."""
-    engine = Engine(exact=exact, max_requests=max_requests, **options)
+    engine = Engine(policy, exact=exact, max_requests=max_requests, **options)
     for _ in range(models):
         engine.add_model(0, slo_ns=ns(slo), latency_ns={0: table(1, 5, max_batch)})
     for _ in range(gpus):

@@ -53,7 +53,12 @@ def digest(seed: int, policy: str, *, exact: bool, events: int = 400) -> str:
 
 
 def digests() -> list[str]:
-    return [digest(1, "deferred", exact=False), digest(2, "deferred", exact=True), digest(3, "eager", exact=False)]
+    return [
+        digest(1, "deferred", exact=False),
+        digest(2, "deferred", exact=True),
+        digest(3, "eager", exact=False),
+        digest(4, "adaptive", exact=True),
+    ]
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def test_a_drained_engine_waits_for_nothing() -> None:
 
 
 def test_a_wrong_argument_is_named_with_its_remedy() -> None:
-    with pytest.raises(ValueError, match="policy 'lazy' is unknown: choose one of deferred, eager"):
+    with pytest.raises(ValueError, match="policy 'lazy' is unknown: choose one of deferred, adaptive, eager, latest, "):
         Engine("lazy")
     with pytest.raises(ValueError, match="max_requests=0: must be at least 1"):
         Engine(max_requests=0)

@@ -266,3 +266,57 @@ def test_the_target_follows_the_measured_rate() -> None:
         advance(engine, t)
     # 201 requests in 8 SLOs = 200 ms, n > 1: b + 5 + b/1.005 <= 25
     assert engine.target(0) == 10
+
+
+def test_latest_waits_until_the_window_closes() -> None:
+    engine = make_engine(policy="latest")
+    submit(engine, 0, 25)
+    # One request: the window closes at 25 - l(1) = 25 - 6 = 19 ms; deferred would start at 25 - l(2) = 18 ms.
+    assert engine.next_event() == 0
+    engine.advance(0)
+    assert engine.next_event() == ns(19)
+
+
+def test_timeout_starts_when_the_head_has_waited_its_fraction() -> None:
+    engine = make_engine(policy="timeout(0.2)")
+    assert engine.policy == "timeout(0.2)"
+    submit(engine, 0, 25)
+    engine.advance(0)
+    assert engine.next_event() == ns(5)
+
+
+def test_target_starts_with_the_target_batch() -> None:
+    engine = make_engine(policy="target")
+    engine.advance(0)
+    target = engine.target(0)
+    submit(engine, 0, *[25] * (target - 1))
+    assert len(engine.advance(0).batches) == 0
+    submit(engine, 0, 25)
+    assert engine.advance(0).batches["size"].tolist() == [target]
+
+
+def test_adaptive_is_the_papers_rule_while_no_batch_has_waited() -> None:
+    engine = make_engine(policy="adaptive")
+    submit(engine, 0, 25)
+    assert len(engine.advance(0).batches) == 0
+    assert engine.next_event() == ns(18)
+
+
+def test_adaptive_starts_early_on_an_idle_gpu_once_batches_have_waited() -> None:
+    engine = make_engine(policy="adaptive")
+    engine.state.g["waiting"] = 0.1  # half of FULL_SHARE: up to half an SLO early, 12.5 ms
+    submit(engine, 0, 25)
+    assert len(engine.advance(0).batches) == 0
+    assert engine.next_event() == ns(5.5)
+    assert engine.advance(ns(5.5)).batches["size"].tolist() == [1]
+
+
+def test_adaptive_counts_a_batch_that_waited_for_a_gpu() -> None:
+    engine = make_engine(models=2, policy="adaptive")
+    submit(engine, 0, 25, model=0)
+    submit(engine, 0, 25, model=1)
+    # Both windows open at 18 ms; one GPU: the second batch starts at 24 ms, too late for its deadline of 25 ms.
+    assert len(engine.advance(ns(18)).batches) == 1
+    assert engine.state.g["waiting"][0] == 0.0
+    assert len(engine.advance(ns(24)).drops) == 1
+    assert engine.state.g["waiting"][0] == 0.01
