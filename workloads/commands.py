@@ -1,4 +1,4 @@
-"""Commands of the workloads: demo, bench, bound, trace, replay."""
+"""Commands of the workloads: demo, bench, bound, goodput, simulate, trace, replay."""
 
 from __future__ import annotations
 
@@ -96,14 +96,10 @@ def live(batch: int, payload: int, seconds: float, as_json: bool) -> None:
 def bound(profile_text: str, slo: str, models: int, gpus: int, as_json: bool) -> None:
     """The highest goodput that any scheduler could reach, req/s."""
     from symphony_dask.errors import BadInput
-    from symphony_dask.scheduling.profile import LatencyProfile
     from symphony_dask.units import parse_duration_ns
     from workloads.bound import BoundModel, goodput_bound
 
-    try:
-        profile = LatencyProfile.parse(profile_text)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
+    profile = _profile(profile_text)
     if models < 1 or gpus < 1:
         raise BadInput(f"models={models}, gpus={gpus}: both must be at least 1")
     mix = [BoundModel(profile, parse_duration_ns(slo, "slo"), 1 / models)] * models
@@ -112,6 +108,103 @@ def bound(profile_text: str, slo: str, models: int, gpus: int, as_json: bool) ->
         print_json({"bound_hz": result.bound_hz, "batch": result.batch_sizes[0]})
     else:
         click.echo(f"{result.bound_hz:,.0f} req/s, in batches of {result.batch_sizes[0]:.1f}")
+
+
+def _profile(text: str) -> Any:
+    """The latency profile written "alpha,beta" in ms; raises ``BadInput``."""
+    from symphony_dask.errors import BadInput
+    from symphony_dask.scheduling.profile import LatencyProfile
+
+    try:
+        return LatencyProfile.parse(text)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+
+
+@click.command("goodput")
+@click.option("--profile", "profile_text", required=True, help='l(b): "alpha,beta" in ms.')
+@click.option("--slo", required=True, help="Latency objective, such as 25ms.")
+@click.option("--models", default=1, show_default=True, help="How many models alike.")
+@click.option("--gpus", required=True, type=int, help="How many GPUs.")
+@click.option("--policy", default="deferred", show_default=True, help="A policy of the engine, or a baseline.")
+@click.option("--shape", default=1.0, show_default=True, help="Of the gamma distributed gaps; below 1 they burst.")
+@click.option("--seconds", default=20.0, show_default=True, help="Length of each simulation.")
+@click.option("--seeds", default=3, show_default=True, help="How many searches the figure is the mean of.")
+@json_option
+@command
+def goodput_(
+    profile_text: str,
+    slo: str,
+    models: int,
+    gpus: int,
+    policy: str,
+    shape: float,
+    seconds: float,
+    seeds: int,
+    as_json: bool,
+) -> None:
+    """The highest offered rate at which 99 % of requests finish within their SLO, by simulation, req/s."""
+    from dataclasses import asdict
+
+    from symphony_dask.units import parse_duration_ns
+    from workloads.goodput import goodput
+    from workloads.simulated import SimModel
+
+    profile, slo_ns = _profile(profile_text), parse_duration_ns(slo, "slo")
+    mix = [SimModel(f"model-{m}", profile, slo_ns) for m in range(models)]
+    found = goodput(mix, gpus, policy=policy, shape=shape, seconds=seconds, seeds=seeds)
+    if as_json:
+        print_json(asdict(found))
+        return
+    click.echo(
+        f"{found.goodput_hz:,.0f} req/s ({found.low_hz:,.0f} to {found.high_hz:,.0f}) simulated, "
+        f"bound {found.bound_hz:,.0f}, mean batch {found.mean_batch:.1f}"
+    )
+
+
+@click.command("simulate")
+@click.argument("path", metavar="TRACE", type=click.Path(exists=True))
+@click.option("--gpus", required=True, type=int, help="How many GPUs.")
+@click.option("--policy", default="deferred", show_default=True, help="A policy of the engine, or a baseline.")
+@click.option("--slo", help="Latency objective of every request; by default the trace's own, else 50ms.")
+@click.option("--profile", "profile_text", help='l(b), "alpha,beta" in ms; by default the run\'s, else ResNet-50.')
+@click.option("--folder", type=click.Path(), help="Where to write the tables of the simulated run.")
+@json_option
+@command
+def simulate_(
+    path: str, gpus: int, policy: str, slo: str | None, profile_text: str | None, folder: str | None, as_json: bool
+) -> None:
+    """Serve TRACE's requests on simulated GPUs, under a virtual clock."""
+    import time
+    from contextlib import suppress
+
+    from symphony_dask.errors import BadInput
+    from symphony_dask.units import parse_duration_ns
+    from workloads.record import record
+    from workloads.simulate import SimulatedRun, scheduler
+    from workloads.workload import read_workload
+
+    work = read_workload(
+        path,
+        None if profile_text is None else _profile(profile_text),
+        None if slo is None else parse_duration_ns(slo, "slo"),
+    )
+    # The first call compiles, or loads what was compiled: that is not simulation.
+    with suppress(BadInput):
+        scheduler(policy)(work.models, gpus, work.arrivals_ns[:1], work.choices[:1])
+    began = time.perf_counter()
+    result = scheduler(policy, slos_ns=work.slos_ns)(work.models, gpus, work.arrivals_ns, work.choices)
+    found = {**result.to_dict(), "simulated_hz": len(work.arrivals_ns) / (time.perf_counter() - began)}
+    if folder is not None:
+        if not isinstance(result, SimulatedRun):
+            raise BadInput(f"policy {policy!r} is a baseline, which keeps no tables: leave --folder out")
+        record(result, folder, trace=path)
+        found["run"] = folder
+    if as_json:
+        print_json(found)
+        return
+    for key, value in found.items():
+        click.echo(f"{key:12} {value:,.3f}" if isinstance(value, float) else f"{key:12} {value}")
 
 
 @click.group()
@@ -204,4 +297,4 @@ def replay_(
     click.echo(f"{'run':17} {run}")
 
 
-COMMANDS = [demo, bench, bound, trace, replay_]
+COMMANDS = [demo, bench, bound, goodput_, simulate_, trace, replay_]
