@@ -16,7 +16,6 @@ import logging
 import secrets
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,12 +34,14 @@ from symphony_dask.lane import (
     VERSION,
     WELCOME,
     Connection,
-    Latency,
     column,
     now_ns,
     read_column,
 )
-from symphony_dask.runlog import Flight, Rows, RunLog, ServedModel
+from symphony_dask.latency import Latency
+from symphony_dask.peers import FIRST_ROUND_TRIP_NS, Client, Worker
+from symphony_dask.requests import RequestTable, Rows
+from symphony_dask.runlog import Flight, RunLog, ServedModel
 from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, NEVER, NO_MODEL, Engine
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.timer import Timer
@@ -58,10 +59,6 @@ MEASURE_S = 0.2
 #: A connection that has not said HELLO by then is closed, s.
 HELLO_S = 10.0
 
-#: Until a worker was heard, a batch is taken to need this long on the way there and back, ns.
-FIRST_ROUND_TRIP_NS = 1_000_000
-
-
 #: How late the timer is taken to ring until it has rung, ns.
 FIRST_TIMER_LATENESS_NS = 250_000
 
@@ -70,39 +67,6 @@ MIN_SLACK_NS = 200_000
 
 #: And by this share of the SLO: a batch planned to end at the deadline is late at the least stall of a machine.
 SLACK_SHARE = 0.03
-
-
-@dataclass
-class Client:
-    """What is kept about a client's connection."""
-
-    index: int
-    round_trip: Latency = field(default_factory=Latency)
-
-    def one_way_ns(self) -> int:
-        """What to judge by: the mean."""
-        return int(self.round_trip.mean_ns) // 2
-
-    def one_way_bound_ns(self) -> int:
-        """What to plan with."""
-        return self.round_trip.bound_ns() // 2
-
-
-@dataclass
-class Worker:
-    """What is kept about a worker's connection. ``gpus`` are its slots' numbers in the engine, once it serves."""
-
-    address: str
-    host: str
-    slots: int
-    gpu_class: str
-    control: Latency = field(default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2))  #: dispatch to start
-    reply: Latency = field(
-        default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2)
-    )  #: predicted end to answer at the scheduler
-    heard: int = 0  #: samples of ``reply`` at the last look
-    gpus: list[int] = field(default_factory=list)
-    draining: bool = False
 
 
 class Dispatcher:
@@ -135,14 +99,7 @@ class Dispatcher:
         self._gpu_classes: dict[str, int] = {}
         self._gpu_worker: dict[int, tuple[Connection, int]] = {}
         self._flights: dict[int, Flight] = {}
-        # By request slot.
-        self._client = np.full(max_requests, -1, np.int32)
-        self._id = np.zeros(max_requests, np.int64)
-        self._arrival = np.zeros(max_requests, np.int64)
-        self._deadline = np.zeros(max_requests, np.int64)
-        self._bytes = np.zeros(max_requests, np.int64)
-        self._retries = np.zeros(max_requests, np.int8)
-        self._payload: list[memoryview | None] = [None] * max_requests
+        self._requests = RequestTable(max_requests)
         self._reply_ns = FIRST_ROUND_TRIP_NS // 2
         self._server: asyncio.Server | None = None
         self._timer_lateness = Latency(FIRST_TIMER_LATENESS_NS)
@@ -269,15 +226,16 @@ class Dispatcher:
                 if self.log is not None:
                     self.log.batch(flight, BatchOutcome.LOST)
                 # The engine returns only those that somebody still waits for.
-                cancelled = flight.slots[self._client[flight.slots] < 0]
+                cancelled = flight.slots[self._requests.client[flight.slots] < 0]
                 self._end(cancelled, flight.model, Outcome.CANCELLED, "", "")
             removal = self.engine.remove_gpu(now, gpu)
             del self._gpu_worker[gpu]
             self._log_gpu("leave", gpu, worker)
-            self._retries[removal.requeued] += 1
+            retries = self._requests.retries
+            retries[removal.requeued] += 1
             for slot in removal.ended.tolist():
                 self._end_one(slot, Outcome.CANCELLED, "Undeployed", "the model was undeployed")
-            for slot in removal.requeued[self._retries[removal.requeued] > MAX_RETRIES].tolist():
+            for slot in removal.requeued[retries[removal.requeued] > MAX_RETRIES].tolist():
                 self.engine.cancel(now, slot)
                 text = f"{MAX_RETRIES + 1} workers were lost with the request in flight, the last at {worker.address}"
                 self._end_one(slot, Outcome.FAILED, "WorkerLost", text)
@@ -341,7 +299,7 @@ class Dispatcher:
             self.drop_worker(peer.address)
         elif isinstance(peer, Client):
             del self._clients[peer.index]
-            self._cancel_slots(np.flatnonzero(self._client == peer.index))
+            self._cancel_slots(self._requests.of_client(peer.index))
 
     async def _measure(self) -> None:
         while True:
@@ -372,22 +330,10 @@ class Dispatcher:
             slots = np.full(n, NO_MODEL, np.int32)
         else:
             slots = self.engine.submit(now, indices, deadlines - (client.one_way_bound_ns() + self._reply_ns), ids)
-        kept = slots >= 0
-        if not kept.all():
-            rows = Rows(ids, np.full(n, client.index), arrivals, deadlines, sizes)
+        rows = Rows(ids, np.full(n, client.index), arrivals, deadlines, sizes)
+        if (slots < 0).any():
             self._refuse(connection, models, indices, rows, slots)
-        held = slots[kept]
-        self._client[held] = client.index
-        self._id[held] = ids[kept]
-        self._arrival[held] = arrivals[kept]
-        self._deadline[held] = deadlines[kept]
-        self._bytes[held] = sizes[kept]
-        self._retries[held] = 0
-        payload, at = self._payload, 0
-        for slot, size in zip(slots.tolist(), sizes.tolist(), strict=True):
-            if slot >= 0:
-                payload[slot] = blob[at : at + size]
-            at += size
+        self._requests.put(slots, rows, blob)
         self._due()
 
     def _refuse(
@@ -425,8 +371,7 @@ class Dispatcher:
                     self.log.requests(model, mine, Outcome.REJECTED, reply=now_ns())
 
     def _cancel(self, client: Client, ids: npt.NDArray[np.int64]) -> None:
-        mine = np.flatnonzero(self._client == client.index)
-        self._cancel_slots(mine[np.isin(self._id[mine], ids)])
+        self._cancel_slots(self._requests.of_client(client.index, ids))
 
     def _cancel_slots(self, slots: npt.NDArray[Any]) -> None:
         now = now_ns()
@@ -435,7 +380,7 @@ class Dispatcher:
             if self.engine.cancel(now, slot):
                 self._end_one(slot, Outcome.CANCELLED)
             else:
-                self._client[slot] = -1
+                self._requests.client[slot] = -1
         self._due()
 
     def _due(self) -> None:
@@ -474,9 +419,8 @@ class Dispatcher:
         model = self._by_index[index]
         waited = self.engine.in_flight(gpu) > 1
         self._flights[batch] = Flight(batch, model, gpu, slots, now, (window_open, window_close), (start, end), waited)
-        payload = self._payload
-        blob = b"".join([payload[s] for s in slots.tolist()])  # type: ignore[misc]
-        connection.send([EXECUTE, batch, slot, model.model_id, self._bytes[slots].tobytes()], blob)
+        blob = self._requests.payloads(slots)
+        connection.send([EXECUTE, batch, slot, model.model_id, self._requests.bytes[slots].tobytes()], blob)
         model.batches += 1
         model.batched += size
 
@@ -513,8 +457,8 @@ class Dispatcher:
             worker.control.add(start - flight.dispatch_ns)
         self.engine.completed(now, flight.gpu, batch, end)
 
-        owners = self._client[slots]
-        outcomes = np.where(now + self._one_way_of(owners) <= self._deadline[slots], Outcome.OK, Outcome.LATE)
+        owners = self._requests.client[slots]
+        outcomes = np.where(now + self._one_way_of(owners) <= self._requests.deadline[slots], Outcome.OK, Outcome.LATE)
         outcomes = outcomes.astype(np.int8)
         for i in errors:
             outcomes[int(i)] = Outcome.FAILED
@@ -524,10 +468,10 @@ class Dispatcher:
         if self.log is not None:
             self.log.batch(flight, BatchOutcome.FAILED if len(errors) == len(slots) else BatchOutcome.DONE, start, end)
             self.log.requests(
-                flight.model, self._rows(slots), outcomes,
+                flight.model, self._requests.rows(slots), outcomes,
                 dispatch=flight.dispatch_ns, start=start, end=end, reply=now, batch=batch, gpu=flight.gpu,
             )  # fmt: skip
-        self._forget(slots)
+        self._requests.forget(slots)
         self._due()
 
     def _one_way_of(self, owners: npt.NDArray[np.int32]) -> npt.NDArray[np.int64] | int:
@@ -565,37 +509,29 @@ class Dispatcher:
                 named = (
                     {k: ("ModelError", errors[i]) for k, i in enumerate(at.tolist()) if i in errors} if errors else {}
                 )
-                columns = (column(self._id[slots[at]]), outcomes[at].tobytes(), column(sizes[at]))
+                columns = (column(self._requests.id[slots[at]]), outcomes[at].tobytes(), column(sizes[at]))
                 connection.send([RESULT, *columns, named], part)
 
     def _end(self, slots: npt.NDArray[np.int32], model: ServedModel, outcome: Outcome, error: str, text: str) -> None:
         """End requests that got no answer, all alike."""
         if not len(slots):
             return
-        owners = self._client[slots]
+        owners = self._requests.client[slots]
         for c in np.unique(owners).tolist():
             connection = self._clients.get(c)
             if connection is not None:
-                ids = self._id[slots[owners == c]]
+                ids = self._requests.id[slots[owners == c]]
                 outcomes = np.full(len(ids), outcome, np.int8).tobytes()
                 named = dict.fromkeys(range(len(ids)), (error, text))
                 connection.send([RESULT, column(ids), outcomes, column(np.zeros(len(ids))), named])
         model.counts[outcome] += len(slots)
         if self.log is not None:
-            self.log.requests(model, self._rows(slots), outcome, reply=now_ns())
-        self._forget(slots)
+            self.log.requests(model, self._requests.rows(slots), outcome, reply=now_ns())
+        self._requests.forget(slots)
 
     def _end_one(self, slot: int, outcome: Outcome, error: str = "", text: str = "") -> None:
         model = self._by_index[int(self.engine.state.req["model"][slot])]
         self._end(np.array([slot], np.int32), model, outcome, error, text)
-
-    def _rows(self, slots: npt.NDArray[np.int32]) -> Rows:
-        return Rows(*(v[slots] for v in (self._id, self._client, self._arrival, self._deadline, self._bytes)))
-
-    def _forget(self, slots: npt.NDArray[np.int32]) -> None:
-        self._client[slots] = -1
-        for slot in slots.tolist():
-            self._payload[slot] = None
 
     def _follow_latency(self) -> None:
         """Tell the engine the control latency of each GPU, and for the windows the median of them."""

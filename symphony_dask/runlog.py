@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.lane import now_ns
+from symphony_dask.requests import Rows
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.trace import BatchOutcome, Outcome, Recorder
 
@@ -39,16 +40,6 @@ class Flight:
     window: tuple[int, int]
     planned: tuple[int, int]
     waited: bool  #: whether another batch was at the GPU when this one left
-
-
-class Rows(NamedTuple):
-    """Columns of some requests, all of one length; times in ns."""
-
-    ids: npt.NDArray[Any]
-    clients: npt.NDArray[Any]
-    arrivals: npt.NDArray[Any]
-    deadlines: npt.NDArray[Any]
-    bytes: npt.NDArray[Any]
 
 
 class RunLog:

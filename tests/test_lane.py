@@ -28,11 +28,11 @@ from symphony_dask.lane import (
     VERSION,
     WELCOME,
     Connection,
-    Latency,
     column,
     connect,
     read_column,
 )
+from symphony_dask.latency import Latency
 from symphony_dask.scheduling.profile import LatencyProfile
 
 Frame = tuple[int, list[Any], bytes]
@@ -456,7 +456,7 @@ def test_counts_add_up_when_requests_are_cancelled_in_flight_and_their_worker_is
         bench.submit(client, [1, 2], [b"a", b"b"])
         await until(lambda: bench.dispatcher.in_flight("mute"))
         client.send([lane.CANCEL, column([1])])
-        await until(lambda: np.count_nonzero(bench.dispatcher._client >= 0) == 1)
+        await until(lambda: np.count_nonzero(bench.dispatcher._requests.client >= 0) == 1)
         bench.dispatcher.drop_worker("mute")
         await bench.connect(role="worker", worker="w", host="h", slots=1, gpu_class="cpu")
         assert await bench.answered(2) == [b"b"]

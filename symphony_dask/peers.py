@@ -1,0 +1,42 @@
+"""What the dispatcher keeps about the processes at the other ends of the lane."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from symphony_dask.latency import Latency
+
+#: Until a worker was heard, a batch is taken to need this long on the way there and back, ns.
+FIRST_ROUND_TRIP_NS = 1_000_000
+
+
+@dataclass
+class Client:
+    """What is kept about a client's connection."""
+
+    index: int
+    round_trip: Latency = field(default_factory=Latency)
+
+    def one_way_ns(self) -> int:
+        """What to judge by: the mean."""
+        return int(self.round_trip.mean_ns) // 2
+
+    def one_way_bound_ns(self) -> int:
+        """What to plan with."""
+        return self.round_trip.bound_ns() // 2
+
+
+@dataclass
+class Worker:
+    """What is kept about a worker's connection. ``gpus`` are its slots' numbers in the engine, once it serves."""
+
+    address: str
+    host: str
+    slots: int
+    gpu_class: str
+    control: Latency = field(default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2))  #: dispatch to start
+    #: from the predicted end to the answer at the scheduler
+    reply: Latency = field(default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2))
+    heard: int = 0  #: samples of ``reply`` at the last look
+    gpus: list[int] = field(default_factory=list)
+    draining: bool = False
