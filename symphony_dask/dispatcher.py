@@ -66,7 +66,7 @@ FIRST_TIMER_LATENESS_NS = 250_000
 MIN_SLACK_NS = 200_000
 
 #: And by this share of the SLO: a batch planned to end at the deadline is late at the least stall of a machine.
-SLACK_SHARE = 0.03
+SLACK_SHARE = 0.05
 
 
 class Dispatcher:
