@@ -52,10 +52,6 @@ class ProcessCluster:
                 process.wait()
         self._directory.cleanup()
 
-    @property
-    def scheduler_pid(self) -> int:
-        return self._processes[0].pid
-
     def _start(self) -> None:
         path = Path(self._directory.name)
         file = path / "scheduler.json"
