@@ -6,11 +6,12 @@ and matches models with GPUs:
 Rule 1. A model is ready inside its window; a GPU is open when it could start a batch without waiting.
 Rule 2. While there are both, the ready model whose window closes first gets the open GPU of the lowest rank.
 Rule 3. A GPU holds at most DEPTH batches; its predicted free time follows from l(b) and is corrected by completions.
-Rule 4. Policy adaptive only. While GPUs are idle and no window is open, the model whose window opens next starts
-        early, if the opening is at most (waiting / FULL_SHARE) SLOs away. ``waiting`` is the smoothed share of batches
-        that had to wait for a GPU after their window opened, drops counting as such: 0 while GPUs are plenty, and then
-        this is the paper's rule. A batch below its target size leaves RESERVE of the models' GPUs beyond one each
-        idle, because models that span several GPUs would otherwise settle into small batches that keep all busy.
+Rule 4. Policy adaptive only. ``waiting`` is the smoothed share of batches that had to wait for a GPU after their window
+        opened, drops counting as such: 0 while GPUs are plenty, and then this is the paper's rule. While GPUs are idle
+        and no window is open, a model starts early if its opening is at most (waiting / FULL_SHARE) SLOs away; of such
+        models the one whose window closes first. It must hold HOLD * i/(n + 1) target batches, where i of its batches
+        are at GPUs and n >= 1 is how many GPUs its load needs: each further GPU takes a larger batch, because a model
+        that spans several would otherwise settle into small batches that keep all busy, as buses bunch.
 Rule 5. Time comes in with each call, never goes back, and is the only clock.
 """
 
@@ -38,8 +39,10 @@ from symphony_dask.scheduling.state import (
     State,
 )
 
-#: Adaptive: share of waiting batches at which a model may start a whole SLO early, and GPUs kept idle (rule 4).
-FULL_SHARE, RESERVE = 0.2, 0.35
+#: Adaptive (rule 4): the share of waiting batches at which a model may start a whole SLO early, how much of a target
+#: batch the last GPU that a model needs is held for, and how many entries of the pending heap, from its top, are looked
+#: at. Found by simulation over the grid of docs/results.md.
+FULL_SHARE, HOLD, LOOK = 0.002, 1.4, 15
 
 #: Answers of ``submit`` in place of a slot.
 QUEUE_FULL, NO_MODEL = -1, -2
@@ -318,8 +321,6 @@ def remove_model(s: State, now: int, m: int) -> None:
         window.drop(s, m)
     mod.state = REMOVED if mod.in_flight > 0 else UNUSED
     s.lat[m, :, :] = -1
-    s.g[0].excess -= mod.excess
-    mod.excess = 0.0
 
 
 @compiled
@@ -407,21 +408,30 @@ def _start_early(s: State, now: int) -> None:
     """Rule 4, after ``_match``; leaves in ``early_at`` when time alone will let the next model start."""
     out = s.g[0]
     out.early_at = NEVER
+    if out.waiting < FULL_SHARE / 100:
+        return
     while heap.size(s.open) > 0 and heap.size(s.pending) > 0:
-        m = heap.top(s.pending)
-        mod = s.mod[m]
-        if heap.size(s.open) <= RESERVE * out.excess and mod.n < mod.target:
-            return
-        at = mod.key - int(out.waiting / FULL_SHARE * mod.slo)
-        if at > now:
-            out.early_at = at
+        best = -1
+        soonest = int(NEVER)
+        for i in range(1, min(LOOK, heap.size(s.pending)) + 1):
+            m = int(s.pending[i])
+            mod = s.mod[m]
+            if mod.n < HOLD * mod.target * mod.in_flight / (mod.excess + 2.0):
+                continue
+            at = int(mod.key - int(out.waiting / FULL_SHARE * mod.slo))
+            if at > now:
+                soonest = min(soonest, at)
+            elif best < 0 or mod.close < s.mod[best].close:
+                best = m
+        if best < 0:
+            out.early_at = soonest
             return
         g = heap.top(s.open)
         heap.remove(s.open, s.gpu, g)
-        if not _dispatch(s, now, m, g):
+        if not _dispatch(s, now, best, g):
             heap.push(s.open, s.gpu, g, s.gpu[g].rank)
             return
-        window.refresh(s, m, now)
+        window.refresh(s, best, now)
 
 
 @compiled

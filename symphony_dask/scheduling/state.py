@@ -115,7 +115,6 @@ SCALARS = np.dtype(
         ("slack", "i8"),  #: how much earlier than frontrun a window opens, ns,
         ("slack_share", "f8"),  #: and how much of its SLO besides
         ("waiting", "f8"),  #: adaptive: share of batches that waited for a GPU, smoothed
-        ("excess", "f8"),  #: sum over the models
         ("early_at", "i8"),  #: adaptive: when the next model may start early, NEVER while none may
         ("fraction", "f8"),  #: timeout: share of the SLO after which a window opens
         ("policy", "i4"),

@@ -84,9 +84,7 @@ def retarget(s: State, m: int) -> None:
     gpus = max(1, s.g[0].live_gpus)
     latency = s.lat[m, mod.gpu_class]
     mod.target = target_batch(latency, mod.max_batch, mod.slo, mod.rate, gpus)
-    excess = max(0.0, mod.rate * latency[mod.target] / mod.target - 1.0)
-    s.g[0].excess += excess - mod.excess
-    mod.excess = excess
+    mod.excess = max(0.0, mod.rate * latency[mod.target] / mod.target - 1.0)
 
 
 @compiled

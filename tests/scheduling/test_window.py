@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from symphony_dask.scheduling import window
@@ -304,11 +306,34 @@ def test_adaptive_is_the_papers_rule_while_no_batch_has_waited() -> None:
 
 def test_adaptive_starts_early_on_an_idle_gpu_once_batches_have_waited() -> None:
     engine = make_engine(policy="adaptive")
-    engine.state.g["waiting"] = 0.1  # half of FULL_SHARE: up to half an SLO early, 12.5 ms
+    engine.state.g["waiting"] = 0.001  # half of FULL_SHARE: up to half an SLO early, 12.5 ms
     submit(engine, 0, 25)
     assert len(engine.advance(0).batches) == 0
     assert engine.next_event() == ns(5.5)
     assert engine.advance(ns(5.5)).batches["size"].tolist() == [1]
+
+
+def test_adaptive_holds_back_small_batches_of_a_model_that_has_batches_at_gpus() -> None:
+    engine = make_engine(gpus=3, policy="adaptive")
+    engine.state.g["waiting"] = 1.0
+    submit(engine, 0, 25)
+    assert engine.advance(0).batches["size"].tolist() == [1]
+    # One batch is at a GPU and the load needs no more than one: the second must hold 1.4 * 1/2 target batches.
+    least = math.ceil(0.7 * engine.target(0))
+    assert least > 1
+    for _ in range(least - 1):
+        submit(engine, 0, 25)
+    assert len(engine.advance(0).batches) == 0
+    submit(engine, 0, 25)
+    assert engine.advance(0).batches["size"].tolist() == [least]
+
+
+def test_adaptive_starts_the_model_early_whose_window_closes_first() -> None:
+    engine = make_engine(models=2, policy="adaptive")
+    engine.state.g["waiting"] = 1.0
+    submit(engine, 0, 25, model=0)
+    submit(engine, 0, 24, model=1)
+    assert engine.advance(0).batches["model"].tolist() == [1]
 
 
 def test_adaptive_counts_a_batch_that_waited_for_a_gpu() -> None:
