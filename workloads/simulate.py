@@ -172,18 +172,18 @@ def _run(
     ends: _Ends,
     log: _Log,
     ids: Ids,
-    at_: Ints,
+    place: Ints,
     until: int,
 ) -> None:
     """Run to just before ``until``, or until nothing is left to happen.
 
     deadlines: of the end of work on the GPU. factors: of execution time, by batch; (0,) where ends are exact.
-    at_: (3,) where the run stands: the next arrival, how many batches there were, the time.
+    place: (3,) where the run stands: the next arrival, how many batches there were, the time.
     """
     n = len(arrivals)
-    i = at_[0]
-    k = at_[1]
-    now = at_[2]
+    i = place[0]
+    k = place[1]
+    now = place[2]
     noisy = len(factors) > 0
     while True:
         at = kernels.next_event(s)
@@ -192,9 +192,9 @@ def _run(
         if noisy and heap.size(ends.heap) > 0:
             at = min(at, ends.gpu[heap.top(ends.heap)].key)
         if at >= until:
-            at_[0] = i
-            at_[1] = k
-            at_[2] = now
+            place[0] = i
+            place[1] = k
+            place[2] = now
             return
         now = max(now, at)
         if noisy:
@@ -313,16 +313,18 @@ def simulate(
     log = _new_log(n, most)
     host = Host(engine, fleet, models, tables, log, control_ns=control_ns, queue_limit=queue_limit)
     host.start(start)
-    at = np.array([0, 0, start], np.int64)
+    place = np.array([0, 0, start], np.int64)
     due = deadlines - reply_ns
     for event in fleet.events:
-        _run(engine.state, arrivals, which, due, factors, control_ns, reply_ns, ends, log, host.ids, at, event.time_ns)
+        _run(
+            engine.state, arrivals, which, due, factors, control_ns, reply_ns, ends, log, host.ids, place, event.time_ns
+        )
         if noise > 0 and isinstance(event, RemoveGpu):
             _lose(engine.state, ends, host.gpu_slots[event.gpu], event.time_ns)
         host.apply(event, event.time_ns)
-        at[2] = event.time_ns
-    _run(engine.state, arrivals, which, due, factors, control_ns, reply_ns, ends, log, host.ids, at, int(NEVER))
-    batches = {name: values[: at[1]].copy() for name, values in log._asdict().items()}
+        place[2] = event.time_ns
+    _run(engine.state, arrivals, which, due, factors, control_ns, reply_ns, ends, log, host.ids, place, int(NEVER))
+    batches = {name: values[: place[1]].copy() for name, values in log._asdict().items()}
     last = max(int(arrivals[-1]), int(batches["end"].max(initial=start)))
     return SimulatedRun(
         outcome=log.outcome,
