@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from symphony_dask.errors import BadInput
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.units import NS_PER_S
+from workloads.fleet import Gpus, groups
 from workloads.zoo import checked_shares
 
 _PRECISION = 1e-9
@@ -18,16 +20,24 @@ _PRECISION = 1e-9
 
 @dataclass(frozen=True)
 class BoundModel:
-    """One model of a mix: its profile, its SLO in ns, and its share of the total rate (0 to 1)."""
+    """One model of a mix: its profile, its SLO in ns, and its share of the total rate (0 to 1).
+
+    profiles: by GPU class, where it is another than ``profile``.
+    """
 
     profile: LatencyProfile
     slo_ns: int
     share: float
+    profiles: Mapping[str, LatencyProfile] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
 class BoundResult:
-    """bound_hz: the largest total rate. batch_sizes: of each model there; 0 for one without a share, and at bound 0."""
+    """bound_hz: the largest total rate.
+
+    batch_sizes: of each model there, on the GPU class that was named first; 0 for one without a share, where the class
+    is too slow for it, and at bound 0.
+    """
 
     bound_hz: float
     batch_sizes: tuple[float, ...]
@@ -42,8 +52,8 @@ class _Curve:
     share: float
 
 
-def goodput_bound(models: Sequence[BoundModel], gpus: int, *, whole: bool = False) -> BoundResult:
-    """The largest total rate R that ``gpus`` GPUs can serve within every SLO, for arrivals at r_m = share_m * R.
+def goodput_bound(models: Sequence[BoundModel], gpus: Gpus, *, whole: bool = False) -> BoundResult:
+    """The largest total rate R that ``gpus`` can serve within every SLO, for arrivals at r_m = share_m * R.
 
     R is the largest for which batch sizes 1 <= b_m <= max_batch exist with
 
@@ -58,38 +68,69 @@ def goodput_bound(models: Sequence[BoundModel], gpus: int, *, whole: bool = Fals
     rate r, then b' = 1 + x*(b - 1) serves x*r for 0 < x < 1 with the same wait and l(b') <= l(b), and since
     b' >= x*b, x*r*l(b')/b' <= r*l(b)/b.
 
+    GPUs of several classes c, G_c of each: l, b and thus the least GPU time a request, t_mc, depend on the class, and
+    model m may send x_mc of its rate there. R is feasible when some x >= 0 has
+
+        sum over c of x_mc = r_m      and      sum over m of x_mc * t_mc <= G_c   for each c
+
+    (the batches of a model on any class hold requests of its one stream, so the first waits (b - 1)/r_m). By LP duality
+    there is no such x if and only if some prices w >= 0 of GPU time have
+
+        sum over m of r_m * min over c of w_c * t_mc  >  sum over c of w_c * G_c
+
+    for the left side is then the least that the work can cost, and the right side what all GPUs are worth. So any w
+    proves an upper bound, and ``_priced_out`` looks for the best; R is as before the point where proofs begin, and
+    again feasible rates scale down, on each class by itself.
+
     What it leaves out: b is real, arrivals come at their mean spacing (bursts fill batches sooner, so a very bursty
     trace can pass it), and every request must be in time; goodput at 99 % may lie 1 % above.
 
     whole: each b_m must be a whole number, the same for every batch of its model. What a fixed batch size can reach;
-    not a bound on schedulers that mix sizes.
+    not a bound on schedulers that mix sizes. For GPUs of one class only.
 
     Raises ``BadInput`` when there is no model or GPU, an SLO is not positive, the shares do not sum to 1, or every
     model has a batch size that takes no time. The bound is 0 when a model with a share misses its SLO at b = 1.
     """
-    if gpus < 1:
+    given = [group for group in groups(gpus) if group.number > 0]
+    counts: dict[str, int] = {}
+    for group in given:
+        counts[group.gpu_class] = counts.get(group.gpu_class, 0) + group.number
+    if not counts:
         raise BadInput(f"gpus is {gpus}: give at least 1")
+    if whole and len(counts) > 1:
+        raise BadInput(f"whole batches on GPU classes {', '.join(counts)}: this bound is for one class")
     checked_shares([model.share for model in models])
     for model in models:
         if model.slo_ns <= 0:
             raise BadInput(f"slo_ns is {model.slo_ns}: it must be positive")
-    curves = {m: _curve(model) for m, model in enumerate(models) if model.share > 0}
+    # By class, the curves of the models that have a share; None where not even one request is in time.
+    by_class = [
+        [_curve(replace(model, profile=model.profiles.get(name, model.profile))) for model in models if model.share > 0]
+        for name in counts
+    ]
     sizes = [0.0] * len(models)
-    if any(curve.latency[0] > curve.slo for curve in curves.values()):
+    if any(all(curve is None for curve in of_model) for of_model in zip(*by_class, strict=True)):
         return BoundResult(0.0, tuple(sizes))
-    if not any(_cost(curve).min() > 0 for curve in curves.values()):
+    found = [curve for curves in by_class for curve in curves if curve is not None]
+    if not any(_cost(curve).min() > 0 for curve in found):
         raise BadInput("every profile has a batch size that takes 0 ms: such models have no bound")
 
-    largest = _largest_whole if whole else _largest_real
-    rate_hz = largest(list(curves.values()), gpus)
-    for m, curve in curves.items():
-        sizes[m], _ = _cheapest(curve, rate_hz, whole)
+    if len(counts) > 1:
+        rate_hz = _largest_on_classes(by_class, list(counts.values()))
+    else:
+        largest = _largest_whole if whole else _largest_real
+        rate_hz = largest(found, next(iter(counts.values())))
+    shared = [m for m, model in enumerate(models) if model.share > 0]
+    for m, curve in zip(shared, by_class[0], strict=True):
+        if curve is not None and rate_hz > 0:
+            sizes[m], _ = _cheapest(curve, rate_hz, whole)
     return BoundResult(rate_hz, tuple(sizes))
 
 
-def _curve(model: BoundModel) -> _Curve:
+def _curve(model: BoundModel) -> _Curve | None:
     latency = model.profile.latency_ns()[1 : model.profile.max_batch + 1] / NS_PER_S
-    return _Curve(latency, model.slo_ns / NS_PER_S, model.share)
+    curve = _Curve(latency, model.slo_ns / NS_PER_S, model.share)
+    return curve if curve.latency[0] <= curve.slo else None
 
 
 def _largest_real(curves: Sequence[_Curve], gpus: int) -> float:
@@ -101,6 +142,58 @@ def _largest_real(curves: Sequence[_Curve], gpus: int) -> float:
         work = sum(curve.share * rate_hz * _cheapest(curve, rate_hz, whole=False)[1] for curve in curves)
         low, high = (rate_hz, high) if work <= gpus else (low, rate_hz)
     return low
+
+
+def _largest_on_classes(by_class: Sequence[Sequence[_Curve | None]], counts: Sequence[int]) -> float:
+    """The largest total rate in Hz that no prices rule out, by bisection. by_class: [class][model]."""
+    shares = np.array([next(c.share for c in of_model if c is not None) for of_model in zip(*by_class, strict=True)])
+    n_gpus = np.array(counts, dtype=float)
+
+    def least(rate_hz: float) -> npt.NDArray[np.float64]:
+        """t_mc * G_c at that rate, of shape (models, classes); infinite where a class is too slow for a model."""
+        times = [[np.inf if c is None else _cheapest(c, rate_hz, False)[1] for c in curves] for curves in by_class]
+        return np.array(times).T / n_gpus
+
+    def cheapest_ever(curves: Sequence[_Curve | None]) -> float:
+        return min(float(_cost(curve).min()) for curve in curves if curve is not None)
+
+    # Were there no SLOs, and every GPU the best for every model, the GPUs would be full at this rate.
+    work = shares @ [cheapest_ever(of_model) for of_model in zip(*by_class, strict=True)]
+    low, high = 0.0, float(n_gpus.sum() / work)
+    while high - low > _PRECISION * high:
+        rate_hz = (low + high) / 2
+        low, high = (low, rate_hz) if _priced_out(shares * rate_hz, least(rate_hz)) else (rate_hz, high)
+    return high
+
+
+def _priced_out(rates: npt.NDArray[np.float64], times: npt.NDArray[np.float64]) -> bool:
+    """Whether prices v in [0, 1]^C exist at which the least work costs more than the GPUs are worth.
+
+    With v_c = w_c * G_c: sum over m of rates[m] * min over c of v_c * times[m, c] > sum of v, times being t_mc / G_c.
+    The difference is concave in v; the ellipsoid method (Shor; Grötschel, Lovász, Schrijver, "Geometric Algorithms",
+    section 3.1) halves the region where it can be positive until that is 1e-7 of the box across.
+    """
+    n = times.shape[1]
+    center, shape = np.full(n, 0.5), np.eye(n) * n / 4
+    models = np.arange(len(rates))
+    for _ in range(2 * n * (n + 1) * 17):
+        outside = np.flatnonzero((center < 0) | (center > 1))
+        if len(outside):
+            slope = np.where(np.arange(n) == outside[0], np.where(center < 0, 1.0, -1.0), 0.0)
+        else:
+            priced = np.where(np.isinf(times), np.inf, center * np.where(np.isinf(times), 1.0, times))
+            best = priced.argmin(axis=1)
+            if float(rates @ priced[models, best]) > float(center.sum()):
+                return True
+            slope = np.bincount(best, rates * times[models, best], n) - 1
+        width = float(slope @ shape @ slope)
+        if width <= 0:  # nothing is left that floating point can tell apart
+            return False
+        length = math.sqrt(width)
+        step = shape @ slope / length
+        center = center + step / (n + 1)
+        shape = n * n / (n * n - 1) * (shape - 2 / (n + 1) * np.outer(step, step))
+    return False
 
 
 def _largest_whole(curves: Sequence[_Curve], gpus: int) -> float:

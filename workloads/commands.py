@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from symphony_dask.commands import command, json_option, print_json
+
+
+def profiles_option(*, required: bool) -> Any:
+    text = """l(b): "alpha,beta" in ms, or CLASS=alpha,beta for one of several GPU classes; can be repeated."""
+    return click.option("--profile", "profile_texts", multiple=True, required=required, help=text)
+
+
+gpus_option = click.option(
+    "--gpus", "gpus_text", required=True, help='How many GPUs, or how many of each class as they fill: "4xfast,8xslow".'
+)
 
 
 @click.command()
@@ -87,27 +98,60 @@ def live(batch: int, payload: int, seconds: float, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--profile", "profile_text", required=True, help='l(b): "alpha,beta" in ms.')
+@profiles_option(required=True)
 @click.option("--slo", required=True, help="Latency objective, such as 25ms.")
 @click.option("--models", default=1, show_default=True, help="How many models alike.")
-@click.option("--gpus", required=True, type=int, help="How many GPUs.")
+@gpus_option
 @json_option
 @command
-def bound(profile_text: str, slo: str, models: int, gpus: int, as_json: bool) -> None:
+def bound(profile_texts: tuple[str, ...], slo: str, models: int, gpus_text: str, as_json: bool) -> None:
     """The highest goodput that any scheduler could reach, req/s."""
     from symphony_dask.errors import BadInput
     from symphony_dask.units import parse_duration_ns
     from workloads.bound import BoundModel, goodput_bound
 
-    profile = _profile(profile_text)
-    if models < 1 or gpus < 1:
-        raise BadInput(f"models={models}, gpus={gpus}: both must be at least 1")
-    mix = [BoundModel(profile, parse_duration_ns(slo, "slo"), 1 / models)] * models
+    gpus, profile, by_class = _fleet(gpus_text, profile_texts)
+    _require_profiles(gpus, profile, by_class)
+    if models < 1 or gpus == 0:
+        raise BadInput(f"models={models}, gpus={gpus_text}: both must be at least 1")
+    default = profile or next(iter(by_class.values()))
+    mix = [BoundModel(default, parse_duration_ns(slo, "slo"), 1 / models, by_class)] * models
     result = goodput_bound(mix, gpus)
     if as_json:
         print_json({"bound_hz": result.bound_hz, "batch": result.batch_sizes[0]})
     else:
         click.echo(f"{result.bound_hz:,.0f} req/s, in batches of {result.batch_sizes[0]:.1f}")
+
+
+def _fleet(gpus_text: str, profile_texts: Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
+    """GPUs, the default profile (None where none is given) and profiles by class, as --gpus and --profile give them."""
+    from symphony_dask.errors import BadInput
+    from workloads.fleet import groups, parse_gpus
+
+    gpus = parse_gpus(gpus_text)
+    profile, by_class = None, {}
+    for text in profile_texts:
+        name, named, rest = text.rpartition("=")
+        if named:
+            by_class[name] = _profile(rest)
+        elif profile is not None:
+            raise BadInput(f"--profile {text}: one is given already; write NAME={text} for one of several GPU classes")
+        else:
+            profile = _profile(text)
+    classes = [group.gpu_class for group in groups(gpus)]
+    if unknown := [name for name in by_class if name not in classes]:
+        raise BadInput(f"--profile {unknown[0]}=...: --gpus {gpus_text} has no GPU class {unknown[0]!r}")
+    return gpus, profile, by_class
+
+
+def _require_profiles(gpus: Any, profile: Any, named: Collection[str]) -> None:
+    """Raise ``BadInput`` for a GPU class that nothing gives a profile."""
+    from symphony_dask.errors import BadInput
+    from workloads.fleet import groups
+
+    missing = [group.gpu_class for group in groups(gpus) if group.gpu_class not in named]
+    if missing and profile is None:
+        raise BadInput(f"no profile for GPU class {missing[0]!r}: give --profile {missing[0]}=ALPHA,BETA")
 
 
 def _profile(text: str) -> Any:
@@ -164,42 +208,57 @@ def goodput_(
 
 @click.command("simulate")
 @click.argument("path", metavar="TRACE", type=click.Path(exists=True))
-@click.option("--gpus", required=True, type=int, help="How many GPUs.")
+@gpus_option
 @click.option("--policy", default="deferred", show_default=True, help="A policy of the engine, or a baseline.")
 @click.option("--slo", help="Latency objective of every request; by default the trace's own, else 50ms.")
-@click.option("--profile", "profile_text", help='l(b), "alpha,beta" in ms; by default the run\'s, else ResNet-50.')
+@profiles_option(required=False)
+@click.option("--noise", default=0.0, help="Standard deviation of execution times, as a part of l(b).")
+@click.option("--seed", default=0, help="Draws the noise.")
 @click.option("--folder", type=click.Path(), help="Where to write the tables of the simulated run.")
 @json_option
 @command
 def simulate_(
-    path: str, gpus: int, policy: str, slo: str | None, profile_text: str | None, folder: str | None, as_json: bool
+    path: str,
+    gpus_text: str,
+    policy: str,
+    slo: str | None,
+    profile_texts: tuple[str, ...],
+    noise: float,
+    seed: int,
+    folder: str | None,
+    as_json: bool,
 ) -> None:
-    """Serve TRACE's requests on simulated GPUs, under a virtual clock."""
+    """Serve TRACE's requests on simulated GPUs, under a virtual clock.
+
+    With --folder, "digest" is a hash of all rows of all tables: the same wherever the same simulation runs.
+    """
     import time
     from contextlib import suppress
 
     from symphony_dask.errors import BadInput
     from symphony_dask.units import parse_duration_ns
+    from workloads.digest import digest, file_hashes
     from workloads.record import record
     from workloads.simulate import SimulatedRun, scheduler
     from workloads.workload import read_workload
 
-    work = read_workload(
-        path,
-        None if profile_text is None else _profile(profile_text),
-        None if slo is None else parse_duration_ns(slo, "slo"),
-    )
+    gpus, profile, by_class = _fleet(gpus_text, profile_texts)
+    work = read_workload(path, profile, None if slo is None else parse_duration_ns(slo, "slo"), by_class)
+    if not isinstance(gpus, int):
+        _require_profiles(gpus, profile, set.intersection(*(set(model.profiles) for model in work.models)))
     # The first call compiles, or loads what was compiled: that is not simulation.
     with suppress(BadInput):
         scheduler(policy)(work.models, gpus, work.arrivals_ns[:1], work.choices[:1])
     began = time.perf_counter()
-    result = scheduler(policy, slos_ns=work.slos_ns)(work.models, gpus, work.arrivals_ns, work.choices)
+    result = scheduler(policy, slos_ns=work.slos_ns, noise=noise, seed=seed)(
+        work.models, gpus, work.arrivals_ns, work.choices
+    )
     found = {**result.to_dict(), "simulated_hz": len(work.arrivals_ns) / (time.perf_counter() - began)}
     if folder is not None:
         if not isinstance(result, SimulatedRun):
             raise BadInput(f"policy {policy!r} is a baseline, which keeps no tables: leave --folder out")
         record(result, folder, trace=path)
-        found["run"] = folder
+        found |= {"run": folder, "digest": digest(folder), "sha256": file_hashes(folder)}
     if as_json:
         print_json(found)
         return

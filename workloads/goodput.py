@@ -19,6 +19,7 @@ from symphony_dask.units import NS_PER_S
 from workloads.arrivals import gamma
 from workloads.baselines.nexus import CannotPlace
 from workloads.bound import BoundModel, goodput_bound
+from workloads.fleet import Gpus
 from workloads.simulate import Scheduler, scheduler
 from workloads.simulated import SimModel
 from workloads.zoo import checked_shares, equal
@@ -73,7 +74,7 @@ def mix_arrivals(
 
 def goodput(
     models: Sequence[SimModel],
-    gpus: int,
+    gpus: Gpus,
     *,
     policy: str | Scheduler = "adaptive",
     shape: float = 1.0,
@@ -84,6 +85,7 @@ def goodput(
 ) -> Goodput:
     """The highest offered rate at which at least ``attainment`` of the requests finish within their SLO.
 
+    gpus: how many, or groups of several classes, as ``simulate.simulate`` takes them.
     policy: the name of an engine policy or a baseline, or a function that simulates (``simulate.Scheduler``).
     shape: of each model's gamma distributed gaps; 1 is a Poisson process, less is burstier.
     seconds, seeds: length of each simulation, and how many are searched, each with arrivals of its own. The rate of a
@@ -101,7 +103,7 @@ def goodput(
     if len(parts) != len(models):
         raise BadInput(f"{len(parts)} shares for {len(models)} models: give one a model")
     simulated = scheduler(policy) if isinstance(policy, str) else policy
-    mix = [BoundModel(m.profile, m.slo_ns, share) for m, share in zip(models, parts, strict=True)]
+    mix = [BoundModel(m.profile, m.slo_ns, share, m.profiles) for m, share in zip(models, parts, strict=True)]
     bound_hz = goodput_bound(mix, gpus).bound_hz
     if bound_hz == 0:
         return Goodput(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -144,7 +146,7 @@ class _Mix:
 def _search(
     simulated: Scheduler,
     models: Sequence[SimModel],
-    gpus: int,
+    gpus: Gpus,
     shares: Sequence[float],
     bound_hz: float,
     shape: float,

@@ -13,8 +13,6 @@ from symphony_dask.trace import folder as run_folder
 from symphony_dask.trace.columns import to_table
 from workloads.simulate import SimulatedRun
 
-_CLASS = "gpu"
-
 
 def record(simulated: SimulatedRun, folder: str | os.PathLike[str], **info: Any) -> None:
     """Write the tables of ``simulated`` into ``folder``, a new one; times are on the clock of its arrivals.
@@ -25,11 +23,15 @@ def record(simulated: SimulatedRun, folder: str | os.PathLike[str], **info: Any)
     be used.
     """
     path = run_folder.local(folder)
-    models = [{"name": m.name, "slo_ns": m.slo_ns, "profiles": {_CLASS: m.profile.to_dict()}} for m in simulated.models]
+    fleet = simulated.fleet
+    models = [
+        {"name": m.name, "slo_ns": m.slo_ns, "profiles": {c: m.profile_on(c).to_dict() for c in fleet.classes}}
+        for m in simulated.models
+    ]
     tables = {"requests": _requests(simulated), "batches": _batches(simulated)}
-    ready = [
-        {"time_ns": int(simulated.arrivals_ns[0]), "gpu": g, "event": "ready", "rank": g, "gpu_class": _CLASS}
-        for g in range(simulated.gpus)
+    changes = [
+        {**change._asdict(), "rank": fleet.rank[change.gpu], "gpu_class": fleet.classes[fleet.gpu_class[change.gpu]]}
+        for change in simulated.changes
     ]
     described = {
         "schema_version": SCHEMA_VERSION,
@@ -45,7 +47,7 @@ def record(simulated: SimulatedRun, folder: str | os.PathLike[str], **info: Any)
         "counts": {
             **dict.fromkeys(SCHEMAS, 0),
             **{table: len(columns["model"]) for table, columns in tables.items()},
-            "gpus": len(ready),
+            "gpus": len(changes),
         },
         "lost_rows": 0,
     }
@@ -53,7 +55,7 @@ def record(simulated: SimulatedRun, folder: str | os.PathLike[str], **info: Any)
     for table, columns in tables.items():
         if len(columns["model"]):
             run_folder.write_part(path, table, 1, to_table(table, [columns], [m.name for m in simulated.models]))
-    run_folder.write_part(path, "gpus", 1, pa.Table.from_pylist(ready, schema=SCHEMAS["gpus"]))
+    run_folder.write_part(path, "gpus", 1, pa.Table.from_pylist(changes, schema=SCHEMAS["gpus"]))
     run_folder.write_info(path, described)
 
 
@@ -97,9 +99,9 @@ def _batches(run: SimulatedRun) -> dict[str, Any]:
         "window_close_ns": run.batch_close_ns,
         "planned_start_ns": run.batch_planned_start_ns,
         "planned_end_ns": run.batch_planned_end_ns,
-        "start_ns": run.batch_start_ns,
-        "end_ns": run.batch_end_ns,
-        "outcome": np.full(len(run.batch_size), BatchOutcome.DONE, np.int8),
+        "start_ns": np.where(run.batch_lost, -1, run.batch_start_ns),
+        "end_ns": np.where(run.batch_lost, -1, run.batch_end_ns),
+        "outcome": np.where(run.batch_lost, BatchOutcome.LOST, BatchOutcome.DONE).astype(np.int8),
     }
     order = np.argsort(run.batch_end_ns, kind="stable")
     return {name: values[order] for name, values in columns.items()}

@@ -7,12 +7,13 @@ Rule 1. At one instant, reports of ended batches come first, then arrivals, then
 Rule 2. A batch starts when it has reached its GPU (``control_ns`` after the decision) and the GPU has ended its others.
 Rule 3. Without noise a batch takes l(b), and the engine may rely on it. With noise it takes l(b) times a random factor;
         the engine plans with l(b) and learns the end ``reply_ns`` after it.
+Rule 4. GPUs and models that come or go at an instant do so before all else then, but a batch that ends then has ended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,13 +26,15 @@ from symphony_dask.scheduling.compiled import compiled
 from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, NEVER, POLICIES, Engine
 from symphony_dask.scheduling.state import DEPTH
 from symphony_dask.trace import Outcome
+from workloads.fleet import Change, Event, Fleet, Gpus, RemoveGpu, groups, plan_fleet
+from workloads.host import Host, Ids, latency_tables
 from workloads.simulated import SimModel, Simulated
 
 Ints = npt.NDArray[np.int64]
 Slots = npt.NDArray[np.int32]
 
 #: Simulates models on GPUs: ``f(models, gpus, arrivals_ns, choices)``.
-Scheduler = Callable[[Sequence[SimModel], int, Ints, Slots], Simulated]
+Scheduler = Callable[[Sequence[SimModel], Gpus, Ints, Slots], Simulated]
 
 # Numba keeps a global only as a plain number.
 _OK, _LATE, _DROPPED, _REJECTED = (int(kind) for kind in (Outcome.OK, Outcome.LATE, Outcome.DROPPED, Outcome.REJECTED))
@@ -43,8 +46,10 @@ class SimulatedRun(Simulated):
 
     models, arrivals_ns, choices: as they were given; deadlines_ns: (n,) arrival + SLO.
     settings: the other arguments by name.
+    fleet: every GPU that there ever was; changes: how they came and went, by time.
     request_batch: (n,) int32, index of the request's batch, -1 if it was in none.
     decided_ns: (n,) int64, when the request was dispatched, dropped or rejected.
+    batch_lost: (k,) bool, whether the batch was lost with its GPU; it ends with it then, and its requests went on.
     batch_dispatch_ns, batch_open_ns, batch_close_ns, batch_planned_start_ns, batch_planned_end_ns: (k,) int64, the
         decision, the window and the plan of each batch.
     """
@@ -54,8 +59,11 @@ class SimulatedRun(Simulated):
     choices: Slots = field(repr=False)
     deadlines_ns: Ints = field(repr=False)
     settings: dict[str, Any]
+    fleet: Fleet = field(repr=False)
+    changes: Sequence[Change] = field(repr=False)
     request_batch: Slots = field(repr=False)
     decided_ns: Ints = field(repr=False)
+    batch_lost: npt.NDArray[np.bool_] = field(repr=False)
     batch_dispatch_ns: Ints = field(repr=False)
     batch_open_ns: Ints = field(repr=False)
     batch_close_ns: Ints = field(repr=False)
@@ -64,7 +72,7 @@ class SimulatedRun(Simulated):
 
 
 class _Log(NamedTuple):
-    """Where the loop writes; n requests, and as many batches at most. Memory that is not written to costs nothing."""
+    """Where the loop writes, of n requests and their batches. Memory that is not written to costs nothing."""
 
     outcome: Any  # (n,) int8
     finish: Any  # (n,) int64, and so all that have no type here
@@ -80,6 +88,13 @@ class _Log(NamedTuple):
     closed: Any
     planned_start: Any
     planned_end: Any
+    lost: Any  # (batches,) bool
+
+
+def _new_log(n: int, batches: int) -> _Log:
+    of_requests: list[Any] = [np.empty(n, kind) for kind in (np.int8, np.int64, np.int64, np.int32)]
+    of_batches: list[Any] = [np.empty(batches, kind) for kind in [np.int32] * 3 + [np.int64] * 7]
+    return _Log._make([*of_requests, *of_batches, np.zeros(batches, np.bool_)])
 
 
 class _Ends(NamedTuple):
@@ -109,20 +124,40 @@ def _begin(ends: _Ends, g: int, batch: int, earliest: int, took: int, reply: int
 
 
 @compiled
+def _end_oldest(s: Any, ends: _Ends, g: int, now: int) -> None:
+    """Tell the engine of the oldest end on GPU ``g``, which leaves the heap."""
+    gpu = ends.gpu[g]
+    base = g * DEPTH
+    kernels.completed(s, now, g, ends.batch[base], ends.end[base])
+    heap.remove(ends.heap, ends.gpu, g)
+    gpu.n -= 1
+    for i in range(gpu.n):
+        ends.end[base + i] = ends.end[base + i + 1]
+        ends.batch[base + i] = ends.batch[base + i + 1]
+
+
+@compiled
 def _report(s: Any, ends: _Ends, now: int, reply: int) -> None:
     """Tell the engine of all ends that it hears of by ``now``."""
     while heap.size(ends.heap) > 0 and ends.gpu[heap.top(ends.heap)].key <= now:
         g = heap.top(ends.heap)
-        gpu = ends.gpu[g]
-        base = g * DEPTH
-        kernels.completed(s, now, g, ends.batch[base], ends.end[base])
-        heap.remove(ends.heap, ends.gpu, g)
-        gpu.n -= 1
-        for i in range(gpu.n):
-            ends.end[base + i] = ends.end[base + i + 1]
-            ends.batch[base + i] = ends.batch[base + i + 1]
+        _end_oldest(s, ends, g, now)
+        if ends.gpu[g].n > 0:
+            heap.push(ends.heap, ends.gpu, g, ends.end[g * DEPTH] + reply)
+
+
+@compiled
+def _lose(s: Any, ends: _Ends, g: int, now: int) -> None:
+    """GPU ``g`` goes: tell the engine of what it has ended, whose answers are on their way, and forget the rest."""
+    gpu = ends.gpu[g]
+    while gpu.n > 0 and ends.end[g * DEPTH] <= now:
+        _end_oldest(s, ends, g, now)
         if gpu.n > 0:
-            heap.push(ends.heap, ends.gpu, g, ends.end[base] + reply)
+            heap.push(ends.heap, ends.gpu, g, ends.end[g * DEPTH])
+    if gpu.n > 0:
+        heap.remove(ends.heap, ends.gpu, g)
+    gpu.n = 0
+    gpu.free_at = 0
 
 
 @compiled
@@ -136,29 +171,36 @@ def _run(
     reply: int,
     ends: _Ends,
     log: _Log,
-) -> int:
-    """Run until nothing is left to happen; returns the number of batches.
+    ids: Ids,
+    place: Ints,
+    until: int,
+) -> None:
+    """Run to just before ``until``, or until nothing is left to happen.
 
-    deadlines: of the end of work on the GPU. factors: (n,) of execution time, by batch; (0,) where ends are exact.
+    deadlines: of the end of work on the GPU. factors: of execution time, by batch; (0,) where ends are exact.
+    place: (3,) where the run stands: the next arrival, how many batches there were, the time.
     """
     n = len(arrivals)
-    i = 0
-    k = 0
+    i = place[0]
+    k = place[1]
+    now = place[2]
     noisy = len(factors) > 0
-    now = arrivals[0]
     while True:
         at = kernels.next_event(s)
         if i < n:
             at = min(at, arrivals[i])
         if noisy and heap.size(ends.heap) > 0:
             at = min(at, ends.gpu[heap.top(ends.heap)].key)
-        if at >= NEVER:
-            return k
+        if at >= until:
+            place[0] = i
+            place[1] = k
+            place[2] = now
+            return
         now = max(now, at)
         if noisy:
             _report(s, ends, now, reply)
         while i < n and arrivals[i] <= now:
-            if kernels.submit_one(s, now, models[i], deadlines[i], i) < 0:
+            if kernels.submit_one(s, now, ids.slot[models[i]], deadlines[i], i) < 0:
                 log.outcome[i] = _REJECTED
                 log.finish[i] = -1
                 log.decided[i] = now
@@ -182,8 +224,8 @@ def _run(
                 took = int((b.end - b.start) * factors[k] + 0.5)
                 end = _begin(ends, b.gpu, b.batch, now + control, took, reply)
                 start = end - took
-            log.gpu[k] = b.gpu
-            log.model[k] = b.model
+            log.gpu[k] = ids.gpu[b.gpu]
+            log.model[k] = ids.model[b.model]
             log.size[k] = size
             log.start[k] = start
             log.end[k] = end
@@ -203,7 +245,7 @@ def _run(
 
 def simulate(
     models: Sequence[SimModel],
-    gpus: int,
+    gpus: Gpus,
     arrivals_ns: Ints,
     choices: Slots,
     *,
@@ -214,9 +256,13 @@ def simulate(
     noise: float = 0.0,
     seed: int = 0,
     queue_limit: int = DEFAULT_QUEUE_LIMIT,
+    events: Sequence[Event] = (),
 ) -> SimulatedRun:
-    """Serve request i of ``models[choices[i]]``, arriving at ``arrivals_ns[i]``, on ``gpus`` GPUs alike.
+    """Serve request i of ``models[choices[i]]``, arriving at ``arrivals_ns[i]``, on ``gpus``.
 
+    gpus: how many, all alike; or groups of (class, how many[, rank]), such as ``[("slow", 8), ("fast", 4)]``: GPUs of
+        the lowest rank fill first, and among equals those that are named first. A batch is formed for the class of the
+        GPU that it gets.
     arrivals_ns: (n,) int64, never falling, from any origin; choices: (n,) int32.
     policy: a name in ``scheduling.engine.POLICIES``.
     slos_ns: (n,) int64, of each request; by default those of the models.
@@ -225,6 +271,7 @@ def simulate(
     noise: standard deviation of execution times relative to l(b). The factors are gamma distributed with mean 1, drawn
         by ``seed``; the k-th batch of a simulation has the k-th.
     queue_limit: queued requests of one model beyond which requests are rejected.
+    events: GPUs and models that come and go meanwhile (``workloads.fleet``), on the clock of the arrivals.
 
     The same arguments give the same result, bit for bit. Raises ``BadInput`` when they cannot be used.
     """
@@ -232,7 +279,8 @@ def simulate(
     arrivals = np.require(arrivals_ns, np.int64, ("C", "W"))
     which = np.require(choices, np.int32, ("C", "W"))
     n = len(arrivals)
-    _check(models, gpus, arrivals, which)
+    _check(models, arrivals, which)
+    fleet = plan_fleet(gpus, len(models), events)
     if policy not in POLICIES:
         raise BadInput(f"policy {policy!r} is unknown: choose one of {', '.join(POLICIES)}")
     if not 0 <= noise < np.inf or control_ns < 0 or reply_ns < 0 or seed < 0:
@@ -244,33 +292,39 @@ def simulate(
         raise BadInput(f"slos_ns has {len(slos)} entries, the least {slos.min()}: give {n}, each at least 1 ns")
     deadlines = arrivals + slos
 
-    tables = [model.profile.latency_ns() for model in models]
-    engine = Engine(policy, exact=noise == 0, max_requests=_room(arrivals, int(slos.max()), gpus, tables))
-    start = int(arrivals[0])
+    tables = [latency_tables(model, fleet.classes) for model in models]
+    largest = max(len(table) for of_model in tables for table in of_model.values()) - 2
+    n_gpus = len(fleet.rank)
+    room = _room(arrivals, int(slos.max()), n_gpus * DEPTH * largest)
+    engine = Engine(policy, exact=noise == 0, max_requests=room)
+    start = min([int(arrivals[0]), *(event.time_ns for event in fleet.events)])
     engine.set_control(start, control_ns)
-    for _ in range(gpus):  # before the models, each of which would be looked at for each GPU
-        engine.add_gpu(start, control_ns=control_ns)
-    for model, table in zip(models, tables, strict=True):
-        engine.add_model(start, slo_ns=model.slo_ns, latency_ns={0: table}, queue_limit=queue_limit)
-
+    # Each request of a batch that is lost may come to run in a batch of its own.
+    most = n + DEPTH * largest * sum(isinstance(event, RemoveGpu) for event in fleet.events)
     factors = np.empty(0)
     if noise > 0:
-        factors = np.random.Generator(np.random.PCG64(seed)).gamma(noise**-2, noise**2, n)
+        factors = np.random.Generator(np.random.PCG64(seed)).gamma(noise**-2, noise**2, most)
     ends = _Ends(
-        heap=np.zeros(gpus + 1, np.int32),
-        gpu=np.zeros(gpus, _GPU).view(np.recarray),
-        end=np.zeros(gpus * DEPTH, np.int64),
-        batch=np.zeros(gpus * DEPTH, np.int64),
+        heap=np.zeros(n_gpus + 1, np.int32),
+        gpu=np.zeros(n_gpus, _GPU).view(np.recarray),
+        end=np.zeros(n_gpus * DEPTH, np.int64),
+        batch=np.zeros(n_gpus * DEPTH, np.int64),
     )
-    int32s, int64s = partial(np.empty, n, np.int32), partial(np.empty, n, np.int64)
-    log = _Log(
-        np.empty(n, np.int8),
-        *(int64s(), int64s(), int32s()),
-        *(int32s() for _ in range(3)),
-        *(int64s() for _ in range(7)),
-    )
-    k = int(_run(engine.state, arrivals, which, deadlines - reply_ns, factors, control_ns, reply_ns, ends, log))
-    batches = {name: values[:k].copy() for name, values in log._asdict().items()}
+    log = _new_log(n, most)
+    host = Host(engine, fleet, models, tables, log, control_ns=control_ns, queue_limit=queue_limit)
+    host.start(start)
+    place = np.array([0, 0, start], np.int64)
+    due = deadlines - reply_ns
+    for event in fleet.events:
+        _run(
+            engine.state, arrivals, which, due, factors, control_ns, reply_ns, ends, log, host.ids, place, event.time_ns
+        )
+        if noise > 0 and isinstance(event, RemoveGpu):
+            _lose(engine.state, ends, host.gpu_slots[event.gpu], event.time_ns)
+        host.apply(event, event.time_ns)
+        place[2] = event.time_ns
+    _run(engine.state, arrivals, which, due, factors, control_ns, reply_ns, ends, log, host.ids, place, int(NEVER))
+    batches = {name: values[: place[1]].copy() for name, values in log._asdict().items()}
     last = max(int(arrivals[-1]), int(batches["end"].max(initial=start)))
     return SimulatedRun(
         outcome=log.outcome,
@@ -280,8 +334,8 @@ def simulate(
         batch_size=batches["size"],
         batch_start_ns=batches["start"],
         batch_end_ns=batches["end"],
-        gpus=gpus,
-        span_ns=max(last - start, 1),
+        gpus=n_gpus,
+        span_ns=max(last - int(arrivals[0]), 1),
         models=models,
         arrivals_ns=arrivals,
         choices=which,
@@ -294,8 +348,11 @@ def simulate(
             "seed": seed,
             "queue_limit": queue_limit,
         },
+        fleet=fleet,
+        changes=host.finish(batches["gpu"], batches["end"]),
         request_batch=log.batch,
         decided_ns=log.decided,
+        batch_lost=batches["lost"],
         batch_dispatch_ns=batches["dispatch"],
         batch_open_ns=batches["opened"],
         batch_close_ns=batches["closed"],
@@ -307,7 +364,7 @@ def simulate(
 def scheduler(policy: str, **options: Any) -> Scheduler:
     """What simulates ``policy``: the engine, or a baseline of that name; raises ``BadInput`` when there is neither.
 
-    options: of ``simulate``; baselines do without them.
+    options: of ``simulate``; baselines do without them, and refuse ``noise``.
     """
     if policy in POLICIES:
         return partial(simulate, policy=policy, **options)
@@ -315,12 +372,24 @@ def scheduler(policy: str, **options: Any) -> Scheduler:
 
     if policy not in BASELINES:
         raise BadInput(f"policy {policy!r} is unknown: choose one of {', '.join([*POLICIES, *BASELINES])}")
-    return BASELINES[policy]
+    if options.get("noise", 0) != 0:
+        raise BadInput(f"policy {policy!r} is a baseline, whose batches take exactly l(b): leave noise out")
+
+    def baseline(models: Sequence[SimModel], gpus: Gpus, arrivals_ns: Ints, choices: Slots) -> Simulated:
+        given = groups(gpus)
+        classes = {group.gpu_class for group in given}
+        if len(classes) != 1:
+            raise BadInput(f"policy {policy!r} is a baseline, for GPUs of one class: {sorted(classes)} were given")
+        name = classes.pop()
+        alike = [replace(model, profile=model.profile_on(name)) for model in models]
+        return BASELINES[policy](alike, sum(group.number for group in given), arrivals_ns, choices)
+
+    return baseline
 
 
-def _check(models: Sequence[SimModel], gpus: int, arrivals: Ints, choices: Slots) -> None:
-    if not models or gpus < 1:
-        raise BadInput(f"{len(models)} models on {gpus} GPUs: give at least 1 of each")
+def _check(models: Sequence[SimModel], arrivals: Ints, choices: Slots) -> None:
+    if not models:
+        raise BadInput("there are 0 models: give at least 1")
     if len(arrivals) == 0:
         raise BadInput("there are no requests to simulate")
     if len(choices) != len(arrivals):
@@ -331,7 +400,7 @@ def _check(models: Sequence[SimModel], gpus: int, arrivals: Ints, choices: Slots
         raise BadInput(f"choices run from {choices.min()} to {choices.max()}: there are {len(models)} models")
 
 
-def _room(arrivals: Ints, slo_ns: int, gpus: int, tables: Sequence[Ints]) -> int:
+def _room(arrivals: Ints, slo_ns: int, in_flight: int) -> int:
     """Enough request slots: for all that arrive within one SLO, and for all that can be at GPUs.
 
     A request leaves its queue by its deadline, so those queued arrived within an SLO, thus in two adjacent intervals of
@@ -340,4 +409,4 @@ def _room(arrivals: Ints, slo_ns: int, gpus: int, tables: Sequence[Ints]) -> int
     changes = np.flatnonzero(np.diff(arrivals // slo_ns)) + 1
     counts = np.diff(np.concatenate(([0], changes, [len(arrivals)])))
     adjacent = int(counts.max()) if len(counts) == 1 else int((counts[:-1] + counts[1:]).max())
-    return min(len(arrivals), adjacent + gpus * DEPTH * (max(map(len, tables)) - 2))
+    return min(len(arrivals), adjacent + in_flight)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,18 @@ from symphony_dask.units import NS_PER_S
 
 @dataclass(frozen=True)
 class SimModel:
-    """A model as simulations take it; ``profile`` holds on every GPU unless a simulation is given classes."""
+    """A model as simulations take it.
+
+    profile: l(b) on every GPU class that ``profiles`` does not name; profiles: l(b) by class.
+    """
 
     name: str
     profile: LatencyProfile
     slo_ns: int
+    profiles: Mapping[str, LatencyProfile] = field(default_factory=dict, hash=False)
+
+    def profile_on(self, gpu_class: str) -> LatencyProfile:
+        return self.profiles.get(gpu_class, self.profile)
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Simulated:
     outcome: (n,) int8, codes of ``trace.Outcome``.
     finish_ns: (n,) int64, when the request's batch ended, -1 if it was never run.
     batch_gpu, batch_model, batch_size: (k,) int32; batch_start_ns, batch_end_ns: (k,) int64, in order of dispatch.
-    gpus: how many GPUs there were.
+    gpus: how many GPUs there were, those that were there for a part of the time included.
     span_ns: first arrival to the last of arrivals and batch ends.
     """
 
@@ -71,7 +79,7 @@ class Simulated:
 
     def to_dict(self) -> dict[str, Any]:
         """The keys that ``symphony simulate --json`` prints, but for ``simulated_hz``."""
-        kinds = (Outcome.OK, Outcome.LATE, Outcome.DROPPED, Outcome.REJECTED)
+        kinds = (Outcome.OK, Outcome.LATE, Outcome.DROPPED, Outcome.REJECTED, Outcome.CANCELLED)
         return {
             "requests": len(self.outcome),
             **{kind.name.lower(): self.count(kind) for kind in kinds},

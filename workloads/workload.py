@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,17 @@ class Workload:
 
 
 def read_workload(
-    path: str | os.PathLike[str], profile: LatencyProfile | None = None, slo_ns: int | None = None
+    path: str | os.PathLike[str],
+    profile: LatencyProfile | None = None,
+    slo_ns: int | None = None,
+    profiles: Mapping[str, LatencyProfile] | None = None,
 ) -> Workload:
     """The workload in ``path``, a run folder or a Parquet file as ``trace.read_trace`` takes them.
 
     profile, slo_ns: of every model. Without them a recorded run's own are used; else a request's SLO is its deadline
         less its arrival, a model's the least of its requests', and what is still unknown is ``DEFAULT_PROFILE`` and
-        ``DEFAULT_SLO_NS``. A model that has several profiles is given the first.
+        ``DEFAULT_SLO_NS``. A model that has several profiles is given all by GPU class, and the first elsewhere.
+    profiles: by GPU class, of every model there; before those of the run.
 
     Raises ``BadInput`` if the path cannot be read or holds no requests.
     """
@@ -64,9 +68,10 @@ def read_workload(
     models = []
     for m, name in enumerate(names):
         served = info.get(name, {})
-        profiles = [LatencyProfile.from_dict(d) for d in served.get("profiles", {}).values()]
+        own = {} if profile else {c: LatencyProfile.from_dict(d) for c, d in served.get("profiles", {}).items()}
         known = int(least_ns[m]) if least_ns[m] < _UNKNOWN else DEFAULT_SLO_NS
         model_slo_ns = slo_ns or served.get("slo_ns", known)
-        models.append(SimModel(name, profile or (profiles or [DEFAULT_PROFILE])[0], model_slo_ns))
+        first = next(iter(own.values()), DEFAULT_PROFILE)
+        models.append(SimModel(name, profile or first, model_slo_ns, {**own, **(profiles or {})}))
     of_model_ns = np.array([model.slo_ns for model in models])[choices]
     return Workload(models, arrivals_ns, choices, np.where(own_ns > 0, own_ns, of_model_ns))

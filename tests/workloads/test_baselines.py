@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from workloads.arrivals import assign, gamma
 from workloads.baselines import BASELINES
 from workloads.baselines.nexus import CannotPlace
 from workloads.baselines.replicas import Replicas, in_proportion, spread_evenly
+from workloads.baselines.shepherd import shepherd
 from workloads.simulated import SimModel, Simulated
 
 OK, LATE, DROPPED = Outcome.OK, Outcome.LATE, Outcome.DROPPED
@@ -35,10 +38,13 @@ def simulate(
     slos_ms: Sequence[float] = (100,),
     gpus: int = 1,
     profile: LatencyProfile = PLAIN,
+    **options: Any,
 ) -> Simulated:
     models = [SimModel(f"m{m}", profile, round(slo * NS_PER_MS)) for m, slo in enumerate(slos_ms)]
     arrivals_ns = np.array([round(at * NS_PER_MS) for at in arrivals_ms], np.int64)
-    return BASELINES[name](models, gpus, arrivals_ns, np.array(choices or [0] * len(arrivals_ms), np.int32))
+    which = np.array(choices or [0] * len(arrivals_ms), np.int32)
+    baseline: Any = BASELINES[name]
+    return baseline(models, gpus, arrivals_ns, which, **options)
 
 
 def batches(result: Simulated) -> list[tuple[int, int, int, float, float]]:
@@ -146,6 +152,11 @@ class TestClockwork:
         # The second would run from 5 to 10 ms; its deadline is 9.5.
         assert simulate("clockwork", [0, 0.5], slos_ms=(9,)).outcome.tolist() == [OK, DROPPED]
 
+    def test_a_schedule_of_no_length_commits_a_batch_when_its_gpu_is_free(self) -> None:
+        result = simulate("clockwork", [0, 1, 1, 1, 5, 6], ahead_ns=0)
+        assert batches(result) == [(0, 0, 1, 0, 5), (0, 0, 4, 5, 13), (0, 0, 1, 13, 18)]
+        assert simulate("clockwork", [0, 1, 1, 1], max_batch=2).batch_size.tolist() == [1, 2, 1]
+
     def test_never_runs_more_than_sixteen(self) -> None:
         assert simulate("clockwork", [0] * 40).batch_size.tolist() == [16, 16, 8]
 
@@ -184,58 +195,95 @@ class TestNexus:
 
 
 class TestShepherd:
-    def test_preempts_for_a_batch_more_than_three_times_as_large(self) -> None:
-        # Three wait at 1 ms: 3 < 3.03. The fourth stops the batch of 1; its request runs last.
+    def test_preempts_for_a_batch_at_least_lambda_times_as_large_which_takes_in_the_running_one(self) -> None:
+        # With the running request, 2 and 3 are too few at 1 ms, and 4 > 3.03 begin anew; the last waits.
         result = simulate("shepherd", [0, 1, 1, 1, 2])
-        assert batches(result) == [(0, 0, 1, 0, 2), (0, 0, 4, 2, 10), (0, 0, 1, 10, 15)]
-        assert result.finish_ns.tolist() == [15 * NS_PER_MS] + [10 * NS_PER_MS] * 4
-        assert result.gpu_seconds == pytest.approx(0.015)
+        assert batches(result) == [(0, 0, 1, 0, 1), (0, 0, 4, 1, 9), (0, 0, 1, 9, 14)]
+        assert result.finish_ns.tolist() == [9 * NS_PER_MS] * 4 + [14 * NS_PER_MS]
+        assert result.gpu_seconds == pytest.approx(0.014)
+
+    def test_a_running_batch_that_could_not_end_in_time_again_is_not_preempted_by_its_own_model(self) -> None:
+        # Begun anew at 4 ms the first request would end at 9 ms at the soonest; it is due at 8.
+        result = simulate("shepherd", [0, 4, 4, 4, 4], slos_ms=(8,), batch="head")
+        assert [batch[2] for batch in batches(result)] == [1, 3]
+        assert result.outcome.tolist() == [OK, OK, OK, OK, DROPPED]
 
     def test_drops_a_preempted_request_that_can_no_longer_be_in_time(self) -> None:
-        result = simulate("shepherd", [0, 2, 2, 2, 2], slos_ms=(8,))
+        # Another model's 4 stop it at 4 ms; it is due at 8 and would take 5.
+        result = simulate("shepherd", [0, 4, 4, 4, 4], [0, 1, 1, 1, 1], slos_ms=(8, 50))
         assert result.outcome.tolist() == [DROPPED, OK, OK, OK, OK]
 
     def test_preempted_requests_queue_again_in_order_of_arrival(self) -> None:
-        # The batch of 1 is stopped at 1 ms by 4, and they at 3 ms by 13 of another model. The 5 run together.
+        # At 1 ms a batch of 1 becomes one of 4; at 3 ms 13 of another model stop that. All of the first then run.
         result = simulate("shepherd", [0] + [1] * 4 + [3] * 13, [0] * 5 + [1] * 13, slos_ms=(100, 100))
         assert batches(result) == [(0, 0, 1, 0, 1), (0, 0, 4, 1, 3), (0, 1, 13, 3, 20), (0, 0, 5, 20, 29)]
+
+    def test_preempted_requests_count_as_arrivals(self) -> None:
+        # Four of model 2 stop the request on GPU 0, which as an arrival finds no batch that it could replace.
+        result = simulate("shepherd", [0, 0, 1, 1, 1, 1], [0, 1, 2, 2, 2, 2], slos_ms=(90,) * 3, gpus=2)
+        assert batches(result) == [(0, 0, 1, 0, 1), (1, 1, 1, 0, 5), (0, 2, 4, 1, 9), (1, 0, 1, 5, 10)]
 
     def test_runs_the_largest_batch_of_all_models(self) -> None:
         result = simulate("shepherd", [0, 1, 2, 2], [0, 0, 1, 1], slos_ms=(50, 90))
         assert [batch[1:3] for batch in batches(result)] == [(0, 1), (1, 2), (0, 1)]
 
-    def test_passes_over_requests_that_would_make_the_batch_smaller(self) -> None:
+    @pytest.mark.parametrize(("batch", "sizes", "dropped"), [("head", [1, 3, 3, 2], []), ("largest", [1, 3, 4], [4])])
+    def test_the_head_limits_the_batch_unless_any_run_of_requests_may_be_taken(
+        self, batch: str, sizes: list[int], dropped: list[int]
+    ) -> None:
         # At 12 ms the head, due at 19.5, allows a batch of 3; without it 4 can run, and then it is too late for it.
-        result = simulate("shepherd", [0, 1, 1, 1, 5.5, 11, 11, 11, 11], slos_ms=(14,))
-        assert [batch[2] for batch in batches(result)] == [1, 3, 4]
-        assert np.flatnonzero(result.outcome == DROPPED).tolist() == [4]
+        arrivals_ns = np.array([0, 1, 1, 1, 5.5, 11, 11, 11, 11]) * NS_PER_MS
+        models, choices = [SimModel("m", PLAIN, 14 * NS_PER_MS)], np.zeros(9, np.int32)
+        result = shepherd(models, 1, arrivals_ns.astype(np.int64), choices, batch=batch, preempt=math.inf)
+        assert result.batch_size.tolist() == sizes
+        assert np.flatnonzero(result.outcome == DROPPED).tolist() == dropped
 
     def test_an_expired_request_is_in_no_candidate(self) -> None:
         # At 5 ms the second could end at 10 ms; it is due at 9.
         assert simulate("shepherd", [0, 1, 2], slos_ms=(8,)).outcome.tolist() == [OK, DROPPED, OK]
 
+    def test_choices_that_do_not_exist_are_named(self) -> None:
+        with pytest.raises(BadInput, match=r"batch='tail', preempt=3\.03: give one of largest, head"):
+            shepherd(MIX, 1, np.zeros(1, np.int64), np.zeros(1, np.int32), batch="tail")
+
 
 class TestReplicaTimeout:
+    @staticmethod
+    def simulate(*args: Any, **options: Any) -> Simulated:
+        """With a time-out of a quarter of the SLO, and any batch that takes no longer than the SLO."""
+        return simulate("replica-timeout", *args, settings=[(1.0, 0.25)], **options)
+
     def test_a_replica_waits_for_a_quarter_of_the_slo(self) -> None:
-        result = simulate("replica-timeout", [0, 1, 2], slos_ms=(40,), gpus=2)
+        result = self.simulate([0, 1, 2], slos_ms=(40,), gpus=2)
         assert batches(result) == [(0, 0, 2, 10, 16), (1, 0, 1, 11, 16)]
 
     def test_a_full_batch_does_not_wait(self) -> None:
-        result = simulate("replica-timeout", [0, 2, 3], slos_ms=(40,), profile=LatencyProfile(1, 4, max_batch=2))
+        result = self.simulate([0, 2, 3], slos_ms=(40,), profile=LatencyProfile(1, 4, max_batch=2))
         assert batches(result) == [(0, 0, 2, 2, 8), (0, 0, 1, 13, 18)]
 
     def test_a_busy_replica_takes_at_once_what_has_waited_long_enough(self) -> None:
         # The second and the third waited through the first batch, from 2 to 7 ms, and longer than 2 ms.
-        result = simulate("replica-timeout", [0, 3, 4], slos_ms=(8,))
+        result = self.simulate([0, 3, 4], slos_ms=(8,))
         assert batches(result) == [(0, 0, 1, 2, 7), (0, 0, 2, 7, 13)]
 
     def test_late_requests_are_run_all_the_same(self) -> None:
-        result = simulate("replica-timeout", [0] * 10, slos_ms=(40,), profile=LatencyProfile(1, 4, max_batch=1))
+        result = self.simulate([0] * 10, slos_ms=(40,), profile=LatencyProfile(1, 4, max_batch=1))
         assert result.outcome.tolist() == [OK] * 8 + [LATE] * 2
 
     def test_models_that_share_a_gpu_take_turns_as_their_batches_are_formed(self) -> None:
-        result = simulate("replica-timeout", [0, 1, 2], [1, 0, 1], slos_ms=(40, 40))
+        result = self.simulate([0, 1, 2], [1, 0, 1], slos_ms=(40, 40))
         assert batches(result) == [(0, 1, 2, 10, 16), (0, 0, 1, 16, 21)]
+
+    def test_the_setting_with_the_best_attainment_is_the_result(self) -> None:
+        # Due 12 ms after they come. At once: 0 to 5, and the three others together, 5 to 12. After 3 ms, all four run
+        # from 3 to 11. After 6 ms they would end at 14, the first two too late.
+        arrivals = [0, 1, 2, 3]
+        waits = {part: simulate("replica-timeout", arrivals, slos_ms=(12,), settings=[(1, part)]) for part in (0, 0.5)}
+        assert [waits[part].count(OK) for part in (0, 0.5)] == [4, 2]
+        best = simulate("replica-timeout", arrivals, slos_ms=(12,), settings=[(1, 0.5), (1, 0)])
+        assert batches(best) == batches(waits[0])
+        with pytest.raises(BadInput, match="give one or more pairs"):
+            simulate("replica-timeout", arrivals, settings=[])
 
     def test_gpus_are_split_evenly(self) -> None:
         assert spread_evenly(3, 7).model.tolist() == [0, 1, 2, 0, 1, 2, 0]

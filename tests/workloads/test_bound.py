@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from symphony_dask.errors import BadInput
@@ -103,3 +105,45 @@ def test_mixes_that_have_no_bound_are_refused() -> None:
         goodput_bound(alike(L2, 0, 1), 1)
     with pytest.raises(BadInput, match="0 ms"):
         goodput_bound(alike(LatencyProfile(0, 0), 25, 1), 1)
+
+
+class TestClasses:
+    HALF = LatencyProfile(2.106, 10.144)
+    MIXED = BoundModel(L2, 50 * NS_PER_MS, 1.0, {"slow": HALF})
+
+    def test_the_same_gpus_under_two_names_have_the_same_bound(self) -> None:
+        models = alike(L2, 50, 20)
+        both = goodput_bound(models, [("a", 6), ("b", 10)]).bound_hz
+        assert both == pytest.approx(goodput_bound(models, 16).bound_hz, rel=1e-6)
+
+    def test_gpus_of_one_class_have_the_profile_of_that_class(self) -> None:
+        slow = goodput_bound([self.MIXED], [("slow", 8)]).bound_hz
+        assert slow == pytest.approx(goodput_bound(alike(self.HALF, 50, 1), 8).bound_hz)
+
+    def test_without_slo_pressure_each_class_adds_its_throughput(self) -> None:
+        # Batches of at most 8 in 10 ms on one class and 20 ms on the other: 4 * 800 + 8 * 400 = 6,400 Hz.
+        fast = LatencyProfile(0, 10, max_batch=8)
+        model = BoundModel(fast, 1000 * NS_PER_MS, 1.0, {"slow": LatencyProfile(0, 20, max_batch=8)})
+        assert goodput_bound([model], [("fast", 4), ("slow", 8)]).bound_hz == pytest.approx(6_400, rel=1e-6)
+
+    def test_each_model_goes_where_it_costs_the_other_least(self) -> None:
+        # One request a batch. Model 0 takes 10 ms on "a", 40 on "b"; model 1 takes 40 on "a", 10 on "b". Apart they
+        # have 100 Hz each on one GPU a class; equal shares make 200 in all.
+        a, b = LatencyProfile(0, 10, max_batch=1), LatencyProfile(0, 40, max_batch=1)
+        models = [BoundModel(a, 10**9, 0.5, {"b": b}), BoundModel(b, 10**9, 0.5, {"b": a})]
+        assert goodput_bound(models, [("a", 1), ("b", 1)]).bound_hz == pytest.approx(200, rel=1e-6)
+        # At shares of 3/4 and 1/4 "b" serves R/4 in R/400 of its time; the rest, 1 - R/400, serves (1 - R/400) * 25 of
+        # model 0, and "a" 100 of it: 3R/4 = 125 - R/16, R = 153.85.
+        models = [replace(model, share=share) for model, share in zip(models, (0.75, 0.25), strict=True)]
+        assert goodput_bound(models, [("a", 1), ("b", 1)]).bound_hz == pytest.approx(153.846, rel=1e-5)
+
+    def test_a_class_that_is_too_slow_for_a_model_does_not_serve_it(self) -> None:
+        slow = LatencyProfile(10, 60)
+        model = BoundModel(L2, 50 * NS_PER_MS, 1.0, {"slow": slow})
+        result = goodput_bound([model], [("slow", 4), ("fast", 8)])
+        assert result.bound_hz == pytest.approx(goodput_bound([model], 8).bound_hz, rel=1e-6)
+        assert result.batch_sizes == (0,)
+
+    def test_whole_batches_are_for_one_class(self) -> None:
+        with pytest.raises(BadInput, match="whole batches on GPU classes fast, slow"):
+            goodput_bound([self.MIXED], [("fast", 1), ("slow", 1)], whole=True)

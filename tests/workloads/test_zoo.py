@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from symphony_dask.errors import BadInput
-from workloads.zoo import ZOO, checked_shares, equal, zipf
+from workloads.zoo import ZOO, by_class, checked_shares, equal, zipf
 
 
 def test_resnet50_takes_1053_us_a_request_and_5072_us_a_batch() -> None:
@@ -14,11 +14,34 @@ def test_resnet50_takes_1053_us_a_request_and_5072_us_a_batch() -> None:
     assert "2308.07470" in entry.source
 
 
-def test_every_entry_is_listed_by_its_name_and_can_meet_its_slo() -> None:
-    assert sorted(ZOO) == ["inception-resnet-v2", "resnet50", "resnet50-variant"]
+def test_every_entry_is_listed_by_its_name_can_meet_its_slo_and_says_where_it_is_from() -> None:
+    assert {"resnet50", "resnet50-variant", "inception-resnet-v2", "resnet50-clockwork"} <= set(ZOO)
     for name, entry in ZOO.items():
         assert entry.name == name
         assert entry.profile.latency_ns()[1] < entry.slo_ns
+        assert "arXiv" in entry.source or " at " in entry.source
+
+
+def test_a_published_table_is_used_as_it_stands_and_between_its_sizes_linearly() -> None:
+    latency = ZOO["resnet50-clockwork"].profile.latency_ns()
+    assert latency[[1, 2, 4, 8, 16]].tolist() == [3_322_000, 5_271_000, 7_495_000, 12_439_000, 21_729_000]
+    assert latency[3] == 6_383_000
+    assert latency[17] == 21_729_000 + 1_161_250  # as the last two rows go on: 9.29 ms over 8
+    assert ZOO["resnet50-clockwork"].profile.max_batch == 16
+
+
+def test_profiles_of_one_model_by_gpu_class() -> None:
+    resnet50, bert = by_class("resnet50-trt"), by_class("bert-large-trt")
+    assert {c: p.latency_ns()[16] for c, p in resnet50.items()} == {
+        "a40": 9_678_000,
+        "a100": 5_793_000,
+        "v100": 9_266_000,
+        "t4": 15_113_000,
+    }
+    assert {p.max_batch for p in resnet50.values()} == {128}
+    assert sorted(bert) == ["a100", "a30", "t4", "v100"]
+    with pytest.raises(BadInput, match="choose one of bert-large-trt, resnet50-trt"):
+        by_class("gpt")
 
 
 def test_equal_shares_are_equal() -> None:

@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.errors import BadInput
 from symphony_dask.scheduling.compiled import compiled
 from workloads.baselines.replicas import round_robin, spread_evenly
 from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, end_run, queues, start_run
 from workloads.simulated import SimModel, Simulated
 
-#: What a full batch in time adds to the cap. The paper names no figure.
+#: What a full batch in time adds to the cap: "a fixed amount" in the paper, which names none.
 STEP = 1
 
 
@@ -39,8 +40,12 @@ def clipper(
     gpus: int,
     arrivals_ns: npt.NDArray[np.int64],
     choices: npt.NDArray[np.int32],
+    *,
+    step: int = STEP,
 ) -> Simulated:
-    """What Clipper does with these arrivals. Raises ``BadInput``."""
+    """What Clipper does with these arrivals; ``step`` in place of ``STEP``. Raises ``BadInput``."""
+    if step < 1:
+        raise BadInput(f"step={step}: must be at least 1")
     run = start_run(models, gpus, arrivals_ns, choices)
     replicas = spread_evenly(len(models), gpus)
     queue = queues(round_robin(choices, replicas), len(replicas.model))
@@ -48,12 +53,12 @@ def clipper(
     head = queue.first[:-1].copy()
     ready = np.zeros(len(head), np.int64)
     cap = np.ones(len(head), np.int64)
-    n_batches = _serve(run, queue, replicas, slo, head, ready, cap)
+    n_batches = _serve(run, queue, replicas, slo, head, ready, cap, step)
     return end_run(run, n_batches, gpus)
 
 
 @compiled
-def _serve(run: Any, queue: Any, replicas: Any, slo: Any, head: Any, ready: Any, cap: Any) -> int:
+def _serve(run: Any, queue: Any, replicas: Any, slo: Any, head: Any, ready: Any, cap: Any, step: int) -> int:
     n_batches = 0
     for g in range(len(replicas.on_gpu) - 1):
         free = 0
@@ -88,7 +93,7 @@ def _serve(run: Any, queue: Any, replicas: Any, slo: Any, head: Any, ready: Any,
             if free - taken > slo[r]:
                 cap[r] = max(1, cap[r] * 9 // 10)
             elif size == cap[r]:
-                cap[r] = min(cap[r] + STEP, run.largest[m])
+                cap[r] = min(cap[r] + step, run.largest[m])
             row = run.batches[n_batches]
             row[GPU] = g
             row[MODEL] = m

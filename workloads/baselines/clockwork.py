@@ -1,8 +1,9 @@
 """Clockwork: a central controller commits batches of fixed sizes to a schedule per GPU, 10 ms ahead.
 
-Source: Gujarati et al., "Serving DNNs like Clockwork: Performance Predictability from the Bottom Up", OSDI 2020, on the
-controller's scheduling of INFER actions; its public code (``infer5_scheduler.cpp``: a queue per batch size, strategies
-by latest start, catching up after a batch).
+Sources: Gujarati et al., "Serving DNNs like Clockwork: Performance Predictability from the Bottom Up", OSDI 2020, on
+the controller's scheduling of INFER actions; its public code, ``src/clockwork/controller/infer5/infer5_scheduler.cpp``
+(a queue per batch size, strategies by latest start, catching up after a batch) and its controller's defaults
+(schedule_ahead 10 ms, max_batch 16).
 
 Rule 1. Batch sizes are 1, 2, 4, 8 and 16. A model has a strategy for each size that its queue can fill with requests
         that would still be in time: its latest start is d - l(b), d the deadline of the first of them.
@@ -11,7 +12,10 @@ Rule 3. The strategy with the earliest latest start is taken, at the largest siz
 Rule 4. A request that cannot meet its deadline in a batch of 1 at the earliest GPU is dropped; so is one that was
         passed over by a batch of later requests.
 
-All models are taken to be in every GPU's memory: loading and eviction, half of the paper, are not simulated.
+Where this is kinder than the public code: GPUs are asked in turn there, so that one busy for the next 9 ms may take
+work while another is idle, and here the one that ends first is asked; there requests are held to a deadline 5 ms
+early, to allow for the network, of which there is none here; batches take exactly l(b), so no estimate is off. All
+models are taken to be in every GPU's memory: loading and eviction, half of the paper, are not simulated.
 
 Known faults: batches are committed up to 10 ms early, so that what arrives meanwhile misses them; it never waits for a
 batch to fill; sizes beyond 16 and between the powers of two are not used; latest start favours large batches only where
@@ -26,6 +30,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.errors import BadInput
 from symphony_dask.scheduling.compiled import compiled
 from symphony_dask.units import NS_PER_MS
 from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, end_run, queues, start_run
@@ -43,20 +48,29 @@ def clockwork(
     gpus: int,
     arrivals_ns: npt.NDArray[np.int64],
     choices: npt.NDArray[np.int32],
+    *,
+    ahead_ns: int = AHEAD,
+    max_batch: int = SIZES[-1],
 ) -> Simulated:
-    """What Clockwork does with these arrivals. Raises ``BadInput``."""
+    """What Clockwork does with these arrivals.
+
+    ahead_ns: how far ahead of now schedules are filled. max_batch: larger ones of ``SIZES`` are not used.
+    Raises ``BadInput``.
+    """
+    if ahead_ns < 0 or max_batch < 1:
+        raise BadInput(f"ahead_ns={ahead_ns}, max_batch={max_batch}: give at least 0, and at least 1")
     run = start_run(models, gpus, arrivals_ns, choices)
     queue = queues(choices, len(models))
-    head = np.repeat(queue.first[:-1, None], len(SIZES), axis=1)
+    sizes = np.array([size for size in SIZES if size <= max_batch], np.int64)
+    head = np.repeat(queue.first[:-1, None], len(sizes), axis=1)
     tail = queue.first[:-1].copy()
     end = np.zeros(gpus, np.int64)
-    sizes = np.array(SIZES, np.int64)
-    n_batches = _serve(run, queue, choices.astype(np.int64), sizes, head, tail, end)
+    n_batches = _serve(run, queue, choices.astype(np.int64), sizes, head, tail, end, ahead_ns)
     return end_run(run, n_batches, gpus)
 
 
 @compiled
-def _serve(run: Any, queue: Any, choices: Any, sizes: Any, head: Any, tail: Any, end: Any) -> int:
+def _serve(run: Any, queue: Any, choices: Any, sizes: Any, head: Any, tail: Any, end: Any, ahead: int) -> int:
     # head[m, k]: first of model m's requests that a batch of sizes[k] could still take; tail[m]: past those that came.
     # end[g]: when GPU g's schedule ends.
     n = len(run.arrival)
@@ -74,7 +88,7 @@ def _serve(run: Any, queue: Any, choices: Any, sizes: Any, head: Any, tail: Any,
                 if end[i] < end[g]:
                     g = i
             start = max(end[g], now)
-            if start > now + AHEAD:
+            if start > now + ahead:
                 break
             m = -1
             soonest = NEVER
@@ -117,7 +131,7 @@ def _serve(run: Any, queue: Any, choices: Any, sizes: Any, head: Any, tail: Any,
         if waiting:
             opens = NEVER
             for i in range(len(end)):
-                opens = min(opens, end[i] - AHEAD)
+                opens = min(opens, end[i] - ahead)
             now = opens if came == n else min(opens, run.arrival[came])
         else:
             now = run.arrival[came]
