@@ -25,6 +25,7 @@ from symphony_dask.scheduling.compiled import compiled
 from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, NEVER, POLICIES, Engine
 from symphony_dask.scheduling.state import DEPTH
 from symphony_dask.trace import Outcome
+from workloads.ends import Ends, begin, make_ends, report
 from workloads.simulated import SimModel, Simulated
 
 Ints = npt.NDArray[np.int64]
@@ -82,49 +83,6 @@ class _Log(NamedTuple):
     planned_end: Any
 
 
-class _Ends(NamedTuple):
-    """Batches that run, where the engine does not know when they end. Sizes: G GPUs."""
-
-    heap: Any  # (G + 1,) heap of GPUs by the next report of an end
-    gpu: Any  # (G,) _GPU
-    end: Any  # (G * DEPTH,) int64, oldest first for each GPU
-    batch: Any  # (G * DEPTH,) int64
-
-
-_GPU = np.dtype([("key", "i8"), ("free_at", "i8"), ("pos", "i4"), ("n", "i4")], align=True)
-
-
-@compiled
-def _begin(ends: _Ends, g: int, batch: int, earliest: int, took: int, reply: int) -> int:
-    """Run a batch on GPU ``g``, not before ``earliest``; returns when it will have ended."""
-    gpu = ends.gpu[g]
-    end = int(max(earliest, gpu.free_at)) + took
-    gpu.free_at = end
-    ends.end[g * DEPTH + gpu.n] = end
-    ends.batch[g * DEPTH + gpu.n] = batch
-    gpu.n += 1
-    if gpu.n == 1:
-        heap.push(ends.heap, ends.gpu, g, end + reply)
-    return end
-
-
-@compiled
-def _report(s: Any, ends: _Ends, now: int, reply: int) -> None:
-    """Tell the engine of all ends that it hears of by ``now``."""
-    while heap.size(ends.heap) > 0 and ends.gpu[heap.top(ends.heap)].key <= now:
-        g = heap.top(ends.heap)
-        gpu = ends.gpu[g]
-        base = g * DEPTH
-        kernels.completed(s, now, g, ends.batch[base], ends.end[base])
-        heap.remove(ends.heap, ends.gpu, g)
-        gpu.n -= 1
-        for i in range(gpu.n):
-            ends.end[base + i] = ends.end[base + i + 1]
-            ends.batch[base + i] = ends.batch[base + i + 1]
-        if gpu.n > 0:
-            heap.push(ends.heap, ends.gpu, g, ends.end[base] + reply)
-
-
 @compiled
 def _run(
     s: Any,
@@ -134,7 +92,7 @@ def _run(
     factors: Any,
     control: int,
     reply: int,
-    ends: _Ends,
+    ends: Ends,
     log: _Log,
 ) -> int:
     """Run until nothing is left to happen; returns the number of batches.
@@ -156,7 +114,7 @@ def _run(
             return k
         now = max(now, at)
         if noisy:
-            _report(s, ends, now, reply)
+            report(s, ends, now, reply)
         while i < n and arrivals[i] <= now:
             if kernels.submit_one(s, now, models[i], deadlines[i], i) < 0:
                 log.outcome[i] = _REJECTED
@@ -180,7 +138,7 @@ def _run(
             end = b.end
             if noisy:
                 took = int((b.end - b.start) * factors[k] + 0.5)
-                end = _begin(ends, b.gpu, b.batch, now + control, took, reply)
+                end = begin(ends, b.gpu, b.batch, now + control, took, reply)
                 start = end - took
             log.gpu[k] = b.gpu
             log.model[k] = b.model
@@ -256,12 +214,7 @@ def simulate(
     factors = np.empty(0)
     if noise > 0:
         factors = np.random.Generator(np.random.PCG64(seed)).gamma(noise**-2, noise**2, n)
-    ends = _Ends(
-        heap=np.zeros(gpus + 1, np.int32),
-        gpu=np.zeros(gpus, _GPU).view(np.recarray),
-        end=np.zeros(gpus * DEPTH, np.int64),
-        batch=np.zeros(gpus * DEPTH, np.int64),
-    )
+    ends = make_ends(gpus)
     int32s, int64s = partial(np.empty, n, np.int32), partial(np.empty, n, np.int64)
     log = _Log(
         np.empty(n, np.int8),

@@ -24,7 +24,16 @@ _SOURCES = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__)
 
 def compiled(function: F) -> F:
     """``function`` compiled on first call. It may not allocate arrays, and may call other compiled functions."""
-    options: dict[str, Any] = {"cache": True, "_nrt": False}
+    return _compile(function, nogil=False)
+
+
+def compiled_nogil(function: F) -> F:
+    """As ``compiled``, for a loop that threads run side by side: a call from Python lets go of the interpreter."""
+    return _compile(function, nogil=True)
+
+
+def _compile(function: F, nogil: bool) -> F:
+    options: dict[str, Any] = {"cache": True, "_nrt": False, "nogil": nogil}
     dispatcher: Any = njit(**options)(function)
     try:
         cache_file = dispatcher._cache._cache_file
