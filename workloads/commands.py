@@ -97,6 +97,59 @@ def live(batch: int, payload: int, seconds: float, as_json: bool) -> None:
         click.echo(f"open loop            {rate:12,.0f} req/s  p50 {p50:.2f} ms  p99 {p99:.2f} ms")
 
 
+@bench.command("engine")
+@click.option("--models", default=1, show_default=True, help="How many models alike, equally popular.")
+@click.option("--gpus", default=8, show_default=True, help="How many emulated GPUs.")
+@click.option("--rate", "rate_hz", type=float, help="Offered, req/s; by default 90 % of the goodput bound.")
+@click.option("--seconds", default=5.0, show_default=True, help="Length, by the clock or virtual.")
+@click.option(
+    "--threads", default=1, show_default=True, help="1: the whole engine; N: N-1 model threads, 1 rank thread."
+)
+@click.option("--virtual", is_flag=True, help="Jump from event to event, as fast as one core can.")
+@click.option("--policy", default="deferred", show_default=True, help="A policy of the engine.")
+@click.option(
+    "--profile", "profile_text", help='l(b), "alpha,beta" in ms; by default ResNet-50, alpha as the rate needs.'
+)
+@click.option("--slo", default="25ms", show_default=True, help="Latency objective.")
+@click.option("--shape", default=1.0, show_default=True, help="Of the gamma distributed gaps; below 1 they burst.")
+@click.option("--search", is_flag=True, help="Find the highest rate, from --rate on, with less than 0.1 % late.")
+@click.option("--growth", is_flag=True, help="Virtual time, from 1 model on 8 GPUs to 1,000 on 5,000.")
+@json_option
+@command
+def engine_(profile_text: str | None, slo: str, search: bool, growth: bool, as_json: bool, **options: Any) -> None:
+    """Requests a second that the scheduler alone can handle, and how late its decisions are."""
+    from symphony_dask.errors import BadInput
+    from symphony_dask.units import parse_duration_ns
+    from workloads.bench import engine
+
+    profile = None if profile_text is None else _profile(profile_text)
+    setting = engine.Setting(profile=profile, slo_ns=parse_duration_ns(slo, "slo"), **options)
+    if search and (growth or setting.virtual):
+        raise BadInput("--search is for real time: leave out --virtual and --growth")
+
+    def on_progress(text: str) -> None:
+        click.echo(text, err=True)
+
+    if growth:
+        found = engine.growth(setting, on_progress)
+    elif search:
+        found = engine.search(setting, on_progress)
+    else:
+        found = engine.bench_engine(setting)
+    if as_json:
+        print_json(found)
+        return
+    click.echo(found["label"])
+    for row in found.get("rows", [found]):
+        lateness = " / ".join("-" if us is None else f"{us:,.0f}" for us in row["lateness_us"].values())
+        click.echo(
+            f"{row['models']:,} models, {row['gpus']:,} GPUs: {row['rate_hz']:,.0f} req/s, "
+            f"{row['late_fraction']:.3%} late, decisions late by {lateness} us (p50 / p99 / p99.9), "
+            f"{row['cpu_us_per_request']:.2f} us CPU a request, mean batch {row['mean_batch']:.1f}, "
+            f"{row['gpus_used']:,} GPUs used, {row['busy_gpus']:,.1f} busy"
+        )
+
+
 @click.command()
 @profiles_option(required=True)
 @click.option("--slo", required=True, help="Latency objective, such as 25ms.")

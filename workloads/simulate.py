@@ -26,6 +26,7 @@ from symphony_dask.scheduling.compiled import compiled
 from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, NEVER, POLICIES, Engine
 from symphony_dask.scheduling.state import DEPTH
 from symphony_dask.trace import Outcome
+from workloads.ends import Ends, begin, lose, make_ends, report
 from workloads.fleet import Change, Event, Fleet, Gpus, RemoveGpu, groups, plan_fleet
 from workloads.host import Host, Ids, latency_tables
 from workloads.simulated import SimModel, Simulated
@@ -97,69 +98,6 @@ def _new_log(n: int, batches: int) -> _Log:
     return _Log._make([*of_requests, *of_batches, np.zeros(batches, np.bool_)])
 
 
-class _Ends(NamedTuple):
-    """Batches that run, where the engine does not know when they end. Sizes: G GPUs."""
-
-    heap: Any  # (G + 1,) heap of GPUs by the next report of an end
-    gpu: Any  # (G,) _GPU
-    end: Any  # (G * DEPTH,) int64, oldest first for each GPU
-    batch: Any  # (G * DEPTH,) int64
-
-
-_GPU = np.dtype([("key", "i8"), ("free_at", "i8"), ("pos", "i4"), ("n", "i4")], align=True)
-
-
-@compiled
-def _begin(ends: _Ends, g: int, batch: int, earliest: int, took: int, reply: int) -> int:
-    """Run a batch on GPU ``g``, not before ``earliest``; returns when it will have ended."""
-    gpu = ends.gpu[g]
-    end = int(max(earliest, gpu.free_at)) + took
-    gpu.free_at = end
-    ends.end[g * DEPTH + gpu.n] = end
-    ends.batch[g * DEPTH + gpu.n] = batch
-    gpu.n += 1
-    if gpu.n == 1:
-        heap.push(ends.heap, ends.gpu, g, end + reply)
-    return end
-
-
-@compiled
-def _end_oldest(s: Any, ends: _Ends, g: int, now: int) -> None:
-    """Tell the engine of the oldest end on GPU ``g``, which leaves the heap."""
-    gpu = ends.gpu[g]
-    base = g * DEPTH
-    kernels.completed(s, now, g, ends.batch[base], ends.end[base])
-    heap.remove(ends.heap, ends.gpu, g)
-    gpu.n -= 1
-    for i in range(gpu.n):
-        ends.end[base + i] = ends.end[base + i + 1]
-        ends.batch[base + i] = ends.batch[base + i + 1]
-
-
-@compiled
-def _report(s: Any, ends: _Ends, now: int, reply: int) -> None:
-    """Tell the engine of all ends that it hears of by ``now``."""
-    while heap.size(ends.heap) > 0 and ends.gpu[heap.top(ends.heap)].key <= now:
-        g = heap.top(ends.heap)
-        _end_oldest(s, ends, g, now)
-        if ends.gpu[g].n > 0:
-            heap.push(ends.heap, ends.gpu, g, ends.end[g * DEPTH] + reply)
-
-
-@compiled
-def _lose(s: Any, ends: _Ends, g: int, now: int) -> None:
-    """GPU ``g`` goes: tell the engine of what it has ended, whose answers are on their way, and forget the rest."""
-    gpu = ends.gpu[g]
-    while gpu.n > 0 and ends.end[g * DEPTH] <= now:
-        _end_oldest(s, ends, g, now)
-        if gpu.n > 0:
-            heap.push(ends.heap, ends.gpu, g, ends.end[g * DEPTH])
-    if gpu.n > 0:
-        heap.remove(ends.heap, ends.gpu, g)
-    gpu.n = 0
-    gpu.free_at = 0
-
-
 @compiled
 def _run(
     s: Any,
@@ -169,7 +107,7 @@ def _run(
     factors: Any,
     control: int,
     reply: int,
-    ends: _Ends,
+    ends: Ends,
     log: _Log,
     ids: Ids,
     place: Ints,
@@ -198,7 +136,7 @@ def _run(
             return
         now = max(now, at)
         if noisy:
-            _report(s, ends, now, reply)
+            report(s, ends, now, reply)
         while i < n and arrivals[i] <= now:
             if kernels.submit_one(s, now, ids.slot[models[i]], deadlines[i], i) < 0:
                 log.outcome[i] = _REJECTED
@@ -222,7 +160,7 @@ def _run(
             end = b.end
             if noisy:
                 took = int((b.end - b.start) * factors[k] + 0.5)
-                end = _begin(ends, b.gpu, b.batch, now + control, took, reply)
+                end = begin(ends, b.gpu, b.batch, now + control, took, reply)
                 start = end - took
             log.gpu[k] = ids.gpu[b.gpu]
             log.model[k] = ids.model[b.model]
@@ -304,12 +242,7 @@ def simulate(
     factors = np.empty(0)
     if noise > 0:
         factors = np.random.Generator(np.random.PCG64(seed)).gamma(noise**-2, noise**2, most)
-    ends = _Ends(
-        heap=np.zeros(n_gpus + 1, np.int32),
-        gpu=np.zeros(n_gpus, _GPU).view(np.recarray),
-        end=np.zeros(n_gpus * DEPTH, np.int64),
-        batch=np.zeros(n_gpus * DEPTH, np.int64),
-    )
+    ends = make_ends(n_gpus)
     log = _new_log(n, most)
     host = Host(engine, fleet, models, tables, log, control_ns=control_ns, queue_limit=queue_limit)
     host.start(start)
@@ -320,7 +253,7 @@ def simulate(
             engine.state, arrivals, which, due, factors, control_ns, reply_ns, ends, log, host.ids, place, event.time_ns
         )
         if noise > 0 and isinstance(event, RemoveGpu):
-            _lose(engine.state, ends, host.gpu_slots[event.gpu], event.time_ns)
+            lose(engine.state, ends, host.gpu_slots[event.gpu], event.time_ns)
         host.apply(event, event.time_ns)
         place[2] = event.time_ns
     _run(engine.state, arrivals, which, due, factors, control_ns, reply_ns, ends, log, host.ids, place, int(NEVER))
