@@ -86,48 +86,53 @@ def live(batch: int, payload: int, seconds: float, as_json: bool) -> None:
         click.echo(f"open loop            {rate:12,.0f} req/s  p50 {p50:.2f} ms  p99 {p99:.2f} ms")
 
 
+popularity_option = click.option(
+    "--popularity", type=click.Choice(["equal", "zipf"]), default="equal", show_default=True, help="Of the models."
+)
+
+
 @click.command()
-@click.option("--profile", "profile_text", required=True, help='l(b): "alpha,beta" in ms.')
+@click.option("--profile", "profile_text", required=True, help='l(b): "alpha,beta" in ms, or a name of the zoo.')
 @click.option("--slo", required=True, help="Latency objective, such as 25ms.")
 @click.option("--models", default=1, show_default=True, help="How many models alike.")
 @click.option("--gpus", required=True, type=int, help="How many GPUs.")
+@popularity_option
 @json_option
 @command
-def bound(profile_text: str, slo: str, models: int, gpus: int, as_json: bool) -> None:
+def bound(profile_text: str, slo: str, models: int, gpus: int, popularity: str, as_json: bool) -> None:
     """The highest goodput that any scheduler could reach, req/s."""
     from symphony_dask.errors import BadInput
     from symphony_dask.units import parse_duration_ns
     from workloads.bound import BoundModel, goodput_bound
+    from workloads.zoo import POPULARITIES
 
     profile = _profile(profile_text)
     if models < 1 or gpus < 1:
         raise BadInput(f"models={models}, gpus={gpus}: both must be at least 1")
-    mix = [BoundModel(profile, parse_duration_ns(slo, "slo"), 1 / models)] * models
-    result = goodput_bound(mix, gpus)
+    slo_ns = parse_duration_ns(slo, "slo")
+    result = goodput_bound([BoundModel(profile, slo_ns, share) for share in POPULARITIES[popularity](models)], gpus)
     if as_json:
         print_json({"bound_hz": result.bound_hz, "batch": result.batch_sizes[0]})
     else:
-        click.echo(f"{result.bound_hz:,.0f} req/s, in batches of {result.batch_sizes[0]:.1f}")
+        least = "" if popularity == "equal" else f" to {result.batch_sizes[-1]:.1f}"
+        click.echo(f"{result.bound_hz:,.0f} req/s, in batches of {result.batch_sizes[0]:.1f}{least}")
 
 
 def _profile(text: str) -> Any:
-    """The latency profile written "alpha,beta" in ms; raises ``BadInput``."""
-    from symphony_dask.errors import BadInput
-    from symphony_dask.scheduling.profile import LatencyProfile
+    """The latency profile that ``text`` names or writes out; raises ``BadInput``."""
+    from workloads.zoo import parse_profile
 
-    try:
-        return LatencyProfile.parse(text)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
+    return parse_profile(text)
 
 
 @click.command("goodput")
-@click.option("--profile", "profile_text", required=True, help='l(b): "alpha,beta" in ms.')
+@click.option("--profile", "profile_text", required=True, help='l(b): "alpha,beta" in ms, or a name of the zoo.')
 @click.option("--slo", required=True, help="Latency objective, such as 25ms.")
 @click.option("--models", default=1, show_default=True, help="How many models alike.")
 @click.option("--gpus", required=True, type=int, help="How many GPUs.")
-@click.option("--policy", default="deferred", show_default=True, help="A policy of the engine, or a baseline.")
+@click.option("--policy", default="adaptive", show_default=True, help="A policy of the engine, or a baseline.")
 @click.option("--shape", default=1.0, show_default=True, help="Of the gamma distributed gaps; below 1 they burst.")
+@popularity_option
 @click.option("--seconds", default=20.0, show_default=True, help="Length of each simulation.")
 @click.option("--seeds", default=3, show_default=True, help="How many searches the figure is the mean of.")
 @json_option
@@ -139,6 +144,7 @@ def goodput_(
     gpus: int,
     policy: str,
     shape: float,
+    popularity: str,
     seconds: float,
     seeds: int,
     as_json: bool,
@@ -149,10 +155,12 @@ def goodput_(
     from symphony_dask.units import parse_duration_ns
     from workloads.goodput import goodput
     from workloads.simulated import SimModel
+    from workloads.zoo import POPULARITIES
 
     profile, slo_ns = _profile(profile_text), parse_duration_ns(slo, "slo")
     mix = [SimModel(f"model-{m}", profile, slo_ns) for m in range(models)]
-    found = goodput(mix, gpus, policy=policy, shape=shape, seconds=seconds, seeds=seeds)
+    shares = POPULARITIES[popularity](models)
+    found = goodput(mix, gpus, policy=policy, shape=shape, seconds=seconds, seeds=seeds, shares=shares)
     if as_json:
         print_json(asdict(found))
         return
@@ -165,7 +173,7 @@ def goodput_(
 @click.command("simulate")
 @click.argument("path", metavar="TRACE", type=click.Path(exists=True))
 @click.option("--gpus", required=True, type=int, help="How many GPUs.")
-@click.option("--policy", default="deferred", show_default=True, help="A policy of the engine, or a baseline.")
+@click.option("--policy", default="adaptive", show_default=True, help="A policy of the engine, or a baseline.")
 @click.option("--slo", help="Latency objective of every request; by default the trace's own, else 50ms.")
 @click.option("--profile", "profile_text", help='l(b), "alpha,beta" in ms; by default the run\'s, else ResNet-50.')
 @click.option("--folder", type=click.Path(), help="Where to write the tables of the simulated run.")
