@@ -1,4 +1,4 @@
-"""Commands of the workloads: demo, bench, bound, goodput, simulate, trace, replay."""
+"""Commands of the workloads: demo, bench, bound, goodput, simulate, trace, replay; compare has its own file."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from symphony_dask.commands import command, json_option, print_json
+from workloads.compare_command import compare
 
 
 @click.command()
@@ -184,10 +185,10 @@ def simulate_(
 ) -> None:
     """Serve TRACE's requests on simulated GPUs, under a virtual clock."""
     import time
-    from contextlib import suppress
 
     from symphony_dask.errors import BadInput
     from symphony_dask.units import parse_duration_ns
+    from workloads.pool import compile_policies
     from workloads.record import record
     from workloads.simulate import SimulatedRun, scheduler
     from workloads.workload import read_workload
@@ -197,9 +198,7 @@ def simulate_(
         None if profile_text is None else _profile(profile_text),
         None if slo is None else parse_duration_ns(slo, "slo"),
     )
-    # The first call compiles, or loads what was compiled: that is not simulation.
-    with suppress(BadInput):
-        scheduler(policy)(work.models, gpus, work.arrivals_ns[:1], work.choices[:1])
+    compile_policies([policy])  # not simulation, so not timed
     began = time.perf_counter()
     result = scheduler(policy, slos_ns=work.slos_ns)(work.models, gpus, work.arrivals_ns, work.choices)
     found = {**result.to_dict(), "simulated_hz": len(work.arrivals_ns) / (time.perf_counter() - began)}
@@ -305,4 +304,4 @@ def replay_(
     click.echo(f"{'run':17} {run}")
 
 
-COMMANDS = [demo, bench, bound, goodput_, simulate_, trace, replay_]
+COMMANDS = [demo, bench, bound, goodput_, compare, simulate_, trace, replay_]

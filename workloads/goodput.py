@@ -23,8 +23,11 @@ from workloads.simulate import Scheduler, scheduler
 from workloads.simulated import SimModel
 from workloads.zoo import checked_shares, equal
 
-#: A search ends when the rate is known to this part of itself. One that is below this part of the bound counts as 0.
+#: A search ends when the rate is known to this part of itself.
 _PRECISION = 1e-3
+
+#: A rate below this part of the bound counts as 0: 99 % of a handful of requests says nothing.
+_LEAST = 0.01
 
 #: A search begins on traces shorter by this factor, down to a step of ``_FIRST_STEP``, to find where to look.
 _SHORTER = 8
@@ -198,7 +201,7 @@ def search(
     Short traces tell where to look; every rate that is believed is then simulated for the full ``seconds``.
     """
     found = Found(0.0, 0.0, False)
-    least_hz = _PRECISION * bound_hz
+    least_hz = _LEAST * bound_hz
 
     def met(n: int, length_s: float) -> bool:
         """Whether n requests in so many seconds are served; the highest such rate at full length is kept."""
