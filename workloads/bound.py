@@ -87,23 +87,6 @@ def goodput_bound(models: Sequence[BoundModel], gpus: int, *, whole: bool = Fals
     return BoundResult(rate_hz, tuple(sizes))
 
 
-def ideal_gpus(models: Sequence[BoundModel], rate_hz: float) -> float:
-    """The least GPU time a second that ``rate_hz`` needs: sum over m of r_m * l_m(b_m)/b_m, at the best b_m allowed.
-
-    As in ``goodput_bound``, which this turns round: the least number of GPUs whose bound is at least ``rate_hz`` is
-    this, rounded up. Infinite when a model with a share misses its SLO at b = 1.
-
-    Raises ``BadInput`` when the rate is not positive and finite, or as ``goodput_bound`` does.
-    """
-    if not 0 < rate_hz < np.inf:
-        raise BadInput(f"rate_hz is {rate_hz}: it must be positive and finite")
-    checked_shares([model.share for model in models])
-    curves = [_curve(model) for model in models if model.share > 0]
-    if any(curve.latency[0] > curve.slo for curve in curves):
-        return float("inf")
-    return _work(curves, rate_hz)
-
-
 def _curve(model: BoundModel) -> _Curve:
     latency = model.profile.latency_ns()[1 : model.profile.max_batch + 1] / NS_PER_S
     return _Curve(latency, model.slo_ns / NS_PER_S, model.share)
@@ -115,13 +98,9 @@ def _largest_real(curves: Sequence[_Curve], gpus: int) -> float:
     low, high = 0.0, gpus / sum(curve.share * float(_cost(curve).min()) for curve in curves)
     while high - low > _PRECISION * high:
         rate_hz = (low + high) / 2
-        low, high = (rate_hz, high) if _work(curves, rate_hz) <= gpus else (low, rate_hz)
+        work = sum(curve.share * rate_hz * _cheapest(curve, rate_hz, whole=False)[1] for curve in curves)
+        low, high = (rate_hz, high) if work <= gpus else (low, rate_hz)
     return low
-
-
-def _work(curves: Sequence[_Curve], rate_hz: float) -> float:
-    """GPU time a second at that total rate."""
-    return sum(curve.share * rate_hz * _cheapest(curve, rate_hz, whole=False)[1] for curve in curves)
 
 
 def _largest_whole(curves: Sequence[_Curve], gpus: int) -> float:
@@ -165,3 +144,21 @@ def _cheapest(curve: _Curve, rate_hz: float, whole: bool) -> tuple[float, float]
     part = (curve.slo - answered[fits - 1]) / (gap + step)
     end, end_cost = fits + part, (curve.latency[fits - 1] + part * step) / (fits + part)
     return (float(end), float(end_cost)) if end_cost <= costs[best] else (float(best + 1), float(costs[best]))
+
+
+def ideal_gpus(models: Sequence[BoundModel], rate_hz: float) -> float:
+    """The least GPU time a second that ``rate_hz`` needs: sum over m of r_m * l_m(b_m)/b_m, at the best b_m allowed.
+
+    As in ``goodput_bound``, which this turns round: the least number of GPUs whose bound is at least ``rate_hz`` is
+    this, rounded up. Infinite when a model with a share misses its SLO at b = 1.
+
+    Raises ``BadInput`` when the rate is not positive and finite, or the shares do not sum to 1.
+    """
+    if not 0 < rate_hz < np.inf:
+        raise BadInput(f"rate_hz is {rate_hz}: it must be positive and finite")
+    checked_shares([model.share for model in models])
+    shared = [model for model in models if model.share > 0]
+    if any(model.profile.latency_ns()[1] > model.slo_ns for model in shared):
+        return float("inf")
+    curves = [curve for model in shared if (curve := _curve(model)) is not None]
+    return sum(curve.share * rate_hz * _cheapest(curve, rate_hz, whole=False)[1] for curve in curves)
