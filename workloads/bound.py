@@ -237,3 +237,21 @@ def _cheapest(curve: _Curve, rate_hz: float, whole: bool) -> tuple[float, float]
     part = (curve.slo - answered[fits - 1]) / (gap + step)
     end, end_cost = fits + part, (curve.latency[fits - 1] + part * step) / (fits + part)
     return (float(end), float(end_cost)) if end_cost <= costs[best] else (float(best + 1), float(costs[best]))
+
+
+def ideal_gpus(models: Sequence[BoundModel], rate_hz: float) -> float:
+    """The least GPU time a second that ``rate_hz`` needs: sum over m of r_m * l_m(b_m)/b_m, at the best b_m allowed.
+
+    As in ``goodput_bound``, which this turns round: the least number of GPUs whose bound is at least ``rate_hz`` is
+    this, rounded up. Infinite when a model with a share misses its SLO at b = 1.
+
+    Raises ``BadInput`` when the rate is not positive and finite, or the shares do not sum to 1.
+    """
+    if not 0 < rate_hz < np.inf:
+        raise BadInput(f"rate_hz is {rate_hz}: it must be positive and finite")
+    checked_shares([model.share for model in models])
+    shared = [model for model in models if model.share > 0]
+    if any(model.profile.latency_ns()[1] > model.slo_ns for model in shared):
+        return float("inf")
+    curves = [curve for model in shared if (curve := _curve(model)) is not None]
+    return sum(curve.share * rate_hz * _cheapest(curve, rate_hz, whole=False)[1] for curve in curves)

@@ -1,4 +1,4 @@
-"""Commands of the workloads: demo, bench, bound, goodput, simulate, trace, replay."""
+"""Commands of the workloads: demo, bench, bound, goodput, simulate, trace, replay; compare has its own file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from symphony_dask.commands import command, json_option, print_json
+from workloads.compare_command import compare
 
 
 def profiles_option(*, required: bool) -> Any:
@@ -97,6 +98,11 @@ def live(batch: int, payload: int, seconds: float, as_json: bool) -> None:
         click.echo(f"open loop            {rate:12,.0f} req/s  p50 {p50:.2f} ms  p99 {p99:.2f} ms")
 
 
+popularity_option = click.option(
+    "--popularity", type=click.Choice(["equal", "zipf"]), default="equal", show_default=True, help="Of the models."
+)
+
+
 @bench.command("engine")
 @click.option("--models", default=1, show_default=True, help="How many models alike, equally popular.")
 @click.option("--gpus", default=8, show_default=True, help="How many emulated GPUs.")
@@ -155,25 +161,31 @@ def engine_(profile_text: str | None, slo: str, search: bool, growth: bool, as_j
 @click.option("--slo", required=True, help="Latency objective, such as 25ms.")
 @click.option("--models", default=1, show_default=True, help="How many models alike.")
 @gpus_option
+@popularity_option
 @json_option
 @command
-def bound(profile_texts: tuple[str, ...], slo: str, models: int, gpus_text: str, as_json: bool) -> None:
+def bound(
+    profile_texts: tuple[str, ...], slo: str, models: int, gpus_text: str, popularity: str, as_json: bool
+) -> None:
     """The highest goodput that any scheduler could reach, req/s."""
     from symphony_dask.errors import BadInput
     from symphony_dask.units import parse_duration_ns
     from workloads.bound import BoundModel, goodput_bound
+    from workloads.zoo import POPULARITIES
 
     gpus, profile, by_class = _fleet(gpus_text, profile_texts)
     _require_profiles(gpus, profile, by_class)
     if models < 1 or gpus == 0:
         raise BadInput(f"models={models}, gpus={gpus_text}: both must be at least 1")
     default = profile or next(iter(by_class.values()))
-    mix = [BoundModel(default, parse_duration_ns(slo, "slo"), 1 / models, by_class)] * models
+    slo_ns = parse_duration_ns(slo, "slo")
+    mix = [BoundModel(default, slo_ns, share, by_class) for share in POPULARITIES[popularity](models)]
     result = goodput_bound(mix, gpus)
     if as_json:
         print_json({"bound_hz": result.bound_hz, "batch": result.batch_sizes[0]})
     else:
-        click.echo(f"{result.bound_hz:,.0f} req/s, in batches of {result.batch_sizes[0]:.1f}")
+        least = "" if popularity == "equal" else f" to {result.batch_sizes[-1]:.1f}"
+        click.echo(f"{result.bound_hz:,.0f} req/s, in batches of {result.batch_sizes[0]:.1f}{least}")
 
 
 def _fleet(gpus_text: str, profile_texts: Sequence[str]) -> tuple[Any, Any, dict[str, Any]]:
@@ -208,23 +220,20 @@ def _require_profiles(gpus: Any, profile: Any, named: Collection[str]) -> None:
 
 
 def _profile(text: str) -> Any:
-    """The latency profile written "alpha,beta" in ms; raises ``BadInput``."""
-    from symphony_dask.errors import BadInput
-    from symphony_dask.scheduling.profile import LatencyProfile
+    """The latency profile that ``text`` names or writes out; raises ``BadInput``."""
+    from workloads.zoo import parse_profile
 
-    try:
-        return LatencyProfile.parse(text)
-    except ValueError as error:
-        raise BadInput(str(error)) from None
+    return parse_profile(text)
 
 
 @click.command("goodput")
-@click.option("--profile", "profile_text", required=True, help='l(b): "alpha,beta" in ms.')
+@click.option("--profile", "profile_text", required=True, help='l(b): "alpha,beta" in ms, or a name of the zoo.')
 @click.option("--slo", required=True, help="Latency objective, such as 25ms.")
 @click.option("--models", default=1, show_default=True, help="How many models alike.")
 @click.option("--gpus", required=True, type=int, help="How many GPUs.")
-@click.option("--policy", default="deferred", show_default=True, help="A policy of the engine, or a baseline.")
+@click.option("--policy", default="adaptive", show_default=True, help="A policy of the engine, or a baseline.")
 @click.option("--shape", default=1.0, show_default=True, help="Of the gamma distributed gaps; below 1 they burst.")
+@popularity_option
 @click.option("--seconds", default=20.0, show_default=True, help="Length of each simulation.")
 @click.option("--seeds", default=3, show_default=True, help="How many searches the figure is the mean of.")
 @json_option
@@ -236,6 +245,7 @@ def goodput_(
     gpus: int,
     policy: str,
     shape: float,
+    popularity: str,
     seconds: float,
     seeds: int,
     as_json: bool,
@@ -246,10 +256,12 @@ def goodput_(
     from symphony_dask.units import parse_duration_ns
     from workloads.goodput import goodput
     from workloads.simulated import SimModel
+    from workloads.zoo import POPULARITIES
 
     profile, slo_ns = _profile(profile_text), parse_duration_ns(slo, "slo")
     mix = [SimModel(f"model-{m}", profile, slo_ns) for m in range(models)]
-    found = goodput(mix, gpus, policy=policy, shape=shape, seconds=seconds, seeds=seeds)
+    shares = POPULARITIES[popularity](models)
+    found = goodput(mix, gpus, policy=policy, shape=shape, seconds=seconds, seeds=seeds, shares=shares)
     if as_json:
         print_json(asdict(found))
         return
@@ -262,7 +274,7 @@ def goodput_(
 @click.command("simulate")
 @click.argument("path", metavar="TRACE", type=click.Path(exists=True))
 @gpus_option
-@click.option("--policy", default="deferred", show_default=True, help="A policy of the engine, or a baseline.")
+@click.option("--policy", default="adaptive", show_default=True, help="A policy of the engine, or a baseline.")
 @click.option("--slo", help="Latency objective of every request; by default the trace's own, else 50ms.")
 @profiles_option(required=False)
 @click.option("--noise", default=0.0, help="Standard deviation of execution times, as a part of l(b).")
@@ -286,11 +298,11 @@ def simulate_(
     With --folder, "digest" is a hash of all rows of all tables: the same wherever the same simulation runs.
     """
     import time
-    from contextlib import suppress
 
     from symphony_dask.errors import BadInput
     from symphony_dask.units import parse_duration_ns
     from workloads.digest import digest, file_hashes
+    from workloads.pool import compile_policies
     from workloads.record import record
     from workloads.simulate import SimulatedRun, scheduler
     from workloads.workload import read_workload
@@ -299,9 +311,7 @@ def simulate_(
     work = read_workload(path, profile, None if slo is None else parse_duration_ns(slo, "slo"), by_class)
     if not isinstance(gpus, int):
         _require_profiles(gpus, profile, set.intersection(*(set(model.profiles) for model in work.models)))
-    # The first call compiles, or loads what was compiled: that is not simulation.
-    with suppress(BadInput):
-        scheduler(policy)(work.models, gpus, work.arrivals_ns[:1], work.choices[:1])
+    compile_policies([policy])  # not simulation, so not timed
     began = time.perf_counter()
     result = scheduler(policy, slos_ns=work.slos_ns, noise=noise, seed=seed)(
         work.models, gpus, work.arrivals_ns, work.choices
@@ -409,4 +419,4 @@ def replay_(
     click.echo(f"{'run':17} {run}")
 
 
-COMMANDS = [demo, bench, bound, goodput_, simulate_, trace, replay_]
+COMMANDS = [demo, bench, bound, goodput_, compare, simulate_, trace, replay_]

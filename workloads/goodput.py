@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean, stdev
 
 import numpy as np
@@ -26,6 +26,13 @@ from workloads.zoo import checked_shares, equal
 
 #: A search ends when the rate is known to this part of itself.
 _PRECISION = 1e-3
+
+#: A rate below this part of the bound counts as 0: 99 % of a handful of requests says nothing.
+_LEAST = 0.01
+
+#: A search begins on traces shorter by this factor, down to a step of ``_FIRST_STEP``, to find where to look.
+_SHORTER = 8
+_FIRST_STEP = 0.01
 
 #: Streams begin so many mean gaps early, times 1/shape: by then a gamma process has forgotten that it began with a gap.
 _FORGOTTEN = 10
@@ -68,8 +75,18 @@ def mix_arrivals(
     """
     if not (0 < rate_hz < math.inf and 0 < seconds < math.inf):
         raise BadInput(f"rate_hz is {rate_hz}, seconds is {seconds}: both must be positive and finite")
-    mix = _Mix(equal(models) if shares is None else shares, rate_hz * seconds, shape, seed)
+    mix = Mix(equal(models) if shares is None else shares, shape, seed)
     return mix.at(rate_hz, seconds)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search with one seed found: the highest rate that is met, requests a batch there, and whether the
+    scheduler could place the models at any rate that was tried."""
+
+    rate_hz: float
+    mean_batch: float
+    placed: bool
 
 
 def goodput(
@@ -88,8 +105,7 @@ def goodput(
     gpus: how many, or groups of several classes, as ``simulate.simulate`` takes them.
     policy: the name of an engine policy or a baseline, or a function that simulates (``simulate.Scheduler``).
     shape: of each model's gamma distributed gaps; 1 is a Poisson process, less is burstier.
-    seconds, seeds: length of each simulation, and how many are searched, each with arrivals of its own. The rate of a
-        search is its requests over ``seconds``, not the rate they were drawn for, which luck moves.
+    seconds, seeds: length of each simulation, and how many are searched, each with arrivals of its own.
     shares: of each model in the rate, by default equal.
 
     With one seed there is no spread to tell, and the interval is the figure itself.
@@ -107,80 +123,133 @@ def goodput(
     bound_hz = goodput_bound(mix, gpus).bound_hz
     if bound_hz == 0:
         return Goodput(0.0, 0.0, 0.0, 0.0, 0.0)
-    found = [
-        _search(simulated, models, gpus, parts, bound_hz, shape, seconds, attainment, seed) for seed in range(seeds)
-    ]
-    rates_hz = [rate_hz for rate_hz, _ in found]
+    drawn = [Mix(parts, shape, seed) for seed in range(seeds)]
+    return over_seeds([search(simulated, models, gpus, mix, bound_hz, seconds, attainment) for mix in drawn], bound_hz)
+
+
+def over_seeds(found: Sequence[Found], bound_hz: float) -> Goodput:
+    """The mean of what searches with several seeds found, and its confidence interval."""
+    rates_hz = [each.rate_hz for each in found]
     mean_hz = fmean(rates_hz)
-    margin_hz = _t(seeds - 1) * stdev(rates_hz) / math.sqrt(seeds) if seeds > 1 else 0.0
+    margin_hz = _t(len(found) - 1) * stdev(rates_hz) / math.sqrt(len(found)) if len(found) > 1 else 0.0
     low_hz = max(0.0, mean_hz - margin_hz)
-    return Goodput(mean_hz, low_hz, mean_hz + margin_hz, bound_hz, fmean(batch for _, batch in found))
+    return Goodput(mean_hz, low_hz, mean_hz + margin_hz, bound_hz, fmean(each.mean_batch for each in found))
 
 
-class _Mix:
-    """The arrivals of a mix at any rate, as one merged stream at 1 request/s: a rate only scales it."""
+class Mix:
+    """The arrivals of a mix of models at any rate, as one merged stream at 1 request/s: a rate only scales it."""
 
-    def __init__(self, shares: Sequence[float], requests: float, shape: float, seed: int) -> None:
-        """requests: the mean number of them that the stream is drawn for; a longer stream begins like a shorter one."""
+    def __init__(self, shares: Sequence[float], shape: float = 1.0, seed: int = 0) -> None:
+        """shares: of each model in the rate; shape: of each model's gamma distributed gaps.
+
+        Raises ``BadInput`` when the shape is not positive and finite, or the shares do not sum to 1.
+        """
         if not 0 < shape < math.inf:
             raise BadInput(f"shape is {shape}: it must be positive and finite")
-        parts = checked_shares(shares)
-        streams = []
-        for m, share in enumerate(parts):
-            lead = _FORGOTTEN / (shape * share) if share > 0 else 0.0
-            drawn = gamma(share, lead + requests, shape, seed * len(parts) + m) if share > 0 else np.empty(0, np.int64)
-            skipped = round(lead * NS_PER_S)
-            streams.append(drawn[np.searchsorted(drawn, skipped) :] - skipped)
-        times = np.concatenate(streams)
-        order = np.argsort(times, kind="stable")
-        self._times = times[order]
-        self._models = np.repeat(np.arange(len(parts), dtype=np.int32), [len(stream) for stream in streams])[order]
+        self._shares, self._shape, self._seed = checked_shares(shares), shape, seed
+        self._drawn = 0.0
+        self._times: Ints = np.empty(0, np.int64)
+        self._models: Slots = np.empty(0, np.int32)
 
     def at(self, rate_hz: float, seconds: float) -> tuple[Ints, Slots]:
-        """Arrivals in ns in [0, seconds) at ``rate_hz``, and their models."""
+        """Arrivals in ns in [0, seconds) where ``rate_hz`` are expected, and their models."""
+        self._draw(rate_hz * seconds)
         n = int(np.searchsorted(self._times, rate_hz * seconds * NS_PER_S))
         arrivals_ns: Ints = (self._times[:n] / rate_hz).astype(np.int64)
         return arrivals_ns, self._models[:n]
 
+    def first(self, n: int, seconds: float) -> tuple[Ints, Slots]:
+        """The first ``n`` arrivals, in ns, scaled such that the one after them comes at ``seconds``, and their models.
 
-def _search(
+        So their rate is n/seconds whatever luck did: a bursty stream strays far from the rate it is drawn for.
+        """
+        spread = math.sqrt(n / self._shape)
+        while len(self._times) <= n:
+            self._draw(max(n + 4 * spread + 16, 1.1 * self._drawn))
+        scale = seconds * NS_PER_S / max(int(self._times[n]), 1)
+        arrivals_ns: Ints = (self._times[:n] * scale).astype(np.int64)
+        return arrivals_ns, self._models[:n]
+
+    def _draw(self, requests: float) -> None:
+        """Have the stream last until ``requests`` are expected; a longer stream begins like a shorter one."""
+        if requests <= self._drawn:
+            return
+        streams = []
+        for m, share in enumerate(self._shares):
+            lead = _FORGOTTEN / (self._shape * share) if share > 0 else 0.0
+            seed = self._seed * len(self._shares) + m
+            drawn = gamma(share, lead + requests, self._shape, seed) if share > 0 else np.empty(0, np.int64)
+            skipped = round(lead * NS_PER_S)
+            streams.append(drawn[np.searchsorted(drawn, skipped) :] - skipped)
+        times = np.concatenate(streams)
+        order = np.argsort(times, kind="stable")
+        of_stream = np.repeat(np.arange(len(streams), dtype=np.int32), [len(stream) for stream in streams])
+        self._drawn, self._times, self._models = requests, times[order], of_stream[order]
+
+
+def search(
     simulated: Scheduler,
     models: Sequence[SimModel],
     gpus: Gpus,
-    shares: Sequence[float],
+    mix: Mix,
     bound_hz: float,
-    shape: float,
     seconds: float,
-    attainment: float,
-    seed: int,
-) -> tuple[float, float]:
-    """By bisection, the highest rate in Hz that is met with one seed's arrivals, and the mean batch there."""
-    best = (0.0, 0.0)
+    attainment: float = 0.99,
+) -> Found:
+    """By bisection, the highest rate that is met with one seed's arrivals.
 
-    def met(rate_hz: float) -> bool:
-        nonlocal best
-        arrivals_ns, choices = mix.at(rate_hz, seconds)
-        if len(arrivals_ns) == 0:
-            return True
+    bound_hz: the goodput bound of the mix, above 0, beside which the search begins.
+
+    Short traces tell where to look; every rate that is believed is then simulated for the full ``seconds``.
+    """
+    found = Found(0.0, 0.0, False)
+    least_hz = _LEAST * bound_hz
+
+    def met(n: int, length_s: float) -> bool:
+        """Whether n requests in so many seconds are served; the highest such rate at full length is kept."""
+        nonlocal found
         try:
-            result = simulated(models, gpus, arrivals_ns, choices)
+            result = simulated(models, gpus, *mix.first(n, length_s))
         except CannotPlace:
             return False
-        if result.attainment < attainment:
-            return False
-        best = (len(arrivals_ns) / seconds, result.mean_batch)
-        return True
+        served = result.attainment >= attainment
+        if length_s < seconds:
+            return served
+        found = replace(found, placed=True)
+        if served and n / seconds > found.rate_hz:
+            found = Found(n / seconds, result.mean_batch, True)
+        return served
 
-    # Bursts fill batches and luck moves rates, so a short bursty trace may be served beyond the bound.
-    low_hz, high_hz = 0.0, 1.05 * bound_hz
-    mix = _Mix(shares, high_hz * seconds, shape, seed)
-    while met(high_hz) and high_hz < 4 * bound_hz:
-        low_hz, high_hz = high_hz, 1.25 * high_hz
-        mix = _Mix(shares, high_hz * seconds, shape, seed)
-    while high_hz - low_hz > _PRECISION * high_hz:
-        middle_hz = (low_hz + high_hz) / 2
-        low_hz, high_hz = (middle_hz, high_hz) if met(middle_hz) else (low_hz, middle_hz)
-    return best
+    def bisected(low: int, high: int, length_s: float, precision: float) -> int:
+        """The highest number of requests that is met, between one that is (or 0) and one that is not."""
+        least = math.ceil(least_hz * length_s)
+        while high - low > max(1, precision * high) and high > least:
+            middle = max(least, (low + high) // 2)
+            low, high = (middle, high) if met(middle, length_s) else (low, middle)
+        return low
+
+    # Bursts fill batches and luck moves them, so a short bursty trace may be served beyond the bound.
+    highest_hz = 4 * bound_hz
+    short_s = seconds / _SHORTER
+    low, high = 0, math.ceil(1.05 * bound_hz * short_s)
+    while met(high, short_s) and high < highest_hz * short_s:
+        low, high = high, math.ceil(1.25 * high)
+    begin = bisected(low, high, short_s, _FIRST_STEP) * _SHORTER
+
+    low = high = max(begin, math.ceil(least_hz * seconds))
+    step = _FIRST_STEP
+    if met(low, seconds):
+        while low < highest_hz * seconds and met(high := math.ceil(low * (1 + step)), seconds):
+            low, step = high, 2 * step
+    else:
+        low = 0
+        while step < 1 and (lower := math.floor(high * (1 - step))) > least_hz * seconds:
+            if met(lower, seconds):
+                low = lower
+                break
+            high, step = lower, 2 * step
+    bisected(low, high, seconds, _PRECISION)
+    return found
 
 
 def _t(freedom: int) -> float:

@@ -108,6 +108,16 @@ def by_class(family: str) -> dict[str, LatencyProfile]:
     return found
 
 
+def parse_profile(text: str) -> LatencyProfile:
+    """The profile of that name, or the one written "alpha,beta" in ms; raises ``BadInput``."""
+    if text in ZOO:
+        return ZOO[text].profile
+    try:
+        return LatencyProfile.parse(text)
+    except ValueError as error:
+        raise BadInput(f"{error}, or a name: {', '.join(ZOO)}") from None
+
+
 def equal(m: int) -> list[float]:
     """Shares of ``m`` models that are equally popular; they sum to 1. Raises ``BadInput`` when m < 1."""
     return zipf(m, exponent=0.0)
@@ -124,6 +134,10 @@ def zipf(m: int, exponent: float = 0.9) -> list[float]:
         raise BadInput(f"Zipf exponent {exponent}: it must be a finite number of at least 0")
     weights = np.arange(1, m + 1, dtype=float) ** -exponent
     return [float(share) for share in weights / weights.sum()]
+
+
+#: How the models of a mix share the load, by name: a function from their number to their shares.
+POPULARITIES = {"equal": equal, "zipf": zipf}
 
 
 def checked_shares(shares: Sequence[float]) -> npt.NDArray[np.float64]:

@@ -7,7 +7,7 @@ import pytest
 from symphony_dask.errors import BadInput
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.units import NS_PER_MS
-from workloads.bound import BoundModel, goodput_bound
+from workloads.bound import BoundModel, goodput_bound, ideal_gpus
 
 L1 = LatencyProfile(1.082, 5.204)
 L2 = LatencyProfile(1.053, 5.072)
@@ -147,3 +147,13 @@ class TestClasses:
     def test_whole_batches_are_for_one_class(self) -> None:
         with pytest.raises(BadInput, match="whole batches on GPU classes fast, slow"):
             goodput_bound([self.MIXED], [("fast", 1), ("slow", 1)], whole=True)
+
+
+def test_the_ideal_gpus_of_a_rate_are_those_whose_bound_it_is() -> None:
+    assert ideal_gpus(alike(L2, 25, 1), 5_875.05) == pytest.approx(8, abs=1e-3)
+    assert ideal_gpus(alike(L2, 50, 20), 11_840) == pytest.approx(16, abs=1e-2)
+    # At 1 request/s, batches of 1: 6.125 ms of GPU time a second.
+    assert ideal_gpus(alike(L2, 25, 1), 1.0) == pytest.approx(0.006125, rel=0.02)
+    assert ideal_gpus(alike(L2, 6, 1), 1.0) == float("inf")
+    with pytest.raises(BadInput, match="rate_hz is 0"):
+        ideal_gpus(alike(L2, 25, 1), 0)

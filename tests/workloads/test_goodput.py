@@ -13,7 +13,8 @@ from symphony_dask.errors import BadInput
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_MS, NS_PER_S
-from workloads.goodput import Goodput, goodput, mix_arrivals
+from workloads.baselines.nexus import CannotPlace
+from workloads.goodput import Found, Goodput, Mix, goodput, mix_arrivals, search
 from workloads.simulated import SimModel, Simulated
 
 L2 = LatencyProfile(1.053, 5.072)
@@ -127,3 +128,48 @@ def test_the_command_searches_baselines_too() -> None:
     result = CliRunner().invoke(symphony, ["goodput", *options.split()])
     assert result.exit_code == 0, result.output
     assert 0 < json.loads(result.stdout)["goodput_hz"] < 5_875
+
+
+def test_the_first_arrivals_of_a_mix_have_exactly_the_rate_asked_for() -> None:
+    mix = Mix([0.5, 0.5], shape=0.1)
+    arrivals_ns, choices = mix.first(3_000, 2.0)
+    assert len(arrivals_ns) == len(choices) == 3_000
+    assert 0 <= arrivals_ns[0] <= arrivals_ns[-1] <= 2 * NS_PER_S
+    slower, same = mix.first(3_000, 4.0)
+    assert (same == choices).all()
+    assert np.abs(slower - 2 * arrivals_ns).max() <= 2
+
+
+def test_a_search_believes_only_what_it_simulated_at_full_length() -> None:
+    lengths = []
+
+    def simulated(models: Sequence[SimModel], gpus: int, arrivals_ns: Any, choices: Any) -> Simulated:
+        lengths.append(len(arrivals_ns))
+        # A number of requests, not a rate: on the short traces it looks like eight times the rate.
+        return serves(20_000, 1.0)(models, gpus, arrivals_ns, choices)
+
+    found = search(simulated, alike(25, 1), 8, Mix([1.0]), 5_875.0, 5.0)
+    assert found.rate_hz == pytest.approx(4_000, rel=1e-3)
+    assert round(found.rate_hz * 5.0) in lengths
+
+
+def test_a_search_says_when_the_scheduler_could_place_the_models_at_no_rate() -> None:
+    def refuses(models: Sequence[SimModel], gpus: int, arrivals_ns: Any, choices: Any) -> Simulated:
+        raise CannotPlace("too many models")
+
+    assert search(refuses, alike(25, 1), 8, Mix([1.0]), 5_875.0, 1.0) == Found(0.0, 0.0, False)
+    assert search(serves(0, 1.0), alike(25, 1), 8, Mix([1.0]), 5_875.0, 1.0) == Found(0.0, 0.0, True)
+
+
+def test_the_command_takes_the_default_policy_and_a_zipf_popularity() -> None:
+    mix = ["--profile", "resnet50", "--slo", "25ms", "--models", "10", "--gpus", "4", "--json"]
+    found = {}
+    for popularity in ("equal", "zipf"):
+        result = CliRunner().invoke(
+            symphony, ["goodput", *mix, "--popularity", popularity, "--seconds", "2", "--seeds", "1"]
+        )
+        assert result.exit_code == 0, result.output
+        found[popularity] = json.loads(result.stdout)["bound_hz"]
+        result = CliRunner().invoke(symphony, ["bound", *mix, "--popularity", popularity])
+        assert json.loads(result.stdout)["bound_hz"] == found[popularity]
+    assert found["zipf"] > 1.01 * found["equal"]  # popular models fill larger batches
