@@ -26,7 +26,7 @@ _GPU = np.dtype([("key", "i8"), ("free_at", "i8"), ("pos", "i4"), ("n", "i4")], 
 def make_ends(gpus: int) -> Ends:
     """``gpus`` GPUs, none of which runs anything."""
     return Ends(
-        heap=np.zeros(gpus + 1, np.int32),
+        heap=heap.make_heap(gpus),
         gpu=np.zeros(gpus, _GPU).view(np.recarray),
         end=np.zeros(gpus * DEPTH, np.int64),
         batch=np.zeros(gpus * DEPTH, np.int64),

@@ -5,8 +5,9 @@ simulated second costs what its requests cost. Nothing of scheduling is written 
 
 Rule 1. At one instant, reports of ended batches come first, then arrivals, then the engine decides.
 Rule 2. A batch starts when it has reached its GPU (``control_ns`` after the decision) and the GPU has ended its others.
-Rule 3. Without noise a batch takes l(b), and the engine may rely on it. With noise it takes l(b) times a random factor;
-        the engine plans with l(b) and learns the end ``reply_ns`` after it.
+Rule 3. Without noise a batch takes l(b), with noise l(b) times a random factor. The engine plans with l(b) and learns
+        the end ``reply_ns`` after it. Where there is neither noise nor control latency it ends batches itself
+        (``exact``), which is faster; with control latency it would forget them late, when it next looks at their GPU.
 Rule 4. GPUs and models that come or go at an instant do so before all else then, but a batch that ends then has ended.
 """
 
@@ -122,12 +123,12 @@ def _run(
     i = place[0]
     k = place[1]
     now = place[2]
-    noisy = len(factors) > 0
+    told = len(factors) > 0
     while True:
         at = kernels.next_event(s)
         if i < n:
             at = min(at, arrivals[i])
-        if noisy and heap.size(ends.heap) > 0:
+        if told and heap.size(ends.heap) > 0:
             at = min(at, ends.gpu[heap.top(ends.heap)].key)
         if at >= until:
             place[0] = i
@@ -135,7 +136,7 @@ def _run(
             place[2] = now
             return
         now = max(now, at)
-        if noisy:
+        if told:
             report(s, ends, now, reply)
         while i < n and arrivals[i] <= now:
             if kernels.submit_one(s, now, ids.slot[models[i]], deadlines[i], i) < 0:
@@ -158,7 +159,7 @@ def _run(
             size = b["size"]  # the attribute of that name is numpy's where the compiler is off
             start = b.start
             end = b.end
-            if noisy:
+            if told:
                 took = int((b.end - b.start) * factors[k] + 0.5)
                 end = begin(ends, b.gpu, b.batch, now + control, took, reply)
                 start = end - took
@@ -234,12 +235,13 @@ def simulate(
     largest = max(len(table) for of_model in tables for table in of_model.values()) - 2
     n_gpus = len(fleet.rank)
     room = _room(arrivals, int(slos.max()), n_gpus * DEPTH * largest)
-    engine = Engine(policy, exact=noise == 0, max_requests=room)
+    exact = noise == 0 and control_ns == 0
+    engine = Engine(policy, exact=exact, max_requests=room)
     start = min([int(arrivals[0]), *(event.time_ns for event in fleet.events)])
     engine.set_control(start, control_ns)
     # Each request of a batch that is lost may come to run in a batch of its own.
     most = n + DEPTH * largest * sum(isinstance(event, RemoveGpu) for event in fleet.events)
-    factors = np.empty(0)
+    factors = np.empty(0) if exact else np.ones(most)
     if noise > 0:
         factors = np.random.Generator(np.random.PCG64(seed)).gamma(noise**-2, noise**2, most)
     ends = make_ends(n_gpus)
@@ -252,7 +254,7 @@ def simulate(
         _run(
             engine.state, arrivals, which, due, factors, control_ns, reply_ns, ends, log, host.ids, place, event.time_ns
         )
-        if noise > 0 and isinstance(event, RemoveGpu):
+        if not exact and isinstance(event, RemoveGpu):
             lose(engine.state, ends, host.gpu_slots[event.gpu], event.time_ns)
         host.apply(event, event.time_ns)
         place[2] = event.time_ns

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.scheduling import kernels, window
+from symphony_dask.scheduling.heap import size as heap_size
 from symphony_dask.scheduling.state import (
     ABSENT,
     BUSY,
@@ -260,9 +261,11 @@ class Engine:
         assert all(s.req["state"][slot] == FREE for slot in free), "a free slot holds a request"
         assert len(free) + len(queued) + len(flying) == len(s.req), "a request is lost"
         for heap, items in ((s.pending, s.mod), (s.ready, s.mod), (s.busy, s.gpu), (s.open, s.gpu)):
-            for at in range(1, heap[0] + 1):
-                assert items["pos"][heap[at]] == at, "a heap position is stale"
-                assert at == 1 or items["key"][heap[at // 2]] <= items["key"][heap[at]], "a heap is out of order"
+            for at in range(1, heap_size(heap) + 1):
+                key, item = heap[at]
+                assert items["pos"][item] == at, "a heap position is stale"
+                assert items["key"][item] == key, "a heap's key is not its item's"
+                assert at == 1 or tuple(heap[at // 2]) < (key, item), "a heap is out of order"
 
     def _validate_model(self, m: int) -> list[int]:
         s, mod = self.state, self.state.mod[m]
@@ -277,7 +280,10 @@ class Engine:
             assert self._walk(m, level) == expected, f"level {level} of model {m} is broken"
         assert 0 <= mod["skipped"] < max(1, mod["n"])
         assert mod["first"] == (slots[mod["skipped"]] if slots else -1), f"first of model {m} is wrong"
-        where = [heap[1 : heap[0] + 1].tolist().count(m) for heap in (s.pending, s.ready)]
+        if slots:
+            assert mod["first_at"] == s.req["deadline"][mod["first"]], f"first_at of model {m} is stale"
+            assert mod["last_at"] == s.req["deadline"][slots[-1]], f"last_at of model {m} is stale"
+        where = [heap[1 : heap_size(heap) + 1, 1].tolist().count(m) for heap in (s.pending, s.ready)]
         assert where == [mod["state"] == PENDING, mod["state"] == READY], f"model {m} is in the wrong heap"
         if mod["state"] == IDLE and not mod["dirty"]:
             assert mod["n"] == 0, f"model {m} is idle and has requests"
@@ -299,17 +305,15 @@ class Engine:
 
     def _validate_gpu(self, g: int) -> list[int]:
         s, gpu = self.state, self.state.gpu[g]
-        where = [heap[1 : heap[0] + 1].tolist().count(g) for heap in (s.busy, s.open)]
+        where = [heap[1 : heap_size(heap) + 1, 1].tolist().count(g) for heap in (s.busy, s.open)]
         assert where == [gpu["state"] == BUSY, gpu["state"] == OPEN], f"GPU {g} is in the wrong heap"
         assert 0 <= gpu["n_flight"] <= DEPTH
         assert gpu["state"] != FULL or gpu["n_flight"] == DEPTH
         assert gpu["state"] != ABSENT or gpu["n_flight"] == 0
         slots: list[int] = []
         for i in range(gpu["n_flight"]):
-            slot = int(s.flight["first"][g * DEPTH + i])
-            for _ in range(s.flight["n"][g * DEPTH + i]):
-                slots.append(slot)
-                slot = int(s.nxt[slot, 0])
+            flight = s.flight[g * DEPTH + i]
+            slots += s.fly[flight["row"], : flight["n"]].tolist()
         return slots
 
 

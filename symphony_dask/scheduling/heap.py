@@ -1,99 +1,113 @@
 """Indexed binary min-heaps over records.
 
-A heap is an int32 array: entry 0 holds its size, entries 1.. hold item numbers. Items are records with two fields of
-the heap's: ``key`` (what they are ordered by; ties go to the lower item number) and ``pos`` (where they stand in the
-one heap that they are in, 0 when in none). So an item can be removed or re-keyed in O(log n) without a search.
+A heap is an int64 array of rows (key, item), made by ``make_heap``: row 0 holds its size in place of an item, rows 1..
+hold the heap, so that a comparison touches the heap alone and not the records. Items are records with two fields of the
+heap's: ``key`` (what they are ordered by; ties go to the lower item number) and ``pos`` (where they stand in the one
+heap that they are in, 0 when in none). So an item can be removed or re-keyed in O(log n) without a search.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from symphony_dask.scheduling.compiled import compiled
+
+KEY, ITEM = 0, 1
+
+
+def make_heap(items: int) -> npt.NDArray[np.int64]:
+    """An empty heap with room for so many items, shape (items + 1, 2)."""
+    return np.zeros((items + 1, 2), np.int64)
 
 
 @compiled
 def size(heap: Any) -> int:
-    return int(heap[0])
+    return int(heap[0, ITEM])
 
 
 @compiled
 def top(heap: Any) -> int:
     """The item with the lowest key; the heap must not be empty."""
-    return int(heap[1])
+    return int(heap[1, ITEM])
 
 
 @compiled
-def _before(items: Any, a: int, b: int) -> bool:
-    ka = items[a].key
-    kb = items[b].key
-    return bool(ka < kb or (ka == kb and a < b))
-
-
-@compiled
-def _up(heap: Any, items: Any, at: int) -> None:
-    item = int(heap[at])
-    while at > 1:
-        parent = at >> 1
-        above = int(heap[parent])
-        if not _before(items, item, above):
-            break
-        heap[at] = above
-        items[above].pos = at
-        at = parent
-    heap[at] = item
+def _put(heap: Any, items: Any, at: int, key: int, item: int) -> None:
+    heap[at, KEY] = key
+    heap[at, ITEM] = item
     items[item].pos = at
 
 
 @compiled
-def _down(heap: Any, items: Any, at: int) -> None:
-    n = int(heap[0])
-    item = int(heap[at])
+def _up(heap: Any, items: Any, at: int, key: int, item: int) -> None:
+    """Put ``item`` at ``at``, which is free, or above."""
+    while at > 1:
+        parent = at >> 1
+        above = int(heap[parent, KEY])
+        if key > above or (key == above and item > heap[parent, ITEM]):
+            break
+        _put(heap, items, at, above, int(heap[parent, ITEM]))
+        at = parent
+    _put(heap, items, at, key, item)
+
+
+@compiled
+def _down(heap: Any, items: Any, at: int, key: int, item: int) -> None:
+    """Put ``item`` at ``at``, which is free, or below."""
+    n = int(heap[0, ITEM])
     while True:
         child = at << 1
         if child > n:
             break
-        below = int(heap[child])
-        if child < n and _before(items, int(heap[child + 1]), below):
-            child += 1
-            below = int(heap[child])
-        if not _before(items, below, item):
+        below = int(heap[child, KEY])
+        if child < n:
+            other = int(heap[child + 1, KEY])
+            if other < below or (other == below and heap[child + 1, ITEM] < heap[child, ITEM]):
+                child += 1
+                below = other
+        if key < below or (key == below and item < heap[child, ITEM]):
             break
-        heap[at] = below
-        items[below].pos = at
+        _put(heap, items, at, below, int(heap[child, ITEM]))
         at = child
-    heap[at] = item
-    items[item].pos = at
+    _put(heap, items, at, key, item)
 
 
 @compiled
 def push(heap: Any, items: Any, item: int, key: int) -> None:
     """Put in ``item``, which is in no heap, under ``key``."""
     items[item].key = key
-    n = int(heap[0]) + 1
-    heap[0] = n
-    heap[n] = item
-    _up(heap, items, n)
+    n = int(heap[0, ITEM]) + 1
+    heap[0, ITEM] = n
+    _up(heap, items, n, key, item)
 
 
 @compiled
 def remove(heap: Any, items: Any, item: int) -> None:
     """Take out ``item``, which is in this heap."""
     at = int(items[item].pos)
-    n = int(heap[0])
-    heap[0] = n - 1
+    n = int(heap[0, ITEM])
+    heap[0, ITEM] = n - 1
     items[item].pos = 0
     if at < n:
-        moved = int(heap[n])
-        heap[at] = moved
-        items[moved].pos = at
-        _up(heap, items, at)
-        _down(heap, items, int(items[moved].pos))
+        key = int(heap[n, KEY])
+        moved = int(heap[n, ITEM])
+        above = at >> 1
+        if at > 1 and (key < heap[above, KEY] or (key == heap[above, KEY] and moved < heap[above, ITEM])):
+            _up(heap, items, at, key, moved)
+        else:
+            _down(heap, items, at, key, moved)
 
 
 @compiled
 def rekey(heap: Any, items: Any, item: int, key: int) -> None:
     """Move ``item``, which is in this heap, to where ``key`` belongs."""
+    at = int(items[item].pos)
+    lower = key < heap[at, KEY]
     items[item].key = key
-    _up(heap, items, int(items[item].pos))
-    _down(heap, items, int(items[item].pos))
+    if lower:
+        _up(heap, items, at, key, item)
+    else:
+        _down(heap, items, at, key, item)

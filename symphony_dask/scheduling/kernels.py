@@ -133,11 +133,8 @@ def _shift(s: State, gpu: int, i: int) -> None:
 def _finish(s: State, gpu: int, i: int) -> None:
     """The GPU's batch ``i`` is done: free its requests."""
     flight = s.flight[gpu * DEPTH + i]
-    slot = int(flight.first)
-    for _ in range(flight.n):
-        after = int(s.nxt[slot, 0])
-        window.free_slot(s, slot)
-        slot = after
+    for j in range(flight.n):
+        window.free_slot(s, int(s.fly[flight.row, j]))
     _release_model(s, int(flight.model))
     _shift(s, gpu, i)
 
@@ -263,9 +260,8 @@ def remove_gpu(s: State, now: int, g: int) -> None:
     while gpu.n_flight > 0:
         flight = s.flight[g * DEPTH]
         m = int(flight.model)
-        slot = int(flight.first)
-        for _ in range(flight.n):
-            after = int(s.nxt[slot, 0])
+        for j in range(flight.n):
+            slot = int(s.fly[flight.row, j])
             if s.req[slot].state == CANCELLED:
                 window.free_slot(s, slot)
             elif s.mod[m].state == REMOVED:
@@ -278,7 +274,6 @@ def remove_gpu(s: State, now: int, g: int) -> None:
                 s.req[slot].state = QUEUED
                 queue.insert(s, m, slot)
                 _mark(s, m)
-            slot = after
         _release_model(s, m)
         _shift(s, g, 0)
     _place_gpu(s, g, now)
@@ -355,17 +350,14 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     flight.end = row.end
     flight.model = m
     flight.n = size
-    last = -1
+    # Of a GPU's two rows the one that its other batch has not.
+    flight.row = g * DEPTH if gpu.n_flight == 0 else 2 * g * DEPTH + 1 - s.flight[g * DEPTH].row
     for i in range(size):
         slot = queue.pop(s, m)
         s.req[slot].state = IN_FLIGHT
         s.members[out.n_members] = slot
         out.n_members += 1
-        if i == 0:
-            flight.first = slot
-        else:
-            s.nxt[last, 0] = slot
-        last = slot
+        s.fly[flight.row, i] = slot
     gpu.n_flight += 1
     gpu.free_at = row.end
     mod.in_flight += 1
@@ -414,7 +406,7 @@ def _start_early(s: State, now: int) -> None:
         best = -1
         soonest = int(NEVER)
         for i in range(1, min(LOOK, heap.size(s.pending)) + 1):
-            m = int(s.pending[i])
+            m = int(s.pending[i, heap.ITEM])
             mod = s.mod[m]
             if mod.n < HOLD * mod.target * mod.in_flight / (mod.excess + 2.0):
                 continue

@@ -48,6 +48,21 @@ def _find(s: State, m: int, slot: int) -> None:
 
 
 @compiled
+def _begin(s: State, m: int, slot: int) -> None:
+    """Have the candidate begin at ``slot``, -1 for none."""
+    s.mod[m].first = slot
+    if slot >= 0:
+        s.mod[m].first_at = s.req[slot].deadline
+
+
+@compiled
+def skip(s: State, m: int) -> None:
+    """Leave the first request of the candidate out of it; it must have another."""
+    s.mod[m].skipped += 1
+    _begin(s, m, int(s.nxt[s.mod[m].first, 0]))
+
+
+@compiled
 def insert(s: State, m: int, slot: int) -> None:
     """Put a request, whose deadline and seq are set, where it belongs."""
     req = s.req[slot]
@@ -55,7 +70,8 @@ def insert(s: State, m: int, slot: int) -> None:
     levels = _levels(int(req.seq))
     req.levels = levels
     last = int(s.tail[m, 0])
-    if last < 0 or before(s, last, slot):
+    if last < 0 or mod.last_at < req.deadline or before(s, last, slot):
+        mod.last_at = req.deadline
         for level in range(levels):
             at = int(s.tail[m, level])
             if at < 0:
@@ -81,8 +97,8 @@ def insert(s: State, m: int, slot: int) -> None:
         req.prev = s.path[0]
         s.req[s.nxt[slot, 0]].prev = slot
     mod.n += 1
-    if mod.first < 0 or before(s, slot, mod.first):
-        mod.first = s.head[m, 0]
+    if mod.first < 0 or (req.deadline <= mod.first_at and before(s, slot, mod.first)):
+        _begin(s, m, int(s.head[m, 0]))
         mod.skipped = 0
 
 
@@ -101,7 +117,7 @@ def pop(s: State, m: int) -> int:
         s.req[ahead].prev = -1
     mod.n -= 1
     if mod.first == slot:
-        mod.first = ahead
+        _begin(s, m, ahead)
     else:
         mod.skipped -= 1
     return slot
@@ -117,9 +133,9 @@ def remove(s: State, m: int, slot: int) -> None:
     if mod.skipped > 0 and before(s, slot, mod.first):
         mod.skipped -= 1
     elif mod.first == slot:
-        mod.first = s.nxt[slot, 0]
+        _begin(s, m, int(s.nxt[slot, 0]))
         if mod.first < 0:
-            mod.first = s.head[m, 0]
+            _begin(s, m, int(s.head[m, 0]))
             mod.skipped = 0
     _find(s, m, slot)
     for level in range(s.req[slot].levels):
@@ -134,4 +150,6 @@ def remove(s: State, m: int, slot: int) -> None:
     ahead = int(s.nxt[slot, 0])
     if ahead >= 0:
         s.req[ahead].prev = s.req[slot].prev
+    else:
+        mod.last_at = s.req[s.tail[m, 0]].deadline
     mod.n -= 1

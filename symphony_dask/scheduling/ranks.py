@@ -78,9 +78,9 @@ def make_ranks(models: list[int], gpus: int, control_ns: int, now: int) -> Ranks
     ranks = Ranks(
         models=_records(len(owners), CANDIDATE),
         gpus=_records(gpus, RANKED_GPU),
-        ready=np.zeros(len(owners) + 1, np.int32),
-        busy=np.zeros(gpus + 1, np.int32),
-        open=np.zeros(gpus + 1, np.int32),
+        ready=heap.make_heap(len(owners)),
+        busy=heap.make_heap(gpus),
+        open=heap.make_heap(gpus),
         reports=make_rings(len(models), max(64, 2 * max(models))),
         grants=make_rings(len(models), max(models)),
         control=control_ns,

@@ -12,6 +12,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.scheduling.heap import make_heap
+
 #: "No time": later than any event.
 NEVER = np.int64(2**62)
 
@@ -29,6 +31,9 @@ UNUSED, IDLE, PENDING, READY, REMOVED = 0, 1, 2, 3, 4
 
 # Where a GPU stands. BUSY: will take another batch, or end its last one, at a known time. FULL: holds DEPTH batches.
 ABSENT, OPEN, BUSY, FULL, DRAINING = 0, 1, 2, 3, 4
+
+#: Bytes of a cache line.
+_LINE = 64
 
 REQUEST = np.dtype(
     [
@@ -53,6 +58,8 @@ MODEL = np.dtype(
         ("excess", "f8"),  #: GPUs' worth of work beyond one, 0 when it is less
         ("rate_since", "i8"),  #: start of the current rate sample, ns
         ("rate", "f8"),  #: requests per ns, smoothed; 0 before the first sample
+        ("first_at", "i8"),  #: deadline of ``first``, and
+        ("last_at", "i8"),  #: of the last request queued: to read them here spares a cache line
         ("pos", "i4"),
         ("state", "i4"),
         ("n", "i4"),  #: requests queued
@@ -84,10 +91,10 @@ GPU = np.dtype(
     align=True,
 )
 
-# ``n`` requests, chained from ``first`` on. Every numpy record has an attribute ``size``, which would hide a field
-# of that name where the kernels run as Python.
+# ``n`` requests, in row ``row`` of ``State.fly``. Every numpy record has an attribute ``size``, which would hide a
+# field of that name where the kernels run as Python.
 FLIGHT = np.dtype(
-    [("batch", "i8"), ("start", "i8"), ("end", "i8"), ("model", "i4"), ("n", "i4"), ("first", "i4"), ("pad", "i4")],
+    [("batch", "i8"), ("start", "i8"), ("end", "i8"), ("model", "i4"), ("n", "i4"), ("row", "i4"), ("pad", "i4")],
     align=True,
 )
 
@@ -146,6 +153,7 @@ class State(NamedTuple):
     present: Any  # (C,) int32: GPUs of each class that take batches
     gpu: Any  # (G,) GPU
     flight: Any  # (G * DEPTH,) FLIGHT, oldest first for each GPU
+    fly: Any  # (G * DEPTH, B) int32: the requests of batches at GPUs; two rows a GPU, in no order
     pending: Any  # heap of PENDING models by window opening
     ready: Any  # heap of READY models by window closing
     busy: Any  # heap of BUSY GPUs by the time they can take a batch
@@ -158,19 +166,48 @@ class State(NamedTuple):
     drops: Any  # (R,) int32: output
 
 
+def _plain() -> bool:
+    """Whether the kernels run as Python, where only record arrays have fields as attributes."""
+    config: Any = numba.config
+    return bool(config.DISABLE_JIT)
+
+
 def _records(n: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     array = np.zeros(n, dtype)
-    # Without the compiler the kernels run as Python, where only record arrays have fields as attributes.
-    config: Any = numba.config
-    return array.view(np.recarray) if config.DISABLE_JIT else array
+    return array.view(np.recarray) if _plain() else array
+
+
+def _padded(dtype: np.dtype[Any], size: int) -> np.dtype[Any]:
+    """``dtype`` with its records ``size`` bytes apart."""
+    fields: Any = dtype.fields
+    return np.dtype(
+        {
+            "names": list(fields),
+            "formats": [kind for kind, *_ in fields.values()],
+            "offsets": [offset for _, offset, *_ in fields.values()],
+            "itemsize": size,
+        }
+    )
+
+
+def _requests(n: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
+    """Records of n requests and their links, which lie behind each record on the same cache line."""
+    space = np.zeros((n + 1) * _LINE, np.uint8)
+    begin = -space.ctypes.data % _LINE
+    lines = space[begin : begin + n * _LINE]
+    req = lines.view(_padded(REQUEST, _LINE))
+    nxt = lines.view(np.int32).reshape(n, -1)[:, REQUEST.itemsize // 4 :][:, :LEVELS]
+    nxt[:] = -1
+    return req.view(np.recarray) if _plain() else req, nxt
 
 
 def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: int) -> State:
     """A state with room for so many of each; every array is zeroed or marked empty."""
+    req, nxt = _requests(requests)
     state = State(
         g=_records(1, SCALARS),
-        req=_records(requests, REQUEST),
-        nxt=np.full((requests, LEVELS), -1, np.int32),
+        req=req,
+        nxt=nxt,
         slots=np.arange(requests - 1, -1, -1, dtype=np.int32),
         mod=_records(models, MODEL),
         head=np.full((models, LEVELS), -1, np.int32),
@@ -179,10 +216,11 @@ def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: i
         present=np.zeros(classes, np.int32),
         gpu=_records(gpus, GPU),
         flight=_records(gpus * DEPTH, FLIGHT),
-        pending=np.zeros(models + 1, np.int32),
-        ready=np.zeros(models + 1, np.int32),
-        busy=np.zeros(gpus + 1, np.int32),
-        open=np.zeros(gpus + 1, np.int32),
+        fly=np.zeros((gpus * DEPTH, max_batch), np.int32),
+        pending=make_heap(models),
+        ready=make_heap(models),
+        busy=make_heap(gpus),
+        open=make_heap(gpus),
         dirty=np.zeros(models, np.int32),
         aside=np.zeros(models + gpus, np.int32),
         path=np.zeros(LEVELS, np.int32),
@@ -204,6 +242,8 @@ def grown(old: State, requests: int, models: int, gpus: int, classes: int, max_b
         getattr(new, name)[: len(source)] = source
     m, c, b = old.lat.shape
     new.lat[:m, :c, :b] = old.lat
+    rows, b = old.fly.shape
+    new.fly[:rows, :b] = old.fly
     new.g[:] = old.g
     free = int(old.g["n_slots"][0])
     extra = requests - len(old.req)

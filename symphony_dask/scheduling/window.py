@@ -129,6 +129,13 @@ def unlist(s: State, m: int) -> None:
 
 
 @compiled
+def _head_at(s: State, m: int) -> int:
+    """Deadline of the first request queued."""
+    mod = s.mod[m]
+    return int(mod.first_at if mod.skipped == 0 else s.req[s.head[m, 0]].deadline)
+
+
+@compiled
 def refresh(s: State, m: int, now: int) -> None:
     """Bring the model's candidate and window up to ``now`` (rules 1 and 4), and the heap that it stands in."""
     mod = s.mod[m]
@@ -136,21 +143,20 @@ def refresh(s: State, m: int, now: int) -> None:
     control = s.g[0].control
     _sample_rate(s, m, now)
     start = now + control
-    while mod.n > 0 and start + latency[1] > s.req[s.head[m, 0]].deadline:
+    while mod.n > 0 and start + latency[1] > _head_at(s, m):
         drop(s, m)
     if mod.n == 0:
         unlist(s, m)
         return
-    while start + latency[min(mod.target, mod.n - mod.skipped)] > s.req[mod.first].deadline:
-        mod.first = s.nxt[mod.first, 0]
-        mod.skipped += 1
+    while start + latency[min(mod.target, mod.n - mod.skipped)] > mod.first_at:
+        queue.skip(s, m)
     rest = mod.n - mod.skipped
-    deadline = s.req[mod.first].deadline
+    deadline = mod.first_at
     b = min(rest, mod.max_batch)
     slack = s.g[0].slack + int(s.g[0].slack_share * mod.slo)
     mod.open = frontrun(latency, deadline, b, control + slack)
     mod.close = latest(latency, deadline, min(mod.target, rest), control)
-    expiry = latest(latency, s.req[s.head[m, 0]].deadline, 1, control)
+    expiry = latest(latency, _head_at(s, m), 1, control)
     policy = s.g[0].policy
     if policy == LATEST:
         mod.open = mod.close

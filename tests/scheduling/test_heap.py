@@ -73,5 +73,5 @@ def test_a_heap_is_a_sorted_list_of_its_items(events: list[tuple[int, int, bool]
         if model:
             assert heap.top(s.open) == min(model, key=lambda i: (model[i], i))
         for at in range(1, len(model) + 1):
-            assert s.gpu["pos"][s.open[at]] == at
+            assert s.gpu["pos"][s.open[at, heap.ITEM]] == at
     assert popped(s) == sorted(model, key=lambda i: (model[i], i))

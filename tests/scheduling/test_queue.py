@@ -36,9 +36,7 @@ def backwards(s: State, m: int) -> list[int]:
 
 
 def skip(s: State, m: int) -> None:
-    """Leave one more head out of the candidate, as ``window.refresh`` does."""
-    s.mod["first"][m] = s.nxt[s.mod["first"][m], 0]
-    s.mod["skipped"][m] += 1
+    queue.skip(s, m)
 
 
 def first(s: State, m: int) -> tuple[int, int]:
