@@ -88,6 +88,7 @@ class _Ends(NamedTuple):
     heap: Any  # (G + 1,) heap of GPUs by the next report of an end
     gpu: Any  # (G,) _GPU
     end: Any  # (G * DEPTH,) int64, oldest first for each GPU
+    start: Any  # (G * DEPTH,) int64
     batch: Any  # (G * DEPTH,) int64
 
 
@@ -101,6 +102,7 @@ def _begin(ends: _Ends, g: int, batch: int, earliest: int, took: int, reply: int
     end = int(max(earliest, gpu.free_at)) + took
     gpu.free_at = end
     ends.end[g * DEPTH + gpu.n] = end
+    ends.start[g * DEPTH + gpu.n] = end - took
     ends.batch[g * DEPTH + gpu.n] = batch
     gpu.n += 1
     if gpu.n == 1:
@@ -115,11 +117,12 @@ def _report(s: Any, ends: _Ends, now: int, reply: int) -> None:
         g = heap.top(ends.heap)
         gpu = ends.gpu[g]
         base = g * DEPTH
-        kernels.completed(s, now, g, ends.batch[base], ends.end[base])
+        kernels.completed(s, now, g, ends.batch[base], ends.start[base], ends.end[base])
         heap.remove(ends.heap, ends.gpu, g)
         gpu.n -= 1
         for i in range(gpu.n):
             ends.end[base + i] = ends.end[base + i + 1]
+            ends.start[base + i] = ends.start[base + i + 1]
             ends.batch[base + i] = ends.batch[base + i + 1]
         if gpu.n > 0:
             heap.push(ends.heap, ends.gpu, g, ends.end[base] + reply)
@@ -132,6 +135,7 @@ def _run(
     models: Slots,
     deadlines: Ints,
     factors: Any,
+    slowness: Any,
     control: int,
     reply: int,
     ends: _Ends,
@@ -140,6 +144,7 @@ def _run(
     """Run until nothing is left to happen; returns the number of batches.
 
     deadlines: of the end of work on the GPU. factors: (n,) of execution time, by batch; (0,) where ends are exact.
+    slowness: (gpus,) of execution time, by GPU.
     """
     n = len(arrivals)
     i = 0
@@ -179,7 +184,8 @@ def _run(
             start = b.start
             end = b.end
             if noisy:
-                took = int((b.end - b.start) * factors[k] + 0.5)
+                nominal = s.given[b.model, s.gpu[b.gpu].gpu_class, size]
+                took = int(nominal * slowness[b.gpu] * factors[k] + 0.5)
                 end = _begin(ends, b.gpu, b.batch, now + control, took, reply)
                 start = end - took
             log.gpu[k] = b.gpu
@@ -212,6 +218,7 @@ def simulate(
     control_ns: int = 0,
     reply_ns: int = 0,
     noise: float = 0.0,
+    slowness: Sequence[float] | None = None,
     seed: int = 0,
     queue_limit: int = DEFAULT_QUEUE_LIMIT,
 ) -> SimulatedRun:
@@ -224,6 +231,7 @@ def simulate(
         engine knows both and plans for them.
     noise: standard deviation of execution times relative to l(b). The factors are gamma distributed with mean 1, drawn
         by ``seed``; the k-th batch of a simulation has the k-th.
+    slowness: of each GPU, what its execution times are multiplied by beside the noise; the engine is not told of it.
     queue_limit: queued requests of one model beyond which requests are rejected.
 
     The same arguments give the same result, bit for bit. Raises ``BadInput`` when they cannot be used.
@@ -239,13 +247,17 @@ def simulate(
         raise BadInput(
             f"noise={noise}, control_ns={control_ns}, reply_ns={reply_ns}, seed={seed}: each must be at least 0"
         )
+    slow = np.ones(gpus) if slowness is None else np.array(slowness, float)
+    if slow.shape != (gpus,) or not (slow > 0).all() or not np.isfinite(slow).all():
+        raise BadInput(f"slowness={slowness}: give a positive factor for each of the {gpus} GPUs")
+    noisy = noise > 0 or slowness is not None
     slos = np.array([model.slo_ns for model in models], np.int64)[which] if slos_ns is None else slos_ns
     if len(slos) != n or slos.min() < 1:
         raise BadInput(f"slos_ns has {len(slos)} entries, the least {slos.min()}: give {n}, each at least 1 ns")
     deadlines = arrivals + slos
 
     tables = [model.profile.latency_ns() for model in models]
-    engine = Engine(policy, exact=noise == 0, max_requests=_room(arrivals, int(slos.max()), gpus, tables))
+    engine = Engine(policy, exact=not noisy, max_requests=_room(arrivals, int(slos.max()), gpus, tables))
     start = int(arrivals[0])
     engine.set_control(start, control_ns)
     for _ in range(gpus):  # before the models, each of which would be looked at for each GPU
@@ -253,13 +265,14 @@ def simulate(
     for model, table in zip(models, tables, strict=True):
         engine.add_model(start, slo_ns=model.slo_ns, latency_ns={0: table}, queue_limit=queue_limit)
 
-    factors = np.empty(0)
+    factors = np.ones(n if noisy else 0)
     if noise > 0:
         factors = np.random.Generator(np.random.PCG64(seed)).gamma(noise**-2, noise**2, n)
     ends = _Ends(
         heap=np.zeros(gpus + 1, np.int32),
         gpu=np.zeros(gpus, _GPU).view(np.recarray),
         end=np.zeros(gpus * DEPTH, np.int64),
+        start=np.zeros(gpus * DEPTH, np.int64),
         batch=np.zeros(gpus * DEPTH, np.int64),
     )
     int32s, int64s = partial(np.empty, n, np.int32), partial(np.empty, n, np.int64)
@@ -269,7 +282,7 @@ def simulate(
         *(int32s() for _ in range(3)),
         *(int64s() for _ in range(7)),
     )
-    k = int(_run(engine.state, arrivals, which, deadlines - reply_ns, factors, control_ns, reply_ns, ends, log))
+    k = int(_run(engine.state, arrivals, which, deadlines - reply_ns, factors, slow, control_ns, reply_ns, ends, log))
     batches = {name: values[:k].copy() for name, values in log._asdict().items()}
     last = max(int(arrivals[-1]), int(batches["end"].max(initial=start)))
     return SimulatedRun(
@@ -291,6 +304,7 @@ def simulate(
             "control_ns": control_ns,
             "reply_ns": reply_ns,
             "noise": noise,
+            "slowness": None if slowness is None else slow.tolist(),
             "seed": seed,
             "queue_limit": queue_limit,
         },

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.scheduling import kernels, window
+from symphony_dask.scheduling import kernels, pace, window
 from symphony_dask.scheduling.state import (
     ABSENT,
     BUSY,
@@ -129,9 +129,8 @@ class Engine:
         m = int(unused[0]) if len(unused) else len(self.state.mod)
         max_batch = lengths.pop() - 2
         self._grow(models=m + 1, classes=max(latency_ns) + 1, max_batch=max_batch)
-        self.state.lat[m] = -1
         for c, table in latency_ns.items():
-            self.state.lat[m, c, : max_batch + 2] = table
+            self._set_table(m, c, table)
         kernels.add_model(self.state, now, m, slo_ns, max_batch, queue_limit)
         return m
 
@@ -141,8 +140,13 @@ class Engine:
         if len(latency_ns) != max_batch + 2:
             raise ValueError(f"latency table has {len(latency_ns)} entries: model {model} needs {max_batch + 2}")
         self._grow(classes=gpu_class + 1)
-        self.state.lat[model, gpu_class, : max_batch + 2] = latency_ns
+        self._set_table(model, gpu_class, latency_ns)
         self.state.g["fleet_changed"] = 1
+
+    def _set_table(self, m: int, gpu_class: int, table: Ints) -> None:
+        for tables in (self.state.given, self.state.lat):
+            tables[m, gpu_class, : len(table)] = table
+        self.state.drift[m, gpu_class] = self.state.acting_drift[m, gpu_class] = 1.0
 
     def remove_model(self, now: int, model: int) -> Slots:
         """Forget a model; returns the slots of its queued requests, now free. Batches in flight end as usual."""
@@ -195,9 +199,25 @@ class Engine:
         """True when the request left its queue and its slot is free; False when it is in flight."""
         return bool(kernels.cancel(self.state, now, slot))
 
-    def completed(self, now: int, gpu: int, batch: int, end_ns: int) -> bool:
-        """A batch ended at ``end_ns``: its slots are free. False when the GPU has no such batch."""
-        return bool(kernels.completed(self.state, now, gpu, batch, end_ns))
+    def completed(self, now: int, gpu: int, batch: int, start_ns: int, end_ns: int) -> bool:
+        """A batch ran from ``start_ns`` to ``end_ns``: its slots are free. False when the GPU has no such batch.
+
+        What it took is compared with l(b), and plans follow (``scheduling/pace.py``). ``start_ns`` is NEVER where the
+        times tell nothing of l(b), as when the model raised.
+        """
+        return bool(kernels.completed(self.state, now, gpu, batch, start_ns, end_ns))
+
+    def pace(self, gpu: int) -> float:
+        """Execution time of a GPU over that of its class as observed, smoothed; 1 before anything was."""
+        return float(self.state.gpu["pace"][gpu])
+
+    def is_slow(self, gpu: int) -> bool:
+        """Whether a GPU is so much slower than its class that it is used last."""
+        return bool(self.state.gpu["slow"][gpu])
+
+    def drift(self, model: int, gpu_class: int = 0) -> float:
+        """Execution time of a model on a GPU class over the l(b) given for it, as observed, smoothed."""
+        return float(self.state.drift[model, gpu_class])
 
     def advance(self, now: int) -> Decisions:
         """Decide all that is due at ``now``."""
@@ -259,6 +279,7 @@ class Engine:
         assert len(free) == len(set(free)), "a slot is free twice"
         assert all(s.req["state"][slot] == FREE for slot in free), "a free slot holds a request"
         assert len(free) + len(queued) + len(flying) == len(s.req), "a request is lost"
+        assert sum(s.gpu["slow"]) == s.g["n_slow"][0], "slow GPUs are miscounted"
         for heap, items in ((s.pending, s.mod), (s.ready, s.mod), (s.busy, s.gpu), (s.open, s.gpu)):
             for at in range(1, heap[0] + 1):
                 assert items["pos"][heap[at]] == at, "a heap position is stale"
@@ -281,6 +302,12 @@ class Engine:
         assert where == [mod["state"] == PENDING, mod["state"] == READY], f"model {m} is in the wrong heap"
         if mod["state"] == IDLE and not mod["dirty"]:
             assert mod["n"] == 0, f"model {m} is idle and has requests"
+        for c in range(s.lat.shape[1]):
+            given = s.given[m, c, : mod["max_batch"] + 2]
+            acting = np.floor(given * s.acting_drift[m, c] + 0.5)
+            assert (given[1] < 0) or (s.lat[m, c, : len(given)] == acting).all(), (
+                f"l(b) of model {m} is not its drift's"
+            )
         flights = sum(
             s.flight["model"][g * DEPTH + i] == m for g in range(len(s.gpu)) for i in range(s.gpu["n_flight"][g])
         )
@@ -304,6 +331,7 @@ class Engine:
         assert 0 <= gpu["n_flight"] <= DEPTH
         assert gpu["state"] != FULL or gpu["n_flight"] == DEPTH
         assert gpu["state"] != ABSENT or gpu["n_flight"] == 0
+        assert gpu["rank"] == int(gpu["home_rank"]) + int(gpu["slow"]) * pace.SLOW_RANK, f"GPU {g} has a wrong rank"
         slots: list[int] = []
         for i in range(gpu["n_flight"]):
             slot = int(s.flight["first"][g * DEPTH + i])

@@ -74,12 +74,18 @@ GPU = np.dtype(
         ("key", "i8"),  #: when it can take a batch (BUSY) or its rank (OPEN)
         ("free_at", "i8"),  #: when it has run all it has, as predicted, ns
         ("control", "i8"),  #: from dispatch to start of execution, ns
-        ("rank", "i8"),
+        ("rank", "i8"),  #: that of the open heap: ``home_rank``, or behind all others while it is slow
+        ("home_rank", "i8"),
+        ("pace", "f8"),  #: observed execution time over that of its class, smoothed (``pace``)
+        ("acting_pace", "f8"),  #: the pace that batches are formed by
         ("pos", "i4"),
         ("state", "i4"),
         ("gpu_class", "i4"),
         ("n_flight", "i4"),
         ("draining", "i4"),
+        ("heard", "i4"),  #: batches whose times were observed
+        ("slow", "i4"),  #: 1: much slower than its class
+        ("pad", "i4"),
     ],
     align=True,
 )
@@ -128,6 +134,9 @@ SCALARS = np.dtype(
         ("live_gpus", "i4"),
         ("fleet_changed", "i4"),  #: 1: GPUs, models or profiles came or went since the last ``advance``
         ("opened", "i4"),  #: 1: a GPU became OPEN since the last ``advance``
+        ("heard", "i4"),  #: batches observed since paces were last reviewed
+        ("n_slow", "i4"),  #: GPUs that are slow
+        ("probe_at", "i8"),  #: when slow GPUs are next tried, ns
     ],
     align=True,
 )
@@ -143,7 +152,11 @@ class State(NamedTuple):
     mod: Any  # (M,) MODEL
     head: Any  # (M, LEVELS) int32
     tail: Any  # (M, LEVELS) int32
-    lat: Any  # (M, C, B + 2) int64: l(b) in ns, -1 where no profile is known
+    lat: Any  # (M, C, B + 2) int64: l(b) in ns that acts, -1 where no profile is known
+    given: Any  # (M, C, B + 2) int64: l(b) as it was given; ``lat`` is this times ``acting_drift``
+    drift: Any  # (M, C) float64: observed execution time over the given one, smoothed (``pace``)
+    acting_drift: Any  # (M, C) float64
+    scaled: Any  # (B + 2,) int64: scratch, l(b) on one GPU
     present: Any  # (C,) int32: GPUs of each class that take batches
     gpu: Any  # (G,) GPU
     flight: Any  # (G * DEPTH,) FLIGHT, oldest first for each GPU
@@ -177,6 +190,10 @@ def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: i
         head=np.full((models, LEVELS), -1, np.int32),
         tail=np.full((models, LEVELS), -1, np.int32),
         lat=np.full((models, classes, max_batch + 2), -1, np.int64),
+        given=np.full((models, classes, max_batch + 2), -1, np.int64),
+        drift=np.ones((models, classes)),
+        acting_drift=np.ones((models, classes)),
+        scaled=np.zeros(max_batch + 2, np.int64),
         present=np.zeros(classes, np.int32),
         gpu=_records(gpus, GPU),
         flight=_records(gpus * DEPTH, FLIGHT),
@@ -192,6 +209,7 @@ def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: i
         drops=np.zeros(requests, np.int32),
     )
     state.g["n_slots"] = requests
+    state.gpu["pace"] = state.gpu["acting_pace"] = 1.0
     state.mod["first"] = -1
     return state
 
@@ -205,6 +223,9 @@ def grown(old: State, requests: int, models: int, gpus: int, classes: int, max_b
         getattr(new, name)[: len(source)] = source
     m, c, b = old.lat.shape
     new.lat[:m, :c, :b] = old.lat
+    new.given[:m, :c, :b] = old.given
+    new.drift[:m, :c] = old.drift
+    new.acting_drift[:m, :c] = old.acting_drift
     new.g[:] = old.g
     free = int(old.g["n_slots"][0])
     extra = requests - len(old.req)

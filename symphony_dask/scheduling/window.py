@@ -175,11 +175,11 @@ def refresh(s: State, m: int, now: int) -> None:
 
 
 @compiled
-def form(s: State, m: int, latency: Any, start: int) -> int:
-    """Shape the batch for a GPU with l(b) ``latency`` that would start at ``start`` (rules 2 and 3).
+def shape(s: State, m: int, latency: Any, start: int) -> tuple[int, int, int]:
+    """The batch for a GPU with l(b) ``latency`` that would start at ``start`` (rules 2 and 3).
 
-    Drops what the rules drop; the batch is then the first requests of the queue. Returns its size, 0 when no request
-    could meet its deadline there (then nothing is dropped).
+    Returns its first request, how many the queue holds from there on, and the batch's size; (-1, 0, 0) when no request
+    could meet its deadline there.
     """
     mod = s.mod[m]
     at = int(s.head[m, 0])
@@ -188,7 +188,7 @@ def form(s: State, m: int, latency: Any, start: int) -> int:
         at = int(s.nxt[at, 0])
         rest -= 1
     if rest == 0:
-        return 0
+        return -1, 0, 0
     b = min(int(mod.target), rest)
     while rest < mod.n:
         earlier = int(s.req[at].prev)
@@ -196,9 +196,32 @@ def form(s: State, m: int, latency: Any, start: int) -> int:
             break
         at = earlier
         rest += 1
-    while mod.n > rest:
-        drop(s, m)
     deadline = s.req[at].deadline
     while b < rest and b < mod.max_batch and start + latency[b + 1] <= deadline:
         b += 1
+    return at, rest, b
+
+
+@compiled
+def form(s: State, m: int, latency: Any, start: int, keep: bool) -> int:
+    """Take the batch that ``shape`` gives out of the queue, into ``members``; returns its size.
+
+    Those before it are dropped, or where ``keep`` left to a GPU that is faster than this one.
+    """
+    at, rest, b = shape(s, m, latency, start)
+    if b == 0:
+        return 0
+    mod = s.mod[m]
+    members = s.g[0].n_members
+    if keep and mod.n > rest:
+        for i in range(b):
+            s.members[members + i] = at
+            at = int(s.nxt[at, 0])
+        for i in range(b):
+            queue.remove(s, m, int(s.members[members + i]))
+        return b
+    while mod.n > rest:
+        drop(s, m)
+    for i in range(b):
+        s.members[members + i] = queue.pop(s, m)
     return b
