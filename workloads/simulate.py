@@ -111,13 +111,13 @@ def _begin(ends: _Ends, g: int, batch: int, earliest: int, took: int, reply: int
 
 
 @compiled
-def _report(s: Any, ends: _Ends, now: int, reply: int) -> None:
+def _report(s: Any, p: Any, ends: _Ends, now: int, reply: int) -> None:
     """Tell the engine of all ends that it hears of by ``now``."""
     while heap.size(ends.heap) > 0 and ends.gpu[heap.top(ends.heap)].key <= now:
         g = heap.top(ends.heap)
         gpu = ends.gpu[g]
         base = g * DEPTH
-        kernels.completed(s, now, g, ends.batch[base], ends.start[base], ends.end[base])
+        kernels.completed(s, p, now, g, ends.batch[base], ends.start[base], ends.end[base])
         heap.remove(ends.heap, ends.gpu, g)
         gpu.n -= 1
         for i in range(gpu.n):
@@ -131,6 +131,7 @@ def _report(s: Any, ends: _Ends, now: int, reply: int) -> None:
 @compiled
 def _run(
     s: Any,
+    p: Any,
     arrivals: Ints,
     models: Slots,
     deadlines: Ints,
@@ -161,7 +162,7 @@ def _run(
             return k
         now = max(now, at)
         if noisy:
-            _report(s, ends, now, reply)
+            _report(s, p, ends, now, reply)
         while i < n and arrivals[i] <= now:
             if kernels.submit_one(s, now, models[i], deadlines[i], i) < 0:
                 log.outcome[i] = _REJECTED
@@ -184,7 +185,7 @@ def _run(
             start = b.start
             end = b.end
             if noisy:
-                nominal = s.given[b.model, s.gpu[b.gpu].gpu_class, size]
+                nominal = p.given[b.model, s.gpu[b.gpu].gpu_class, size]
                 took = int(nominal * slowness[b.gpu] * factors[k] + 0.5)
                 end = _begin(ends, b.gpu, b.batch, now + control, took, reply)
                 start = end - took
@@ -282,7 +283,21 @@ def simulate(
         *(int32s() for _ in range(3)),
         *(int64s() for _ in range(7)),
     )
-    k = int(_run(engine.state, arrivals, which, deadlines - reply_ns, factors, slow, control_ns, reply_ns, ends, log))
+    k = int(
+        _run(
+            engine.state,
+            engine.profiles,
+            arrivals,
+            which,
+            deadlines - reply_ns,
+            factors,
+            slow,
+            control_ns,
+            reply_ns,
+            ends,
+            log,
+        )
+    )
     batches = {name: values[:k].copy() for name, values in log._asdict().items()}
     last = max(int(arrivals[-1]), int(batches["end"].max(initial=start)))
     return SimulatedRun(

@@ -24,8 +24,11 @@ from symphony_dask.scheduling.state import (
     READY,
     REMOVED,
     UNUSED,
+    Profiles,
     State,
     grown,
+    grown_profiles,
+    make_profiles,
     make_state,
 )
 
@@ -85,6 +88,7 @@ class Engine:
         if max_requests < 1:
             raise ValueError(f"max_requests={max_requests}: must be at least 1")
         self.state: State = make_state(max_requests, 8, 8, 2, 128)
+        self.profiles: Profiles = make_profiles(8, 2, 128)
         self.state.g["exact"] = int(exact)
         self.policy = policy
 
@@ -144,14 +148,15 @@ class Engine:
         self.state.g["fleet_changed"] = 1
 
     def _set_table(self, m: int, gpu_class: int, table: Ints) -> None:
-        for tables in (self.state.given, self.state.lat):
+        for tables in (self.profiles.given, self.state.lat):
             tables[m, gpu_class, : len(table)] = table
-        self.state.drift[m, gpu_class] = self.state.acting_drift[m, gpu_class] = 1.0
+        self.profiles.drift[m, gpu_class] = self.profiles.acting[m, gpu_class] = 1.0
 
     def remove_model(self, now: int, model: int) -> Slots:
         """Forget a model; returns the slots of its queued requests, now free. Batches in flight end as usual."""
         kernels.clear_output(self.state)
         kernels.remove_model(self.state, now, model)
+        self.profiles.given[model] = -1
         return self._drops().copy()
 
     def add_gpu(self, now: int, *, gpu_class: int = 0, rank: int | None = None, control_ns: int = 0) -> int:
@@ -205,7 +210,7 @@ class Engine:
         What it took is compared with l(b), and plans follow (``scheduling/pace.py``). ``start_ns`` is NEVER where the
         times tell nothing of l(b), as when the model raised.
         """
-        return bool(kernels.completed(self.state, now, gpu, batch, start_ns, end_ns))
+        return bool(kernels.completed(self.state, self.profiles, now, gpu, batch, start_ns, end_ns))
 
     def pace(self, gpu: int) -> float:
         """Execution time of a GPU over that of its class as observed, smoothed; 1 before anything was."""
@@ -217,7 +222,7 @@ class Engine:
 
     def drift(self, model: int, gpu_class: int = 0) -> float:
         """Execution time of a model on a GPU class over the l(b) given for it, as observed, smoothed."""
-        return float(self.state.drift[model, gpu_class])
+        return float(self.profiles.drift[model, gpu_class])
 
     def advance(self, now: int) -> Decisions:
         """Decide all that is due at ``now``."""
@@ -265,6 +270,8 @@ class Engine:
         if any(need[k] > have[k] for k in have):
             room = {k: have[k] if need[k] <= have[k] else max(need[k], 2 * have[k]) for k in have}
             self.state = grown(s, len(s.req), **room)
+            del room["gpus"]
+            self.profiles = grown_profiles(self.profiles, **room)
 
     def validate(self) -> None:
         """Check every invariant; for tests. Raises ``AssertionError`` naming the first that fails."""
@@ -303,8 +310,8 @@ class Engine:
         if mod["state"] == IDLE and not mod["dirty"]:
             assert mod["n"] == 0, f"model {m} is idle and has requests"
         for c in range(s.lat.shape[1]):
-            given = s.given[m, c, : mod["max_batch"] + 2]
-            acting = np.floor(given * s.acting_drift[m, c] + 0.5)
+            given = self.profiles.given[m, c, : mod["max_batch"] + 2]
+            acting = np.floor(given * self.profiles.acting[m, c] + 0.5)
             assert (given[1] < 0) or (s.lat[m, c, : len(given)] == acting).all(), (
                 f"l(b) of model {m} is not its drift's"
             )

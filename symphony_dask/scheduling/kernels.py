@@ -38,6 +38,7 @@ from symphony_dask.scheduling.state import (
     READY,
     REMOVED,
     UNUSED,
+    Profiles,
     State,
 )
 
@@ -183,13 +184,13 @@ def _settle(s: State, g: int, now: int) -> None:
 
 
 @compiled
-def completed(s: State, now: int, g: int, batch: int, start: int, end: int) -> bool:
+def completed(s: State, p: Profiles, now: int, g: int, batch: int, start: int, end: int) -> bool:
     """A batch ran on GPU ``g`` from ``start`` to ``end``: free its requests, correct the GPU's free time, and learn."""
     gpu = s.gpu[g]
     base = g * DEPTH
     for i in range(gpu.n_flight):
         if s.flight[base + i].batch == batch:
-            pace.observe(s, g, int(s.flight[base + i].model), int(s.flight[base + i].n), end - start)
+            pace.observe(s, p, g, int(s.flight[base + i].model), int(s.flight[base + i].n), end - start)
             _finish(s, g, i)
             free_at = end
             for j in range(gpu.n_flight):
@@ -326,7 +327,6 @@ def remove_model(s: State, now: int, m: int) -> None:
         window.drop(s, m)
     mod.state = REMOVED if mod.in_flight > 0 else UNUSED
     s.lat[m, :, :] = -1
-    s.given[m, :, :] = -1
     s.g[0].excess -= mod.excess
     mod.excess = 0.0
 
@@ -338,11 +338,11 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     mod = s.mod[m]
     latency = s.lat[m, gpu.gpu_class]
     if gpu.acting_pace != 1.0:
-        pace.scale(s, m, g)
-        latency = s.scaled
+        latency = s.lat[pace.scale(s, m, g), 0]
     start = max(now + gpu.control, gpu.free_at)
     waited = 1.0 if mod.state == READY and now > mod.ready_since else 0.0
-    size = window.form(s, m, latency, start, gpu.acting_pace > 1.0)
+    apart = gpu.acting_pace > 1.0
+    size = window.form_apart(s, m, latency, start) if apart else window.form(s, m, latency, start)
     if size == 0:
         return False
     out = s.g[0]
@@ -368,8 +368,9 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     flight.n = size
     last = -1
     for i in range(size):
-        slot = int(s.members[out.n_members])
+        slot = int(s.members[out.n_members]) if apart else queue.pop(s, m)
         s.req[slot].state = IN_FLIGHT
+        s.members[out.n_members] = slot
         out.n_members += 1
         if i == 0:
             flight.first = slot

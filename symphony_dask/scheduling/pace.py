@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from symphony_dask.scheduling import heap
 from symphony_dask.scheduling.compiled import compiled
-from symphony_dask.scheduling.state import ABSENT, OPEN, REMOVED, UNUSED, State
+from symphony_dask.scheduling.state import ABSENT, OPEN, REMOVED, UNUSED, Profiles, State
 
 #: How far one batch moves the pace of its GPU (the first ones of a GPU raise it by more) and the drift of its profile.
 #: Noise of 10 % in execution times leaves 2.3 % and 1 % in the estimates.
@@ -87,42 +87,42 @@ def follow_pace(s: State, g: int) -> None:
 
 
 @compiled
-def _follow_drift(s: State, m: int, c: int) -> None:
-    drift = _acting(s.drift[m, c], s.acting_drift[m, c])
-    if drift != s.acting_drift[m, c]:
-        s.acting_drift[m, c] = drift
+def _follow_drift(s: State, p: Profiles, m: int, c: int) -> None:
+    drift = _acting(p.drift[m, c], p.acting[m, c])
+    if drift != p.acting[m, c]:
+        p.acting[m, c] = drift
         for b in range(s.mod[m].max_batch + 2):
-            s.lat[m, c, b] = int(s.given[m, c, b] * drift + 0.5)
+            s.lat[m, c, b] = int(p.given[m, c, b] * drift + 0.5)
         s.g[0].fleet_changed = 1  # targets and windows are to be drawn again
 
 
 @compiled
-def observe(s: State, g: int, m: int, n: int, took: int) -> None:
+def observe(s: State, p: Profiles, g: int, m: int, n: int, took: int) -> None:
     """A batch of ``n`` requests of model ``m`` took ``took`` ns on GPU ``g``."""
     gpu = s.gpu[g]
     c = gpu.gpu_class
-    given = s.given[m, c, n]
+    given = p.given[m, c, n]
     if given < LEAST_NS or took < 0:
         return
     ratio = took / (given * gpu.pace)
-    error = min(max(ratio / s.drift[m, c], 1.0 / OUTLIER), OUTLIER) - 1.0
-    left = min(max(ratio / s.acting_drift[m, c], 1.0 / OUTLIER), OUTLIER) - 1.0
-    s.drift[m, c] = _bounded(s.drift[m, c] * (1.0 + DRIFT_STEP * error))
+    error = min(max(ratio / p.drift[m, c], 1.0 / OUTLIER), OUTLIER) - 1.0
+    left = min(max(ratio / p.acting[m, c], 1.0 / OUTLIER), OUTLIER) - 1.0
+    p.drift[m, c] = _bounded(p.drift[m, c] * (1.0 + DRIFT_STEP * error))
     step = max(PACE_STEP, 1.0 / (gpu.heard + 3)) if left > 0.0 else PACE_STEP
     gpu.pace = _bounded(gpu.pace * (1.0 + step * left))
     gpu.heard += 1
     s.g[0].heard += 1
-    _follow_drift(s, m, c)
+    _follow_drift(s, p, m, c)
     follow_pace(s, g)
     if s.g[0].heard >= max(REVIEW, s.g[0].live_gpus):
         s.g[0].heard = 0
         for k in range(len(s.present)):
             if s.present[k] > 0:
-                _review(s, k)
+                _review(s, p, k)
 
 
 @compiled
-def _review(s: State, c: int) -> None:
+def _review(s: State, p: Profiles, c: int) -> None:
     """Move what most GPUs of a class have in common from their paces to the class's drifts (rule 2)."""
     heard = 0
     above = 0
@@ -148,14 +148,16 @@ def _review(s: State, c: int) -> None:
             s.gpu[g].pace = _bounded(s.gpu[g].pace / common)
             follow_pace(s, g)
     for m in range(len(s.mod)):
-        if s.mod[m].state != UNUSED and s.mod[m].state != REMOVED and s.given[m, c, 1] >= 0:
-            s.drift[m, c] = _bounded(s.drift[m, c] * common)
-            _follow_drift(s, m, c)
+        if s.mod[m].state != UNUSED and s.mod[m].state != REMOVED and p.given[m, c, 1] >= 0:
+            p.drift[m, c] = _bounded(p.drift[m, c] * common)
+            _follow_drift(s, p, m, c)
 
 
 @compiled
-def scale(s: State, m: int, g: int) -> None:
-    """Write into ``scaled`` l(b) of a model on a GPU whose pace is not that of its class, ns."""
+def scale(s: State, m: int, g: int) -> int:
+    """Write l(b) of a model on a GPU whose pace is not that of its class into the scratch row; returns the row."""
     gpu = s.gpu[g]
+    row = len(s.lat) - 1
     for b in range(s.mod[m].max_batch + 2):
-        s.scaled[b] = int(s.lat[m, gpu.gpu_class, b] * gpu.acting_pace + 0.5)
+        s.lat[row, 0, b] = int(s.lat[m, gpu.gpu_class, b] * gpu.acting_pace + 0.5)
+    return row

@@ -142,8 +142,19 @@ SCALARS = np.dtype(
 )
 
 
+class Profiles(NamedTuple):
+    """l(b) as given, and how far observed times strayed from it (``pace``).
+
+    Apart from ``State``, because each array of that costs every call inside the compiled code some 3 %.
+    """
+
+    given: Any  # (M, C, B + 2) int64, ns; ``State.lat`` is this times ``acting``
+    drift: Any  # (M, C) float64: observed execution time over the given one, smoothed
+    acting: Any  # (M, C) float64
+
+
 class State(NamedTuple):
-    """All arrays of one engine. Sizes: R requests, M models, G GPUs, C GPU classes, B largest batch."""
+    """All other arrays of one engine. Sizes: R requests, M models, G GPUs, C GPU classes, B largest batch."""
 
     g: Any  # (1,) SCALARS
     req: Any  # (R,) REQUEST
@@ -152,11 +163,7 @@ class State(NamedTuple):
     mod: Any  # (M,) MODEL
     head: Any  # (M, LEVELS) int32
     tail: Any  # (M, LEVELS) int32
-    lat: Any  # (M, C, B + 2) int64: l(b) in ns that acts, -1 where no profile is known
-    given: Any  # (M, C, B + 2) int64: l(b) as it was given; ``lat`` is this times ``acting_drift``
-    drift: Any  # (M, C) float64: observed execution time over the given one, smoothed (``pace``)
-    acting_drift: Any  # (M, C) float64
-    scaled: Any  # (B + 2,) int64: scratch, l(b) on one GPU
+    lat: Any  # (M + 1, C, B + 2) int64: l(b) in ns, -1 where no profile is known; row M is scratch
     present: Any  # (C,) int32: GPUs of each class that take batches
     gpu: Any  # (G,) GPU
     flight: Any  # (G * DEPTH,) FLIGHT, oldest first for each GPU
@@ -189,11 +196,7 @@ def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: i
         mod=_records(models, MODEL),
         head=np.full((models, LEVELS), -1, np.int32),
         tail=np.full((models, LEVELS), -1, np.int32),
-        lat=np.full((models, classes, max_batch + 2), -1, np.int64),
-        given=np.full((models, classes, max_batch + 2), -1, np.int64),
-        drift=np.ones((models, classes)),
-        acting_drift=np.ones((models, classes)),
-        scaled=np.zeros(max_batch + 2, np.int64),
+        lat=np.full((models + 1, classes, max_batch + 2), -1, np.int64),
         present=np.zeros(classes, np.int32),
         gpu=_records(gpus, GPU),
         flight=_records(gpus * DEPTH, FLIGHT),
@@ -214,6 +217,24 @@ def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: i
     return state
 
 
+def make_profiles(models: int, classes: int, max_batch: int) -> Profiles:
+    return Profiles(
+        given=np.full((models, classes, max_batch + 2), -1, np.int64),
+        drift=np.ones((models, classes)),
+        acting=np.ones((models, classes)),
+    )
+
+
+def grown_profiles(old: Profiles, models: int, classes: int, max_batch: int) -> Profiles:
+    """A copy of ``old`` with more room."""
+    new = make_profiles(models, classes, max_batch)
+    m, c, b = old.given.shape
+    new.given[:m, :c, :b] = old.given
+    new.drift[:m, :c] = old.drift
+    new.acting[:m, :c] = old.acting
+    return new
+
+
 def grown(old: State, requests: int, models: int, gpus: int, classes: int, max_batch: int) -> State:
     """A copy of ``old`` with more room; no size may shrink. Output arrays start empty."""
     new = make_state(requests, models, gpus, classes, max_batch)
@@ -222,10 +243,7 @@ def grown(old: State, requests: int, models: int, gpus: int, classes: int, max_b
         source = getattr(old, name)
         getattr(new, name)[: len(source)] = source
     m, c, b = old.lat.shape
-    new.lat[:m, :c, :b] = old.lat
-    new.given[:m, :c, :b] = old.given
-    new.drift[:m, :c] = old.drift
-    new.acting_drift[:m, :c] = old.acting_drift
+    new.lat[: m - 1, :c, :b] = old.lat[:-1]
     new.g[:] = old.g
     free = int(old.g["n_slots"][0])
     extra = requests - len(old.req)

@@ -175,11 +175,23 @@ def refresh(s: State, m: int, now: int) -> None:
 
 
 @compiled
-def shape(s: State, m: int, latency: Any, start: int) -> tuple[int, int, int]:
-    """The batch for a GPU with l(b) ``latency`` that would start at ``start`` (rules 2 and 3).
+def form(s: State, m: int, latency: Any, start: int) -> int:
+    """Shape the batch for a GPU with l(b) ``latency`` that would start at ``start`` (rules 2 and 3).
 
-    Returns its first request, how many the queue holds from there on, and the batch's size; (-1, 0, 0) when no request
-    could meet its deadline there.
+    Drops what the rules drop; the batch is then the first requests of the queue. Returns its size, 0 when no request
+    could meet its deadline there (then nothing is dropped).
+    """
+    _, rest, b = shape(s, m, latency, start)
+    if b > 0:
+        while s.mod[m].n > rest:
+            drop(s, m)
+    return b
+
+
+@compiled
+def shape(s: State, m: int, latency: Any, start: int) -> tuple[int, int, int]:
+    """What ``form`` decides, without doing it: the batch's first request, how many requests the queue holds from there
+    on, and the batch's size. The size is 0 when no request could meet its deadline.
     """
     mod = s.mod[m]
     at = int(s.head[m, 0])
@@ -203,25 +215,16 @@ def shape(s: State, m: int, latency: Any, start: int) -> tuple[int, int, int]:
 
 
 @compiled
-def form(s: State, m: int, latency: Any, start: int, keep: bool) -> int:
-    """Take the batch that ``shape`` gives out of the queue, into ``members``; returns its size.
+def form_apart(s: State, m: int, latency: Any, start: int) -> int:
+    """As ``form``, for a GPU that is slower than others: what it cannot serve in time stays queued for them.
 
-    Those before it are dropped, or where ``keep`` left to a GPU that is faster than this one.
+    The batch is no longer in the queue then but in ``members``, from ``n_members`` on.
     """
-    at, rest, b = shape(s, m, latency, start)
-    if b == 0:
-        return 0
-    mod = s.mod[m]
+    at, _, b = shape(s, m, latency, start)
     members = s.g[0].n_members
-    if keep and mod.n > rest:
-        for i in range(b):
-            s.members[members + i] = at
-            at = int(s.nxt[at, 0])
-        for i in range(b):
-            queue.remove(s, m, int(s.members[members + i]))
-        return b
-    while mod.n > rest:
-        drop(s, m)
     for i in range(b):
-        s.members[members + i] = queue.pop(s, m)
+        s.members[members + i] = at
+        at = int(s.nxt[at, 0])
+    for i in range(b):
+        queue.remove(s, m, int(s.members[members + i]))
     return b

@@ -110,7 +110,7 @@ class Books:
 
     def _drifted(self, model: Model, gpu_class: int) -> Ints:
         """l(b) on a class, as observed times changed it."""
-        return scaled(model.tables[gpu_class], self.engine.state.acting_drift[model.index, gpu_class])
+        return scaled(model.tables[gpu_class], self.engine.profiles.acting[model.index, gpu_class])
 
     def _on(self, model: Model, g: int) -> Ints:
         """l(b) on one GPU."""
