@@ -455,7 +455,7 @@ class Dispatcher:
         worker.reply.add(now - start - (flight.planned[1] - flight.planned[0]))
         if not flight.waited:
             worker.control.add(start - flight.dispatch_ns)
-        self.engine.completed(now, flight.gpu, batch, end)
+        self.engine.completed(now, flight.gpu, batch, int(NEVER) if errors else start, end)
 
         owners = self._requests.client[slots]
         outcomes = np.where(now + self._one_way_of(owners) <= self._requests.deadline[slots], Outcome.OK, Outcome.LATE)
@@ -582,7 +582,7 @@ class Dispatcher:
 
     def _log_gpu(self, event: str, gpu: int, worker: Worker) -> None:
         if self.log is not None:
-            rank = int(self.engine.state.gpu["rank"][gpu])
+            rank = int(self.engine.state.gpu["home_rank"][gpu])
             self.log.gpu(event, gpu, rank, worker.gpu_class, worker.address, worker.host)
 
     def status(self) -> dict[str, Any]:
@@ -594,6 +594,7 @@ class Dispatcher:
                 "profiles": {c: p.to_dict() for c, p in m.profiles.items()},
                 "queued": engine.queued(m.index),
                 "target_batch": engine.target(m.index),
+                "drift": {c: engine.drift(m.index, self._gpu_class(c)) for c in m.profiles},
                 "rate_hz": float(engine.state.mod["rate"][m.index]) * NS_PER_S,
                 "batches": m.batches,
                 "mean_batch": m.batched / m.batches if m.batches else None,
@@ -608,6 +609,8 @@ class Dispatcher:
                 "serving": len(c.peer.gpus),
                 "draining": c.peer.draining,
                 "in_flight": self.in_flight(address),
+                "pace": [engine.pace(g) for g in c.peer.gpus],
+                "slow": [engine.is_slow(g) for g in c.peer.gpus],
                 "control_ns": c.peer.control.bound_ns(),
                 "reply_ns": c.peer.reply.bound_ns(),
             }

@@ -323,7 +323,7 @@ def warm_up() -> None:
     batch = engine.advance(0).batches
     engine.next_event()
     for row in batch.tolist():
-        engine.completed(0, gpu, row[0], 10**6)
+        engine.completed(0, gpu, row[0], 0, 10**6)
     engine.set_control(0, 0, gpu)
     engine.drain_gpu(0, gpu)
     engine.remove_gpu(0, gpu)

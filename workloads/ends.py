@@ -16,7 +16,8 @@ class Ends(NamedTuple):
 
     heap: Any  # (G + 1,) heap of GPUs by the next report of an end
     gpu: Any  # (G,) _GPU
-    end: Any  # (G * DEPTH,) int64, oldest first for each GPU
+    start: Any  # (G * DEPTH,) int64, oldest first for each GPU
+    end: Any  # (G * DEPTH,) int64
     batch: Any  # (G * DEPTH,) int64
 
 
@@ -28,6 +29,7 @@ def make_ends(gpus: int) -> Ends:
     return Ends(
         heap=heap.make_heap(gpus),
         gpu=np.zeros(gpus, _GPU).view(np.recarray),
+        start=np.zeros(gpus * DEPTH, np.int64),
         end=np.zeros(gpus * DEPTH, np.int64),
         batch=np.zeros(gpus * DEPTH, np.int64),
     )
@@ -39,6 +41,7 @@ def begin(ends: Ends, g: int, batch: int, earliest: int, took: int, reply: int) 
     gpu = ends.gpu[g]
     end = int(max(earliest, gpu.free_at)) + took
     gpu.free_at = end
+    ends.start[g * DEPTH + gpu.n] = end - took
     ends.end[g * DEPTH + gpu.n] = end
     ends.batch[g * DEPTH + gpu.n] = batch
     gpu.n += 1
@@ -48,34 +51,35 @@ def begin(ends: Ends, g: int, batch: int, earliest: int, took: int, reply: int) 
 
 
 @compiled
-def _end_oldest(s: Any, ends: Ends, g: int, now: int) -> None:
+def _end_oldest(s: Any, p: Any, ends: Ends, g: int, now: int) -> None:
     """Tell the engine of the oldest end on GPU ``g``, which leaves the heap."""
     gpu = ends.gpu[g]
     base = g * DEPTH
-    kernels.completed(s, now, g, ends.batch[base], ends.end[base])
+    kernels.completed(s, p, now, g, ends.batch[base], ends.start[base], ends.end[base])
     heap.remove(ends.heap, ends.gpu, g)
     gpu.n -= 1
     for i in range(gpu.n):
+        ends.start[base + i] = ends.start[base + i + 1]
         ends.end[base + i] = ends.end[base + i + 1]
         ends.batch[base + i] = ends.batch[base + i + 1]
 
 
 @compiled
-def report(s: Any, ends: Ends, now: int, reply: int) -> None:
+def report(s: Any, p: Any, ends: Ends, now: int, reply: int) -> None:
     """Tell the engine of all ends that it hears of by ``now``."""
     while heap.size(ends.heap) > 0 and ends.gpu[heap.top(ends.heap)].key <= now:
         g = heap.top(ends.heap)
-        _end_oldest(s, ends, g, now)
+        _end_oldest(s, p, ends, g, now)
         if ends.gpu[g].n > 0:
             heap.push(ends.heap, ends.gpu, g, ends.end[g * DEPTH] + reply)
 
 
 @compiled
-def lose(s: Any, ends: Ends, g: int, now: int) -> None:
+def lose(s: Any, p: Any, ends: Ends, g: int, now: int) -> None:
     """GPU ``g`` goes: tell the engine of what it has ended, whose answers are on their way, and forget the rest."""
     gpu = ends.gpu[g]
     while gpu.n > 0 and ends.end[g * DEPTH] <= now:
-        _end_oldest(s, ends, g, now)
+        _end_oldest(s, p, ends, g, now)
         if gpu.n > 0:
             heap.push(ends.heap, ends.gpu, g, ends.end[g * DEPTH])
     if gpu.n > 0:

@@ -102,10 +102,12 @@ def _new_log(n: int, batches: int) -> _Log:
 @compiled
 def _run(
     s: Any,
+    p: Any,
     arrivals: Ints,
     models: Slots,
     deadlines: Ints,
     factors: Any,
+    slowness: Any,
     control: int,
     reply: int,
     ends: Ends,
@@ -117,6 +119,7 @@ def _run(
     """Run to just before ``until``, or until nothing is left to happen.
 
     deadlines: of the end of work on the GPU. factors: of execution time, by batch; (0,) where ends are exact.
+    slowness: of execution time, by GPU of the fleet.
     place: (3,) where the run stands: the next arrival, how many batches there were, the time.
     """
     n = len(arrivals)
@@ -137,7 +140,7 @@ def _run(
             return
         now = max(now, at)
         if told:
-            report(s, ends, now, reply)
+            report(s, p, ends, now, reply)
         while i < n and arrivals[i] <= now:
             if kernels.submit_one(s, now, ids.slot[models[i]], deadlines[i], i) < 0:
                 log.outcome[i] = _REJECTED
@@ -160,7 +163,8 @@ def _run(
             start = b.start
             end = b.end
             if told:
-                took = int((b.end - b.start) * factors[k] + 0.5)
+                nominal = p.given[b.model, s.gpu[b.gpu].gpu_class, size]
+                took = int(nominal * slowness[ids.gpu[b.gpu]] * factors[k] + 0.5)
                 end = begin(ends, b.gpu, b.batch, now + control, took, reply)
                 start = end - took
             log.gpu[k] = ids.gpu[b.gpu]
@@ -193,6 +197,7 @@ def simulate(
     control_ns: int = 0,
     reply_ns: int = 0,
     noise: float = 0.0,
+    slowness: Sequence[float] | None = None,
     seed: int = 0,
     queue_limit: int = DEFAULT_QUEUE_LIMIT,
     events: Sequence[Event] = (),
@@ -209,6 +214,7 @@ def simulate(
         engine knows both and plans for them.
     noise: standard deviation of execution times relative to l(b). The factors are gamma distributed with mean 1, drawn
         by ``seed``; the k-th batch of a simulation has the k-th.
+    slowness: of each GPU, what its execution times are multiplied by beside the noise; the engine is not told of it.
     queue_limit: queued requests of one model beyond which requests are rejected.
     events: GPUs and models that come and go meanwhile (``workloads.fleet``), on the clock of the arrivals.
 
@@ -234,8 +240,11 @@ def simulate(
     tables = [latency_tables(model, fleet.classes) for model in models]
     largest = max(len(table) for of_model in tables for table in of_model.values()) - 2
     n_gpus = len(fleet.rank)
+    slow = np.ones(n_gpus) if slowness is None else np.array(slowness, float)
+    if slow.shape != (n_gpus,) or not (slow > 0).all() or not np.isfinite(slow).all():
+        raise BadInput(f"slowness={slowness}: give a positive factor for each of the {n_gpus} GPUs")
     room = _room(arrivals, int(slos.max()), n_gpus * DEPTH * largest)
-    exact = noise == 0 and control_ns == 0
+    exact = noise == 0 and control_ns == 0 and slowness is None
     engine = Engine(policy, exact=exact, max_requests=room)
     start = min([int(arrivals[0]), *(event.time_ns for event in fleet.events)])
     engine.set_control(start, control_ns)
@@ -250,15 +259,18 @@ def simulate(
     host.start(start)
     place = np.array([0, 0, start], np.int64)
     due = deadlines - reply_ns
+
+    def run_until(until: int) -> None:
+        s, p = engine.state, engine.profiles  # replaced as the engine grows
+        _run(s, p, arrivals, which, due, factors, slow, control_ns, reply_ns, ends, log, host.ids, place, until)
+
     for event in fleet.events:
-        _run(
-            engine.state, arrivals, which, due, factors, control_ns, reply_ns, ends, log, host.ids, place, event.time_ns
-        )
+        run_until(event.time_ns)
         if not exact and isinstance(event, RemoveGpu):
-            lose(engine.state, ends, host.gpu_slots[event.gpu], event.time_ns)
+            lose(engine.state, engine.profiles, ends, host.gpu_slots[event.gpu], event.time_ns)
         host.apply(event, event.time_ns)
         place[2] = event.time_ns
-    _run(engine.state, arrivals, which, due, factors, control_ns, reply_ns, ends, log, host.ids, place, int(NEVER))
+    run_until(int(NEVER))
     batches = {name: values[: place[1]].copy() for name, values in log._asdict().items()}
     last = max(int(arrivals[-1]), int(batches["end"].max(initial=start)))
     return SimulatedRun(
@@ -280,6 +292,7 @@ def simulate(
             "control_ns": control_ns,
             "reply_ns": reply_ns,
             "noise": noise,
+            "slowness": None if slowness is None else slow.tolist(),
             "seed": seed,
             "queue_limit": queue_limit,
         },

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.scheduling import kernels, window
+from symphony_dask.scheduling import kernels, pace, window
 from symphony_dask.scheduling.heap import size as heap_size
 from symphony_dask.scheduling.state import (
     ABSENT,
@@ -25,8 +25,11 @@ from symphony_dask.scheduling.state import (
     READY,
     REMOVED,
     UNUSED,
+    Profiles,
     State,
     grown,
+    grown_profiles,
+    make_profiles,
     make_state,
 )
 
@@ -86,6 +89,7 @@ class Engine:
         if max_requests < 1:
             raise ValueError(f"max_requests={max_requests}: must be at least 1")
         self.state: State = make_state(max_requests, 8, 8, 2, 128)
+        self.profiles: Profiles = make_profiles(8, 2, 128)
         self.state.g["exact"] = int(exact)
         self.policy = policy
 
@@ -130,9 +134,8 @@ class Engine:
         m = int(unused[0]) if len(unused) else len(self.state.mod)
         max_batch = lengths.pop() - 2
         self._grow(models=m + 1, classes=max(latency_ns) + 1, max_batch=max_batch)
-        self.state.lat[m] = -1
         for c, table in latency_ns.items():
-            self.state.lat[m, c, : max_batch + 2] = table
+            self._set_table(m, c, table)
         kernels.add_model(self.state, now, m, slo_ns, max_batch, queue_limit)
         return m
 
@@ -142,13 +145,19 @@ class Engine:
         if len(latency_ns) != max_batch + 2:
             raise ValueError(f"latency table has {len(latency_ns)} entries: model {model} needs {max_batch + 2}")
         self._grow(classes=gpu_class + 1)
-        self.state.lat[model, gpu_class, : max_batch + 2] = latency_ns
+        self._set_table(model, gpu_class, latency_ns)
         self.state.g["fleet_changed"] = 1
+
+    def _set_table(self, m: int, gpu_class: int, table: Ints) -> None:
+        for tables in (self.profiles.given, self.state.lat):
+            tables[m, gpu_class, : len(table)] = table
+        self.profiles.drift[m, gpu_class] = self.profiles.acting[m, gpu_class] = 1.0
 
     def remove_model(self, now: int, model: int) -> Slots:
         """Forget a model; returns the slots of its queued requests, now free. Batches in flight end as usual."""
         kernels.clear_output(self.state)
         kernels.remove_model(self.state, now, model)
+        self.profiles.given[model] = -1
         return self._drops().copy()
 
     def add_gpu(self, now: int, *, gpu_class: int = 0, rank: int | None = None, control_ns: int = 0) -> int:
@@ -196,9 +205,25 @@ class Engine:
         """True when the request left its queue and its slot is free; False when it is in flight."""
         return bool(kernels.cancel(self.state, now, slot))
 
-    def completed(self, now: int, gpu: int, batch: int, end_ns: int) -> bool:
-        """A batch ended at ``end_ns``: its slots are free. False when the GPU has no such batch."""
-        return bool(kernels.completed(self.state, now, gpu, batch, end_ns))
+    def completed(self, now: int, gpu: int, batch: int, start_ns: int, end_ns: int) -> bool:
+        """A batch ran from ``start_ns`` to ``end_ns``: its slots are free. False when the GPU has no such batch.
+
+        What it took is compared with l(b), and plans follow (``scheduling/pace.py``). ``start_ns`` is NEVER where the
+        times tell nothing of l(b), as when the model raised.
+        """
+        return bool(kernels.completed(self.state, self.profiles, now, gpu, batch, start_ns, end_ns))
+
+    def pace(self, gpu: int) -> float:
+        """Execution time of a GPU over that of its class as observed, smoothed; 1 before anything was."""
+        return float(self.state.gpu["pace"][gpu])
+
+    def is_slow(self, gpu: int) -> bool:
+        """Whether a GPU is so much slower than its class that it is used last."""
+        return bool(self.state.gpu["slow"][gpu])
+
+    def drift(self, model: int, gpu_class: int = 0) -> float:
+        """Execution time of a model on a GPU class over the l(b) given for it, as observed, smoothed."""
+        return float(self.profiles.drift[model, gpu_class])
 
     def advance(self, now: int) -> Decisions:
         """Decide all that is due at ``now``."""
@@ -246,6 +271,8 @@ class Engine:
         if any(need[k] > have[k] for k in have):
             room = {k: have[k] if need[k] <= have[k] else max(need[k], 2 * have[k]) for k in have}
             self.state = grown(s, len(s.req), **room)
+            del room["gpus"]
+            self.profiles = grown_profiles(self.profiles, **room)
 
     def validate(self) -> None:
         """Check every invariant; for tests. Raises ``AssertionError`` naming the first that fails."""
@@ -260,6 +287,7 @@ class Engine:
         assert len(free) == len(set(free)), "a slot is free twice"
         assert all(s.req["state"][slot] == FREE for slot in free), "a free slot holds a request"
         assert len(free) + len(queued) + len(flying) == len(s.req), "a request is lost"
+        assert sum(s.gpu["slow"]) == s.g["n_slow"][0], "slow GPUs are miscounted"
         for heap, items in ((s.pending, s.mod), (s.ready, s.mod), (s.busy, s.gpu), (s.open, s.gpu)):
             for at in range(1, heap_size(heap) + 1):
                 key, item = heap[at]
@@ -287,6 +315,12 @@ class Engine:
         assert where == [mod["state"] == PENDING, mod["state"] == READY], f"model {m} is in the wrong heap"
         if mod["state"] == IDLE and not mod["dirty"]:
             assert mod["n"] == 0, f"model {m} is idle and has requests"
+        for c in range(s.lat.shape[1]):
+            given = self.profiles.given[m, c, : mod["max_batch"] + 2]
+            acting = np.floor(given * self.profiles.acting[m, c] + 0.5)
+            assert (given[1] < 0) or (s.lat[m, c, : len(given)] == acting).all(), (
+                f"l(b) of model {m} is not its drift's"
+            )
         flights = sum(
             s.flight["model"][g * DEPTH + i] == m for g in range(len(s.gpu)) for i in range(s.gpu["n_flight"][g])
         )
@@ -310,6 +344,7 @@ class Engine:
         assert 0 <= gpu["n_flight"] <= DEPTH
         assert gpu["state"] != FULL or gpu["n_flight"] == DEPTH
         assert gpu["state"] != ABSENT or gpu["n_flight"] == 0
+        assert gpu["rank"] == int(gpu["home_rank"]) + int(gpu["slow"]) * pace.SLOW_RANK, f"GPU {g} has a wrong rank"
         slots: list[int] = []
         for i in range(gpu["n_flight"]):
             flight = s.flight[g * DEPTH + i]

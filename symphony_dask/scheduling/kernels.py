@@ -12,14 +12,17 @@ Rule 4. Policy adaptive only. ``waiting`` is the smoothed share of batches that 
         models the one whose window closes first. It must hold HOLD * i/(n + 1) target batches, where i of its batches
         are at GPUs and n >= 1 is how many GPUs its load needs: each further GPU takes a larger batch, because a model
         that spans several would otherwise settle into small batches that keep all busy, as buses bunch.
-Rule 5. Time comes in with each call, never goes back, and is the only clock.
+Rule 5. A slow GPU (``pace``) is used last, and its batches leave to faster ones the requests that it cannot serve in
+        time. So that it is noticed when it is fast again, every PROBE_NS it gets what it can serve of the batch whose
+        window opens next; where it could not serve even a new request, what is thought of its pace is lowered.
+Rule 6. Time comes in with each call, never goes back, and is the only clock.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from symphony_dask.scheduling import heap, queue, window
+from symphony_dask.scheduling import heap, pace, queue, window
 from symphony_dask.scheduling.compiled import compiled
 from symphony_dask.scheduling.state import (
     ABSENT,
@@ -36,6 +39,7 @@ from symphony_dask.scheduling.state import (
     READY,
     REMOVED,
     UNUSED,
+    Profiles,
     State,
 )
 
@@ -43,6 +47,9 @@ from symphony_dask.scheduling.state import (
 #: batch the last GPU that a model needs is held for, and how many entries of the pending heap, from its top, are looked
 #: at. Found by simulation over the grid of docs/results.md.
 FULL_SHARE, HOLD, LOOK = 0.002, 1.4, 15
+
+#: How often slow GPUs are tried, ns, and what is left of the pace of one that nothing could be given (rule 5).
+PROBE_NS, HOPE = 500_000_000, 0.95
 
 #: Answers of ``submit`` in place of a slot.
 QUEUE_FULL, NO_MODEL = -1, -2
@@ -177,12 +184,13 @@ def _settle(s: State, g: int, now: int) -> None:
 
 
 @compiled
-def completed(s: State, now: int, g: int, batch: int, end: int) -> bool:
-    """A batch ended on GPU ``g`` at ``end``: free its requests and correct the GPU's free time."""
+def completed(s: State, p: Profiles, now: int, g: int, batch: int, start: int, end: int) -> bool:
+    """A batch ran on GPU ``g`` from ``start`` to ``end``: free its requests, correct the GPU's free time, and learn."""
     gpu = s.gpu[g]
     base = g * DEPTH
     for i in range(gpu.n_flight):
         if s.flight[base + i].batch == batch:
+            pace.observe(s, p, g, int(s.flight[base + i].model), int(s.flight[base + i].n), end - start)
             _finish(s, g, i)
             free_at = end
             for j in range(gpu.n_flight):
@@ -223,7 +231,7 @@ def _follow_fleet(s: State) -> None:
 def add_gpu(s: State, now: int, g: int, gpu_class: int, rank: int, control: int) -> None:
     gpu = s.gpu[g]
     gpu.gpu_class = gpu_class
-    gpu.rank = rank
+    pace.reset_gpu(s, g, rank)
     gpu.control = control
     gpu.free_at = now
     gpu.n_flight = 0
@@ -278,6 +286,7 @@ def remove_gpu(s: State, now: int, g: int) -> None:
         _shift(s, g, 0)
     _place_gpu(s, g, now)
     gpu.state = ABSENT
+    pace.reset_gpu(s, g, int(gpu.home_rank))
 
 
 @compiled
@@ -324,9 +333,12 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     gpu = s.gpu[g]
     mod = s.mod[m]
     latency = s.lat[m, gpu.gpu_class]
+    if gpu.acting_pace != 1.0:
+        latency = s.lat[pace.scale(s, m, g), 0]
     start = max(now + gpu.control, gpu.free_at)
     waited = 1.0 if mod.state == READY and now > mod.ready_since else 0.0
-    size = window.form(s, m, latency, start)
+    apart = gpu.acting_pace > 1.0
+    size = window.form_apart(s, m, latency, start) if apart else window.form(s, m, latency, start)
     if size == 0:
         return False
     out = s.g[0]
@@ -353,7 +365,7 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     # Of a GPU's two rows the one that its other batch has not.
     flight.row = g * DEPTH if gpu.n_flight == 0 else 2 * g * DEPTH + 1 - s.flight[g * DEPTH].row
     for i in range(size):
-        slot = queue.pop(s, m)
+        slot = int(s.members[out.n_members]) if apart else queue.pop(s, m)
         s.req[slot].state = IN_FLIGHT
         s.members[out.n_members] = slot
         out.n_members += 1
@@ -419,11 +431,32 @@ def _start_early(s: State, now: int) -> None:
             out.early_at = soonest
             return
         g = heap.top(s.open)
+        if s.gpu[g].slow == 1:
+            return
         heap.remove(s.open, s.gpu, g)
         if not _dispatch(s, now, best, g):
             heap.push(s.open, s.gpu, g, s.gpu[g].rank)
             return
         window.refresh(s, best, now)
+
+
+@compiled
+def _probe(s: State, now: int) -> None:
+    """Rule 5: give each idle slow GPU a batch ahead of its window, or hope that it became faster."""
+    s.g[0].probe_at = now + PROBE_NS
+    for g in range(len(s.gpu)):
+        gpu = s.gpu[g]
+        if gpu.slow == 0 or gpu.state != OPEN or heap.size(s.pending) == 0:
+            continue
+        m = heap.top(s.pending)
+        heap.remove(s.open, s.gpu, g)
+        if _dispatch(s, now, m, g):
+            window.refresh(s, m, now)
+        else:
+            heap.push(s.open, s.gpu, g, gpu.rank)
+            if gpu.control + s.lat[m, gpu.gpu_class, 1] * gpu.acting_pace > s.mod[m].slo:
+                gpu.pace *= HOPE
+                pace.follow_pace(s, g)
 
 
 @compiled
@@ -446,6 +479,8 @@ def advance(s: State, now: int) -> None:
         _place_gpu(s, g, now)
     while heap.size(s.ready) > 0 and s.mod[heap.top(s.ready)].key < now:
         window.refresh(s, heap.top(s.ready), now)
+    if out.n_slow > 0 and out.probe_at <= now:
+        _probe(s, now)
     _match(s, now)
     if out.policy == window.ADAPTIVE:
         _start_early(s, now)
@@ -470,4 +505,6 @@ def next_event(s: State) -> int:
         at = min(at, int(s.gpu[heap.top(s.busy)].key))
     if adaptive:
         at = min(at, int(out.early_at))
+    if out.n_slow > 0 and heap.size(s.pending) > 0 and heap.size(s.open) > 0:
+        at = min(at, int(out.probe_at))
     return at

@@ -81,12 +81,18 @@ GPU = np.dtype(
         ("key", "i8"),  #: when it can take a batch (BUSY) or its rank (OPEN)
         ("free_at", "i8"),  #: when it has run all it has, as predicted, ns
         ("control", "i8"),  #: from dispatch to start of execution, ns
-        ("rank", "i8"),
+        ("rank", "i8"),  #: that of the open heap: ``home_rank``, or behind all others while it is slow
+        ("home_rank", "i8"),
+        ("pace", "f8"),  #: observed execution time over that of its class, smoothed (``pace``)
+        ("acting_pace", "f8"),  #: the pace that batches are formed by
         ("pos", "i4"),
         ("state", "i4"),
         ("gpu_class", "i4"),
         ("n_flight", "i4"),
         ("draining", "i4"),
+        ("heard", "i4"),  #: batches whose times were observed
+        ("slow", "i4"),  #: 1: much slower than its class
+        ("pad", "i4"),
     ],
     align=True,
 )
@@ -134,13 +140,27 @@ SCALARS = np.dtype(
         ("live_gpus", "i4"),
         ("fleet_changed", "i4"),  #: 1: GPUs, models or profiles came or went since the last ``advance``
         ("opened", "i4"),  #: 1: a GPU became OPEN since the last ``advance``
+        ("heard", "i4"),  #: batches observed since paces were last reviewed
+        ("n_slow", "i4"),  #: GPUs that are slow
+        ("probe_at", "i8"),  #: when slow GPUs are next tried, ns
     ],
     align=True,
 )
 
 
+class Profiles(NamedTuple):
+    """l(b) as given, and how far observed times strayed from it (``pace``).
+
+    Apart from ``State``, because each array of that costs every call inside the compiled code some 3 %.
+    """
+
+    given: Any  # (M, C, B + 2) int64, ns; ``State.lat`` is this times ``acting``
+    drift: Any  # (M, C) float64: observed execution time over the given one, smoothed
+    acting: Any  # (M, C) float64
+
+
 class State(NamedTuple):
-    """All arrays of one engine. Sizes: R requests, M models, G GPUs, C GPU classes, B largest batch."""
+    """All other arrays of one engine. Sizes: R requests, M models, G GPUs, C GPU classes, B largest batch."""
 
     g: Any  # (1,) SCALARS
     req: Any  # (R,) REQUEST
@@ -149,7 +169,7 @@ class State(NamedTuple):
     mod: Any  # (M,) MODEL
     head: Any  # (M, LEVELS) int32
     tail: Any  # (M, LEVELS) int32
-    lat: Any  # (M, C, B + 2) int64: l(b) in ns, -1 where no profile is known
+    lat: Any  # (M + 1, C, B + 2) int64: l(b) in ns, -1 where no profile is known; row M is scratch
     present: Any  # (C,) int32: GPUs of each class that take batches
     gpu: Any  # (G,) GPU
     flight: Any  # (G * DEPTH,) FLIGHT, oldest first for each GPU
@@ -212,7 +232,7 @@ def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: i
         mod=_records(models, MODEL),
         head=np.full((models, LEVELS), -1, np.int32),
         tail=np.full((models, LEVELS), -1, np.int32),
-        lat=np.full((models, classes, max_batch + 2), -1, np.int64),
+        lat=np.full((models + 1, classes, max_batch + 2), -1, np.int64),
         present=np.zeros(classes, np.int32),
         gpu=_records(gpus, GPU),
         flight=_records(gpus * DEPTH, FLIGHT),
@@ -229,8 +249,27 @@ def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: i
         drops=np.zeros(requests, np.int32),
     )
     state.g["n_slots"] = requests
+    state.gpu["pace"] = state.gpu["acting_pace"] = 1.0
     state.mod["first"] = -1
     return state
+
+
+def make_profiles(models: int, classes: int, max_batch: int) -> Profiles:
+    return Profiles(
+        given=np.full((models, classes, max_batch + 2), -1, np.int64),
+        drift=np.ones((models, classes)),
+        acting=np.ones((models, classes)),
+    )
+
+
+def grown_profiles(old: Profiles, models: int, classes: int, max_batch: int) -> Profiles:
+    """A copy of ``old`` with more room."""
+    new = make_profiles(models, classes, max_batch)
+    m, c, b = old.given.shape
+    new.given[:m, :c, :b] = old.given
+    new.drift[:m, :c] = old.drift
+    new.acting[:m, :c] = old.acting
+    return new
 
 
 def grown(old: State, requests: int, models: int, gpus: int, classes: int, max_batch: int) -> State:
@@ -241,7 +280,7 @@ def grown(old: State, requests: int, models: int, gpus: int, classes: int, max_b
         source = getattr(old, name)
         getattr(new, name)[: len(source)] = source
     m, c, b = old.lat.shape
-    new.lat[:m, :c, :b] = old.lat
+    new.lat[: m - 1, :c, :b] = old.lat[:-1]
     rows, b = old.fly.shape
     new.fly[:rows, :b] = old.fly
     new.g[:] = old.g

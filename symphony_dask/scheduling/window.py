@@ -185,6 +185,18 @@ def form(s: State, m: int, latency: Any, start: int) -> int:
     Drops what the rules drop; the batch is then the first requests of the queue. Returns its size, 0 when no request
     could meet its deadline there (then nothing is dropped).
     """
+    _, rest, b = shape(s, m, latency, start)
+    if b > 0:
+        while s.mod[m].n > rest:
+            drop(s, m)
+    return b
+
+
+@compiled
+def shape(s: State, m: int, latency: Any, start: int) -> tuple[int, int, int]:
+    """What ``form`` decides, without doing it: the batch's first request, how many requests the queue holds from there
+    on, and the batch's size. The size is 0 when no request could meet its deadline.
+    """
     mod = s.mod[m]
     at = int(s.head[m, 0])
     rest = int(mod.n)
@@ -192,7 +204,7 @@ def form(s: State, m: int, latency: Any, start: int) -> int:
         at = int(s.nxt[at, 0])
         rest -= 1
     if rest == 0:
-        return 0
+        return -1, 0, 0
     b = min(int(mod.target), rest)
     while rest < mod.n:
         earlier = int(s.req[at].prev)
@@ -200,9 +212,23 @@ def form(s: State, m: int, latency: Any, start: int) -> int:
             break
         at = earlier
         rest += 1
-    while mod.n > rest:
-        drop(s, m)
     deadline = s.req[at].deadline
     while b < rest and b < mod.max_batch and start + latency[b + 1] <= deadline:
         b += 1
+    return at, rest, b
+
+
+@compiled
+def form_apart(s: State, m: int, latency: Any, start: int) -> int:
+    """As ``form``, for a GPU that is slower than others: what it cannot serve in time stays queued for them.
+
+    The batch is no longer in the queue then but in ``members``, from ``n_members`` on.
+    """
+    at, _, b = shape(s, m, latency, start)
+    members = s.g[0].n_members
+    for i in range(b):
+        s.members[members + i] = at
+        at = int(s.nxt[at, 0])
+    for i in range(b):
+        queue.remove(s, m, int(s.members[members + i]))
     return b

@@ -16,8 +16,13 @@ from symphony_dask.scheduling.engine import NEVER, QUEUE_FULL, Engine, Ints
 from symphony_dask.scheduling.state import DEPTH, READY
 
 
+def scaled(table: Ints, factor: float) -> Ints:
+    return np.floor(table * factor + 0.5).astype(np.int64)
+
+
 @dataclass
 class Model:
+    index: int
     tables: dict[int, Ints]
     max_batch: int
     limit: int
@@ -100,7 +105,22 @@ class Books:
 
     def _fastest(self, model: Model) -> Ints:
         present = {gpu.gpu_class for gpu in self.gpus.values() if not gpu.draining} & set(model.tables)
-        return model.tables[min(present or model.tables, key=lambda c: (model.tables[c][1], c))]
+        tables = {c: self._drifted(model, c) for c in present or model.tables}
+        return tables[min(tables, key=lambda c: (tables[c][1], c))]
+
+    def _drifted(self, model: Model, gpu_class: int) -> Ints:
+        """l(b) on a class, as observed times changed it."""
+        return scaled(model.tables[gpu_class], self.engine.profiles.acting[model.index, gpu_class])
+
+    def _on(self, model: Model, g: int) -> Ints:
+        """l(b) on one GPU."""
+        return scaled(self._drifted(model, self.gpus[g].gpu_class), self._acting_pace(g))
+
+    def _acting_pace(self, g: int) -> float:
+        return float(self.engine.state.gpu["acting_pace"][g])
+
+    def _rank(self, g: int) -> tuple[bool, int, int]:
+        return self.engine.is_slow(g), self.gpus[g].rank, g
 
     def advance(self) -> None:
         due = self.engine.next_event()
@@ -118,28 +138,32 @@ class Books:
             self._check_drop(slot, batches)
         for m, queue in before.items():
             rest = self.queue(m)
-            assert queue[len(queue) - len(rest) :] == rest, "a request left the queue before an earlier one"
+            if all(self._acting_pace(row["gpu"]) <= 1 for row in batches):
+                assert queue[len(queue) - len(rest) :] == rest, "a request left the queue before an earlier one"
             self._check_window(m, rest)
 
     def _check_batch(self, row: Any, slots: list[int], drops: set[int]) -> None:
-        m, start, end = int(row["model"]), int(row["start"]), int(row["end"])
-        model, gpu = self.models[m], self.gpus[int(row["gpu"])]
+        m, g, start, end = int(row["model"]), int(row["gpu"]), int(row["start"]), int(row["end"])
+        model, gpu = self.models[m], self.gpus[g]
         queue = self.queue(m)
-        latency = model.tables[gpu.gpu_class]
+        latency = self._on(model, g)
         last = max(self.queued[slot].deadline for slot in queue)
 
-        assert slots == [slot for slot in queue if slot not in drops][: len(slots)], "a batch is not the queue's head"
+        kept = [slot for slot in queue if slot not in drops]
+        at = kept.index(slots[0]) if self._acting_pace(g) > 1 else 0
+        assert slots == kept[at : at + len(slots)], "a batch is not the queue's head"
         assert 1 <= len(slots) <= model.max_batch
         assert all(end <= self.queued[slot].deadline for slot in slots), "a batch ends after a deadline"
         assert end == start + latency[len(slots)]
         assert start == self.now + gpu.control, "a batch waits at its GPU"
         assert start >= gpu.free_at, "two batches overlap"
         assert gpu.is_open(self.now)
-        for g, other in self.gpus.items():
-            if other.is_open(self.now) and (other.rank, g) < (gpu.rank, int(row["gpu"])):
-                alone = self.now + other.control + model.tables[other.gpu_class][1]
+        probe = self.engine.is_slow(g)
+        for o, other in self.gpus.items():
+            if other.is_open(self.now) and self._rank(o) < self._rank(g) and not probe:
+                alone = self.now + other.control + self._on(model, o)[1]
                 assert alone > last, "an open GPU of lower rank was passed over"
-        if self.policy == "deferred":
+        if self.policy == "deferred" and not probe:
             assert row["window_open"] <= self.now or len(queue) >= model.max_batch, "dispatched before its window"
 
         for slot in slots:
@@ -162,9 +186,9 @@ class Books:
         latency = self._fastest(model)
         ready = bool(mod["state"] == READY)
         last = max(self.queued[slot].deadline for slot in queue)
-        for gpu in self.gpus.values():
+        for g, gpu in self.gpus.items():
             if ready and gpu.is_open(self.now):
-                alone = self.now + gpu.control + model.tables[gpu.gpu_class][1]
+                alone = self.now + gpu.control + self._on(model, g)[1]
                 assert alone > last, "an open GPU was left idle beside a ready model"
         if self.stale:
             return
@@ -223,9 +247,9 @@ class Books:
     def complete(self, g: int, i: int, end: int) -> None:
         """Report that flight ``i`` of GPU ``g`` ended."""
         gpu = self.gpus[g]
-        assert self.engine.completed(self.now, g, gpu.flights[i].batch, end)
+        assert self.engine.completed(self.now, g, gpu.flights[i].batch, gpu.flights[i].start, end)
         done = gpu.complete(i, end)
-        assert not self.engine.completed(self.now, g, done.batch, end)
+        assert not self.engine.completed(self.now, g, done.batch, done.start, end)
         self._land(done)
         assert self.engine.in_flight(g) == len(gpu.flights)
 
@@ -261,7 +285,7 @@ class Books:
         m = self.engine.add_model(self.now, slo_ns=slo, latency_ns=tables, queue_limit=limit)
         assert m not in self.models
         assert all(request.model != m for request in self.flying.values()), "an index is used again too early"
-        self.models[m] = Model(dict(tables), len(tables[min(tables)]) - 2, limit)
+        self.models[m] = Model(m, dict(tables), len(tables[min(tables)]) - 2, limit)
         return m
 
     def remove_model(self, m: int) -> None:

@@ -22,7 +22,7 @@ def digest(seed: int, policy: str, *, exact: bool, events: int = 400) -> str:
     gpus = [engine.add_gpu(0, gpu_class=i % 2, control_ns=ns(0.3 * i)) for i in range(3)]
     answers = hashlib.sha256()
     now = 0
-    flights: list[tuple[int, int, int]] = []
+    flights: list[tuple[int, int, int, int]] = []
     for _ in range(events):
         now += round(rng.expovariate(1 / ns(2)))
         kind = rng.random()
@@ -40,13 +40,15 @@ def digest(seed: int, policy: str, *, exact: bool, events: int = 400) -> str:
             flights = [flight for flight in flights if flight[1] != gone]
             gpus.append(engine.add_gpu(now, gpu_class=rng.randrange(2)))
         while not exact and flights and flights[0][0] <= now:
-            end, gpu, batch = flights.pop(0)
-            answers.update(bytes([engine.completed(now, gpu, batch, end)]))
+            end, gpu, batch, start = flights.pop(0)
+            answers.update(bytes([engine.completed(now, gpu, batch, start, end)]))
         decisions = engine.advance(now)
         for array in decisions:
             answers.update(array.tobytes())
         for row in decisions.batches:
-            flights.append((int(row["end"]) + rng.randint(-ns(1), ns(3)), int(row["gpu"]), int(row["batch"])))
+            flights.append(
+                (int(row["end"]) + rng.randint(-ns(1), ns(3)), int(row["gpu"]), int(row["batch"]), int(row["start"]))
+            )
         flights.sort()
         answers.update(engine.next_event().to_bytes(8, "little"))
     return answers.hexdigest()

@@ -65,7 +65,7 @@ def test_a_gpu_that_ends_early_is_free_early() -> None:
     advance(engine, 0)
     submit(engine, 1, 25)
     assert advance(engine, 1) == ([], [])
-    assert engine.completed(ns(4), 0, 0, ns(4))
+    assert engine.completed(ns(4), 0, 0, 0, ns(4))
     assert engine.next_event() == 0
     assert advance(engine, 4) == ([Sent(0, 0, [1], 4, 10)], [])
 
@@ -75,11 +75,12 @@ def test_a_gpu_that_is_late_holds_one_waiting_batch_and_no_more() -> None:
     for t in (0, 6, 12):
         submit(engine, t, 40)
         advance(engine, t)
-    # Batch 0 was to end at 6 and still runs; batch 1 waits behind it; the third request stays in its queue.
+    # Batch 0 was to end at 6 and still runs, since it started at 8; batch 1 waits behind it, and the third request in
+    # its queue.
     assert engine.in_flight(0) == 2
     assert engine.queued(0) == 1
     # Batch 1 now runs from 14 to 20.
-    assert engine.completed(ns(14), 0, 0, ns(14))
+    assert engine.completed(ns(14), 0, 0, ns(8), ns(14))
     assert advance(engine, 14) == ([], [])
     assert next_event(engine) == 20
     assert advance(engine, 20) == ([Sent(0, 0, [2], 20, 26)], [])
@@ -89,9 +90,9 @@ def test_a_completion_that_nobody_waits_for_is_refused() -> None:
     engine = make_engine(policy="eager", exact=False)
     submit(engine, 0, 25)
     advance(engine, 0)
-    assert not engine.completed(ns(6), 0, 7, ns(6))
-    assert engine.completed(ns(6), 0, 0, ns(6))
-    assert not engine.completed(ns(6), 0, 0, ns(6))
+    assert not engine.completed(ns(6), 0, 7, 0, ns(6))
+    assert engine.completed(ns(6), 0, 0, 0, ns(6))
+    assert not engine.completed(ns(6), 0, 0, 0, ns(6))
 
 
 def test_requests_of_a_lost_gpu_return_to_their_place_in_the_queue() -> None:
@@ -131,7 +132,7 @@ def test_an_index_is_used_again_when_the_last_batch_of_its_model_ended() -> None
     advance(engine, 0)
     engine.remove_model(ns(1), 0)
     assert engine.add_model(ns(1), slo_ns=ns(25), latency_ns={0: table(1, 5)}) == 1
-    engine.completed(ns(6), 0, 0, ns(6))
+    engine.completed(ns(6), 0, 0, 0, ns(6))
     assert engine.add_model(ns(6), slo_ns=ns(25), latency_ns={0: table(1, 5)}) == 0
 
 
@@ -144,7 +145,7 @@ def test_a_drained_gpu_ends_what_it_has_and_gets_no_more(exact: bool) -> None:
     submit(engine, 1, 25)
     assert engine.in_flight(0) == 1
     if not exact:
-        engine.completed(ns(6), 0, 0, ns(6))
+        engine.completed(ns(6), 0, 0, 0, ns(6))
     assert advance(engine, 6) == ([], [])
     assert engine.in_flight(0) == 0
     assert engine.queued(0) == 1

@@ -96,7 +96,7 @@ def test_a_stalled_thread_makes_its_requests_late() -> None:
     engine.advance(now)
     counts = make_counts(8)
     load = loads(1, 1, 1_000, 0.04, SLO_NS, 1.0)[0]
-    run_engine(engine.state, load, make_ends(8), counts, now - 100_000_000, 0, np.zeros(1, np.int64))
+    run_engine(engine.state, engine.profiles, load, make_ends(8), counts, now - 100_000_000, 0, np.zeros(1, np.int64))
     tally = counts.tally[0]
     assert tally.requests == tally.late == tally.dropped == load.total > 0
 

@@ -134,12 +134,37 @@ def test_noise_lengthens_batches_by_its_factor_and_not_on_average() -> None:
     assert factors.std() == pytest.approx(0.1, rel=0.2)
 
 
+def steady(gpus: int, slowness: list[float], **options: Any) -> SimulatedRun:
+    """20 s of 500 requests/s for each GPU; a batch of l(b) = 1.053b + 5.072 ms within 50 ms."""
+    rng = np.random.default_rng(2)
+    model = SimModel("m", LatencyProfile(1.053, 5.072), 50 * MS)
+    arrivals_ns = np.sort(rng.integers(0, 20_000 * MS, 10_000 * gpus))
+    return simulate([model], gpus, arrivals_ns, np.zeros(len(arrivals_ns), np.int32), slowness=slowness, **options)
+
+
+def test_one_gpu_three_times_as_slow_is_noticed_and_used_last() -> None:
+    result = steady(4, [3, 1, 1, 1])
+    assert result.attainment > 0.99
+    assert (result.batch_gpu == 0).mean() < 0.05
+
+
+def test_windows_follow_when_all_gpus_are_slower_than_the_profile() -> None:
+    result = steady(4, [1.3] * 4)
+    assert result.attainment > 0.98
+    assert not (result.outcome == Outcome.LATE)[result.arrivals_ns > 2_000 * MS].any()
+
+
+def test_a_gpu_as_fast_as_its_profile_is_planned_as_without_observation() -> None:
+    assert same(steady(2, [1, 1]), steady(2, [1, 1], noise=1e-12))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"policy": "fifo"}, "policy 'fifo' is unknown: choose one of deferred"),
         ({"gpus": 0}, "0 GPUs"),
         ({"noise": -1}, "noise=-1"),
+        ({"slowness": [1, 2]}, r"slowness=\[1, 2\]: give a positive factor for each of the 1 GPUs"),
         ({"slos_ns": ms(25)}, "slos_ns has 1 entries"),
     ],
 )

@@ -182,7 +182,7 @@ def _run_one(setting: Setting, profile: LatencyProfile, rate_hz: float, parts: S
     ends = make_ends(setting.gpus)
     stop = np.zeros(1, np.int64)
     start = now if setting.virtual else time.monotonic_ns() + _LEAD_NS
-    loop = partial(run_engine, engine.state, parts[0], ends, counts, start, int(setting.virtual), stop)
+    loop = partial(run_engine, engine.state, engine.profiles, parts[0], ends, counts, start, int(setting.virtual), stop)
     return _Ran([counts], _side_by_side([loop], stop), start)
 
 

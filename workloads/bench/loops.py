@@ -114,7 +114,7 @@ def _count(s: Any, c: Counts, b: Any, due: int, decided: int, end: int) -> None:
 
 
 @compiled_nogil
-def run_engine(s: Any, load: Load, ends: Ends, c: Counts, start: int, virtual: int, stop: Any) -> None:
+def run_engine(s: Any, p: Any, load: Load, ends: Ends, c: Counts, start: int, virtual: int, stop: Any) -> None:
     """The engine in one thread, from ``start`` until every request has ended or ``stop[0]`` is set.
 
     virtual: 1 to jump from event to event instead of waiting for the clock; the engine is then ``exact``, ends batches
@@ -142,7 +142,7 @@ def run_engine(s: Any, load: Load, ends: Ends, c: Counts, start: int, virtual: i
                 now = clock_ns()
             t.idle_ns += now - since
         if virtual == 0:
-            report(s, ends, now, 0)
+            report(s, p, ends, now, 0)
         for _ in range(_AT_ONCE):
             if t.requests == load.total or base + load.times[j] > now:
                 break
