@@ -337,7 +337,8 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
         latency = s.lat[pace.scale(s, m, g), 0]
     start = max(now + gpu.control, gpu.free_at)
     waited = 1.0 if mod.state == READY and now > mod.ready_since else 0.0
-    apart = gpu.acting_pace > 1.0
+    # A GPU on which a window that is drawn for another would be missed must not drop what that one can serve.
+    apart = gpu.acting_pace > 1.0 or latency[1] > s.lat[m, mod.gpu_class, 1]
     size = window.form_apart(s, m, latency, start) if apart else window.form(s, m, latency, start)
     if size == 0:
         return False
