@@ -119,6 +119,9 @@ class Books:
     def _acting_pace(self, g: int) -> float:
         return float(self.engine.state.gpu["acting_pace"][g])
 
+    def _leaves_to_faster_ones(self, model: Model, g: int) -> bool:
+        return self._acting_pace(g) > 1 or bool(self._on(model, g)[1] > self._fastest(model)[1])
+
     def _rank(self, g: int) -> tuple[bool, int, int]:
         return self.engine.is_slow(g), self.gpus[g].rank, g
 
@@ -138,7 +141,7 @@ class Books:
             self._check_drop(slot, batches)
         for m, queue in before.items():
             rest = self.queue(m)
-            if all(self._acting_pace(row["gpu"]) <= 1 for row in batches):
+            if not any(self._leaves_to_faster_ones(self.models[m], row["gpu"]) for row in batches if row["model"] == m):
                 assert queue[len(queue) - len(rest) :] == rest, "a request left the queue before an earlier one"
             self._check_window(m, rest)
 
@@ -150,7 +153,7 @@ class Books:
         last = max(self.queued[slot].deadline for slot in queue)
 
         kept = [slot for slot in queue if slot not in drops]
-        at = kept.index(slots[0]) if self._acting_pace(g) > 1 else 0
+        at = kept.index(slots[0]) if self._leaves_to_faster_ones(model, g) else 0
         assert slots == kept[at : at + len(slots)], "a batch is not the queue's head"
         assert 1 <= len(slots) <= model.max_batch
         assert all(end <= self.queued[slot].deadline for slot in slots), "a batch ends after a deadline"

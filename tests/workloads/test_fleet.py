@@ -43,11 +43,11 @@ def changes(result: SimulatedRun) -> list[tuple[float, int, str]]:
 
 
 def crowd(events: Sequence[Event], **options: Any) -> SimulatedRun:
-    """3,000 requests in 2 s for three models on four GPUs of two classes."""
+    """4,000 requests in 2 s for three models on four GPUs of two classes."""
     rng = np.random.default_rng(1)
     models = [SimModel(f"m{i}", FAST, slo * MS, {"slow": SLOW}) for i, slo in enumerate((20, 30, 50))]
-    arrivals_ns = np.sort(rng.integers(0, 2_000 * MS, 3_000))
-    choices = rng.integers(0, 3, 3_000).astype(np.int32)
+    arrivals_ns = np.sort(rng.integers(0, 2_000 * MS, 4_000))
+    choices = rng.integers(0, 3, 4_000).astype(np.int32)
     return simulate(models, [("slow", 2), ("fast", 2)], arrivals_ns, choices, events=events, **options)
 
 
