@@ -93,16 +93,18 @@ def used_figures(frame: pl.DataFrame, folder: Path) -> list[Path]:
                 mine["gpus_in_use"],
                 where="mid",
                 color=colour,
-                linewidth=1,
-                alpha=0.7,
+                linewidth=1.3,
                 linestyle=":",
-                label=f"{policy}, in use (99 % of the work)",
+                label=f"{policy}, in use",
             )
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         _plain_numbers(axes)
 
-    title = "GPUs used at 10 to 100 % of each policy's own goodput (simulated)"
+    title = (
+        "GPUs at 10 to 100 % of each policy's own goodput (simulated)\n"
+        "busy: on average over time; in use: do 99 % of the work"
+    )
     return _panels(frame, list(CELL_SCHEMA), panel, title, "load, requests/s", "GPUs", folder, "gpus_used")
 
 
@@ -221,7 +223,7 @@ def _panels(
     pages = [groups[i : i + _MOST_PANELS] for i in range(0, len(groups), _MOST_PANELS)]
     files = []
     for number, page in enumerate(pages, 1):
-        columns = min(3, len(page))
+        columns = 2 if len(page) in (2, 4) else min(3, len(page))
         lines = math.ceil(len(page) / columns)
         figure = _figure(max(7.0, 4.4 * columns), 3.1 * lines + 1.4)
         for i, rows in enumerate(page):
@@ -268,7 +270,10 @@ def _line(axes: Any, rows: pl.DataFrame, policy: str, x: str, y: str, label: str
     """A gap where there is no figure."""
     colour, marker = _style(policy)
     values = rows[y].cast(pl.Float64).fill_null(float("nan"))
-    axes.plot(rows[x], values, color=colour, marker=marker, markersize=5, linewidth=1.4, label=label or policy)
+    front = 4 if policy == DEFAULT else 3
+    axes.plot(
+        rows[x], values, color=colour, marker=marker, markersize=5, linewidth=1.4, label=label or policy, zorder=front
+    )
 
 
 def _middles(keys: Sequence[Any]) -> list[tuple[Any, float]]:
@@ -302,7 +307,8 @@ def _legend(figure: Any) -> None:
     entries = {}
     for axes in figure.axes:
         entries.update({label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)})
-    columns = min(len(entries), max(2, int(figure.get_figwidth() / 1.9)))
+    inches = 0.7 + 0.085 * max(map(len, entries))
+    columns = min(len(entries), max(1, int(figure.get_figwidth() / inches)))
     figure.legend(
         entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import TypeVar
 
 import numpy as np
@@ -62,7 +63,7 @@ def run_all(
             finish(i, function(items[i]))
     else:
         # Spawned: a fork of a process whose libraries have threads can hang.
-        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
         try:
             futures = {pool.submit(function, items[i]): i for i in dearest}
             for future in as_completed(futures):
@@ -70,6 +71,18 @@ def run_all(
         finally:
             pool.shutdown(cancel_futures=True)
     return [results[i] for i in range(len(items))]
+
+
+def _end_with_parent() -> None:
+    """Have this process end when the one that started it is killed; it would wait for work for ever."""
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def compile_policies(policies: Iterable[str]) -> None:
