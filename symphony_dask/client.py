@@ -25,7 +25,7 @@ from symphony_dask.backends.emulated import Emulated
 from symphony_dask.errors import BadInput, ConnectionLost, NotServing, SymphonyError
 from symphony_dask.future import InferenceFuture
 from symphony_dask.lane import CANCEL, RESULT, SUBMIT, VERSION, Connection, column, connect, now_ns, read_column
-from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT
+from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY
 from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH, LatencyProfile
 from symphony_dask.trace.schema import Outcome
 from symphony_dask.units import format_duration, parse_duration_ns
@@ -231,10 +231,12 @@ class Model:
         self._signature = signature
         self._lane = lane
 
-    def submit(self, x: Any, *, slo: str | float | None = None) -> InferenceFuture:
+    def submit(self, x: Any, *, slo: str | float | None = None, priority: int = 0) -> InferenceFuture:
         """Submit one sample; returns its future at once. From any thread.
 
         slo: of this request alone, instead of the model's.
+        priority: 0 to 7. In overload, requests of a higher one are served first, and take the room of lower ones, which
+            end as ``Overloaded``, in a full queue. Otherwise it changes nothing.
 
         Raises ``BadInput`` if ``x`` cannot be sent or has not the shape of the model's example, ``ConnectionLost``. The
         future raises a ``RequestError``: ``DeadlineExceeded``, ``Overloaded``, ``NoGPUWorker``, ``ModelError``, ...
@@ -244,11 +246,14 @@ class Model:
         if len(payload) > MAX_SAMPLE_BYTES:
             text = f"a sample of {len(payload)} bytes for model {self.name!r}: the most is {MAX_SAMPLE_BYTES}"
             raise BadInput(f"{text}; send a path or URL, and have the model read it")
-        return self._lane.submit(self._id, payload, 0 if slo is None else parse_duration_ns(slo, "slo"))
+        if not isinstance(priority, int) or not 0 <= priority <= MOST_PRIORITY:
+            raise BadInput(f"priority={priority!r}: give a whole number between 0 and {MOST_PRIORITY}")
+        slo_ns = 0 if slo is None else parse_duration_ns(slo, "slo")
+        return self._lane.submit(self._id, payload, slo_ns, priority)
 
-    def map(self, xs: Iterable[Any], *, slo: str | float | None = None) -> list[InferenceFuture]:
+    def map(self, xs: Iterable[Any], *, slo: str | float | None = None, priority: int = 0) -> list[InferenceFuture]:
         """Submit every sample of ``xs``; returns their futures in order."""
-        submit = partial(self.submit, slo=slo)
+        submit = partial(self.submit, slo=slo, priority=priority)
         return [submit(x) for x in xs]
 
     def __call__(self, x: Any) -> Any:
@@ -266,7 +271,7 @@ class _Lane:
         self._client = client
         self._connection: Connection | None = None
         self._pending: dict[int, InferenceFuture] = {}
-        self._outbox: deque[tuple[int, int, int, int, bytes]] = deque()
+        self._outbox: deque[tuple[int, int, int, int, int, bytes]] = deque()
         self._cancels: deque[int] = deque()
         self._flush_due = False
         self._next = 0
@@ -312,7 +317,7 @@ class _Lane:
             self._connection.close()
         self._fail_all(text)
 
-    def submit(self, model_id: int, payload: bytes, slo_ns: int) -> InferenceFuture:
+    def submit(self, model_id: int, payload: bytes, slo_ns: int, priority: int) -> InferenceFuture:
         if not self.connected:
             raise ConnectionLost("the connection to the scheduler is gone: make a new Serving(client)")
         with self._numbering:
@@ -320,7 +325,7 @@ class _Lane:
             self._next += 1
         future = InferenceFuture(request, self._cancel)
         self._pending[request] = future
-        self._outbox.append((model_id, slo_ns, now_ns(), request, payload))
+        self._outbox.append((model_id, slo_ns, now_ns(), request, priority, payload))
         self._wake()
         if not self.connected:  # lost between the check and the append: nobody will look at the outbox again
             self._fail_all("the connection to the scheduler was lost")
@@ -350,7 +355,7 @@ class _Lane:
         connection = self._connection
         if connection is None:
             return
-        rows: list[tuple[int, int, int, int, bytes]] = []
+        rows: list[tuple[int, int, int, int, int, bytes]] = []
         left = FRAME_BYTES
         while self._outbox and left > 0:
             try:
@@ -359,11 +364,11 @@ class _Lane:
                 break
             left -= len(rows[-1][-1])
         if rows:
-            models, slos, times, requests, payloads = zip(*rows, strict=True)
+            models, slos, times, requests, priorities, payloads = zip(*rows, strict=True)
             ages = now_ns() - np.array(times, np.int64)
             sizes = [len(p) for p in payloads]
             columns = (column(models, "<i4"), column(slos), column(ages), column(requests), column(sizes))
-            connection.send([SUBMIT, *columns], b"".join(payloads))
+            connection.send([SUBMIT, *columns, column(priorities, "<i1")], b"".join(payloads))
         if self._cancels:
             cancels = [self._cancels.popleft() for _ in range(len(self._cancels))]
             connection.send([CANCEL, column(cancels)])

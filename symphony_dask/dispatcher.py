@@ -42,7 +42,7 @@ from symphony_dask.latency import Latency
 from symphony_dask.peers import FIRST_ROUND_TRIP_NS, Client, Worker
 from symphony_dask.requests import RequestTable, Rows
 from symphony_dask.runlog import Flight, RunLog, ServedModel
-from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, NEVER, NO_MODEL, Engine
+from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY, NEVER, NO_MODEL, Engine
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.timer import Timer
 from symphony_dask.trace import BatchOutcome, Outcome
@@ -314,11 +314,13 @@ class Dispatcher:
         now = now_ns()
         models = read_column(fields[0], "<i4")
         slos, ages, ids, sizes = (read_column(f).copy() for f in fields[1:5])
+        priorities = read_column(fields[5], "<i1").astype(np.int32)
         n = len(ids)
-        if not (len(models) == len(slos) == len(ages) == len(sizes) == n) or (sizes < 0).any():
+        if not (len(models) == len(slos) == len(ages) == len(sizes) == len(priorities) == n) or (sizes < 0).any():
             raise BadInput("lane SUBMIT has columns of different lengths, or negative sizes")
         if int(sizes.sum()) != len(blob):
             raise BadInput(f"lane SUBMIT has {len(blob)} bytes of payload: its sizes add up to {int(sizes.sum())}")
+        priorities = np.clip(priorities, 0, MOST_PRIORITY)
         known = (models >= 0) & (models < len(self._index_of))
         models = np.where(known, models, 0)
         indices = np.where(known, self._index_of[models], -1).astype(np.int32)
@@ -329,7 +331,10 @@ class Dispatcher:
         if not self._gpu_worker:
             slots = np.full(n, NO_MODEL, np.int32)
         else:
-            slots = self.engine.submit(now, indices, deadlines - (client.one_way_bound_ns() + self._reply_ns), ids)
+            due = deadlines - (client.one_way_bound_ns() + self._reply_ns)
+            slots = self.engine.submit(now, indices, due, ids, priorities if priorities.any() else None)
+            if len(self.engine.evicted):
+                self._evict()
         rows = Rows(ids, np.full(n, client.index), arrivals, deadlines, sizes)
         if (slots < 0).any():
             self._refuse(connection, models, indices, rows, slots)
@@ -369,6 +374,15 @@ class Dispatcher:
                 if model is not None:
                     mine = Rows(*(values[at[indices[at] == index]] for values in rows))
                     self.log.requests(model, mine, Outcome.REJECTED, reply=now_ns())
+
+    def _evict(self) -> None:
+        """Answer the requests that had to make room for those just submitted, before these take over their slots."""
+        for _, slot, index in self.engine.evicted.tolist():
+            model = self._by_index[index]
+            text = (
+                f"queue of model {model.name!r} is full, and a request of higher priority came: slow down, or add GPUs"
+            )
+            self._end(np.array([slot], np.int32), model, Outcome.REJECTED, "Overloaded", text)
 
     def _cancel(self, client: Client, ids: npt.NDArray[np.int64]) -> None:
         self._cancel_slots(self._requests.of_client(client.index, ids))

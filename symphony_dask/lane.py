@@ -15,7 +15,8 @@ malformed closes the connection.
     HELLO    to the scheduler     {token, version, role, worker, host, slots}
     WELCOME  from the scheduler   {connection}
     PING     from the scheduler   t_ns                                                        (answered by PONG t_ns)
-    SUBMIT   from a client        models i4[], slos_ns i8[], ages_ns i8[], ids i8[], bytes i8[]   payloads
+    SUBMIT   from a client        models i4[], slos_ns i8[], ages_ns i8[], ids i8[], bytes i8[],  payloads
+                                  priorities i1[]
     CANCEL   from a client        ids i8[]
     RESULT   to a client          ids i8[], outcomes i1[], bytes i8[], {index: [error, text]}    answers
     EXECUTE  to a worker          batch, slot, model, bytes i8[]                              payloads
@@ -42,7 +43,7 @@ from symphony_dask.errors import BadInput
 logger = logging.getLogger(__name__)
 
 #: Raised by one when frames change their meaning; both ends must agree.
-VERSION = 1
+VERSION = 2
 
 HELLO, WELCOME, PING, PONG, SUBMIT, CANCEL, RESULT, EXECUTE, DONE = range(1, 10)
 

@@ -319,7 +319,7 @@ def warm_up() -> None:
     one = np.array([model], np.int32)
     engine.submit(0, one, np.array([10**9]), np.array([0]))
     engine.cancel(0, 0)
-    engine.submit(0, np.array([model, model], np.int32), np.array([10**9] * 2), np.array([0, 1]))
+    engine.submit(0, np.array([model, model], np.int32), np.array([10**9] * 2), np.array([0, 1]), np.zeros(2, np.int32))
     batch = engine.advance(0).batches
     engine.next_event()
     for row in batch.tolist():

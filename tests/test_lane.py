@@ -292,10 +292,12 @@ class Bench:
                 self.answers[request] = bytes(blob[at : at + size])
                 at += size
 
-    def submit(self, client: Connection, ids: list[int], payloads: list[bytes], model: int = 0) -> None:
+    def submit(
+        self, client: Connection, ids: list[int], payloads: list[bytes], model: int = 0, priority: int = 0
+    ) -> None:
         n, sizes = len(ids), [len(p) for p in payloads]
         columns = (column([model] * n, "<i4"), column([0] * n), column([0] * n), column(ids), column(sizes))
-        client.send([SUBMIT, *columns], b"".join(payloads))
+        client.send([SUBMIT, *columns, column([priority] * n, "<i1")], b"".join(payloads))
 
     async def answered(self, *ids: int) -> list[bytes]:
         await until(lambda: all(i in self.answers for i in ids))
@@ -340,7 +342,7 @@ def test_each_request_gets_its_own_answer() -> None:
         [HELLO, {"version": VERSION, "role": "client"}],
         [HELLO, "token"],
         [HELLO],
-        [SUBMIT, b"", b"", b"", b"", b""],
+        [SUBMIT, b"", b"", b"", b"", b"", b""],
         [WELCOME, {}],
         [99],
     ],
@@ -383,6 +385,7 @@ def test_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None
 
 def _submit(*changes: tuple[int, bytes]) -> list[Any]:
     fields: list[Any] = [SUBMIT, column([0], "<i4"), column([0]), column([0]), column([1]), column([3])]
+    fields.append(column([0], "<i1"))
     for at, value in changes:
         fields[at] = value
     return fields
@@ -395,6 +398,7 @@ def _submit(*changes: tuple[int, bytes]) -> list[Any]:
         _submit((5, column([-3]))),
         _submit((4, column([1, 2]))),
         _submit((1, b"123")),
+        _submit((6, b"\0\0")),
         _submit()[:4],
         [DONE, 0, 0, 0, 0, 0, b"", {}],
         [EXECUTE],
@@ -404,6 +408,7 @@ def _submit(*changes: tuple[int, bytes]) -> list[Any]:
         "negative size",
         "ragged",
         "half a column",
+        "ragged priorities",
         "short",
         "of a worker",
         "of the scheduler",
@@ -477,6 +482,26 @@ def test_requests_of_a_client_that_leaves_are_cancelled() -> None:
         await until(lambda: bench.dispatcher.status()["models"]["m"]["queued"] == 0)
         assert bench.dispatcher.status()["models"]["m"]["outcomes"]["cancelled"] == 3
         bench.dispatcher.engine.validate()
+
+    on_bench(main)
+
+
+def test_a_request_of_higher_priority_takes_the_room_of_one_of_a_full_queue_which_is_answered_at_once() -> None:
+    async def main(bench: Bench) -> None:
+        made = bench.dispatcher
+        made.add_model(
+            made.new_model_id(), "narrow", 10_000_000_000, {"cpu": LatencyProfile(0.0, 0.1, 8)}, queue_limit=2
+        )
+        made.drain_worker("w")
+        client = await bench.connect()
+        bench.submit(client, [1, 2], [b"a", b"b"], model=1)
+        await until(lambda: made.status()["models"]["narrow"]["queued"] == 2)
+        bench.submit(client, [3], [b"c"], model=1, priority=1)
+        assert await bench.answered(2) == [b""]
+        assert made.status()["models"]["narrow"]["outcomes"]["rejected"] == 1
+        await bench.connect(role="worker", worker="v", host="h", slots=1, gpu_class="cpu")
+        assert await bench.answered(1, 3) == [b"a", b"c"]
+        made.engine.validate()
 
     on_bench(main)
 

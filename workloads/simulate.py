@@ -24,7 +24,7 @@ import numpy.typing as npt
 from symphony_dask.errors import BadInput
 from symphony_dask.scheduling import heap, kernels
 from symphony_dask.scheduling.compiled import compiled
-from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, NEVER, POLICIES, Engine
+from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY, NEVER, POLICIES, Engine
 from symphony_dask.scheduling.state import DEPTH
 from symphony_dask.trace import Outcome
 from workloads.ends import Ends, begin, lose, make_ends, report
@@ -106,6 +106,7 @@ def _run(
     arrivals: Ints,
     models: Slots,
     deadlines: Ints,
+    priorities: Slots,
     factors: Any,
     slowness: Any,
     control: int,
@@ -142,11 +143,18 @@ def _run(
         if told:
             report(s, p, ends, now, reply)
         while i < n and arrivals[i] <= now:
-            if kernels.submit_one(s, now, ids.slot[models[i]], deadlines[i], i) < 0:
+            if kernels.submit_one(s, now, ids.slot[models[i]], deadlines[i], i, priorities[i]) < 0:
                 log.outcome[i] = _REJECTED
                 log.finish[i] = -1
                 log.decided[i] = now
                 log.batch[i] = -1
+            if s.g[0].evicted >= 0:
+                r = s.g[0].evicted_request
+                s.g[0].evicted = -1
+                log.outcome[r] = _REJECTED
+                log.finish[r] = -1
+                log.decided[r] = now
+                log.batch[r] = -1
             i += 1
         kernels.clear_output(s)
         kernels.advance(s, now)
@@ -194,6 +202,7 @@ def simulate(
     *,
     policy: str = "adaptive",
     slos_ns: Ints | None = None,
+    priorities: Slots | None = None,
     control_ns: int = 0,
     reply_ns: int = 0,
     noise: float = 0.0,
@@ -210,6 +219,7 @@ def simulate(
     arrivals_ns: (n,) int64, never falling, from any origin; choices: (n,) int32.
     policy: a name in ``scheduling.engine.POLICIES``.
     slos_ns: (n,) int64, of each request; by default those of the models.
+    priorities: (n,) of each request, 0 to MOST_PRIORITY; by default 0. Higher ones survive longer in overload.
     control_ns, reply_ns: network latency from a decision to the GPU, and from the end of a batch to its answer. The
         engine knows both and plans for them.
     noise: standard deviation of execution times relative to l(b). The factors are gamma distributed with mean 1, drawn
@@ -236,6 +246,12 @@ def simulate(
     if len(slos) != n or slos.min() < 1:
         raise BadInput(f"slos_ns has {len(slos)} entries, the least {slos.min()}: give {n}, each at least 1 ns")
     deadlines = arrivals + slos
+    ranks = np.zeros(n, np.int32) if priorities is None else np.require(priorities, np.int32, ("C", "W"))
+    if len(ranks) != n or ranks.min() < 0 or ranks.max() > MOST_PRIORITY:
+        raise BadInput(
+            f"priorities has {len(ranks)} entries from {ranks.min()} to {ranks.max()}: give {n}, "
+            f"each between 0 and {MOST_PRIORITY}"
+        )
 
     tables = [latency_tables(model, fleet.classes) for model in models]
     largest = max(len(table) for of_model in tables for table in of_model.values()) - 2
@@ -262,7 +278,7 @@ def simulate(
 
     def run_until(until: int) -> None:
         s, p = engine.state, engine.profiles  # replaced as the engine grows
-        _run(s, p, arrivals, which, due, factors, slow, control_ns, reply_ns, ends, log, host.ids, place, until)
+        _run(s, p, arrivals, which, due, ranks, factors, slow, control_ns, reply_ns, ends, log, host.ids, place, until)
 
     for event in fleet.events:
         run_until(event.time_ns)

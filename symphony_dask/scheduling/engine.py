@@ -14,6 +14,7 @@ from symphony_dask.scheduling.state import (
     ABSENT,
     BUSY,
     DEPTH,
+    EVICTED,
     FREE,
     FULL,
     IDLE,
@@ -31,6 +32,7 @@ from symphony_dask.scheduling.state import (
     grown_profiles,
     make_profiles,
     make_state,
+    records,
 )
 
 #: Policies by name. "timeout" takes the fraction of the SLO in brackets, as in "timeout(0.3)"; 0.5 without.
@@ -45,6 +47,8 @@ POLICIES = {
 
 QUEUE_FULL = kernels.QUEUE_FULL
 NO_MODEL = kernels.NO_MODEL
+
+MOST_PRIORITY = window.MOST_PRIORITY
 
 #: Queued requests of one model beyond which ``submit`` answers QUEUE_FULL.
 DEFAULT_QUEUE_LIMIT = 10_000
@@ -91,6 +95,9 @@ class Engine:
         self.state: State = make_state(max_requests, 8, 8, 2, 128)
         self.profiles: Profiles = make_profiles(8, 2, 128)
         self.state.g["exact"] = int(exact)
+        self._evicted = records(1, EVICTED)
+        #: Records of ``state.EVICTED``: requests that the last ``submit`` evicted. Their slots may be in use again.
+        self.evicted: npt.NDArray[Any] = self._evicted[:0]
         self.policy = policy
 
     @property
@@ -187,18 +194,26 @@ class Engine:
         """Batches at a GPU."""
         return int(self.state.gpu["n_flight"][gpu])
 
-    def submit(self, now: int, models: Slots, deadlines: Ints, requests: Ints) -> Slots:
+    def submit(
+        self, now: int, models: Slots, deadlines: Ints, requests: Ints, priorities: Slots | None = None
+    ) -> Slots:
         """Queue requests; returns for each its slot, or QUEUE_FULL or NO_MODEL.
 
         models (n,) int32; deadlines (n,) int64, ns, of the end of work on the GPU; requests (n,) int64, the caller's
-        names for them.
+        names for them; priorities (n,) int32, 0 to MOST_PRIORITY, by default 0. Where there is no room, a request has
+        one of lower priority evicted: ``evicted`` names those of earlier calls, and of this call they get QUEUE_FULL.
         """
         slots = np.empty(len(models), np.int32)
         # Read-only arrays are another type to the compiler, which would compile everything again.
         assert models.flags.writeable
         assert deadlines.flags.writeable
         assert requests.flags.writeable
-        kernels.submit(self.state, now, models, deadlines, requests, slots)
+        if priorities is None:
+            priorities = np.zeros(len(models), np.int32)
+        elif len(self._evicted) < len(models):
+            self._evicted = records(2 * len(models), EVICTED)
+        n = kernels.submit(self.state, now, models, deadlines, requests, priorities, slots, self._evicted)
+        self.evicted = self._evicted[:n]
         return slots
 
     def cancel(self, now: int, slot: int) -> bool:
@@ -288,7 +303,7 @@ class Engine:
         assert all(s.req["state"][slot] == FREE for slot in free), "a free slot holds a request"
         assert len(free) + len(queued) + len(flying) == len(s.req), "a request is lost"
         assert sum(s.gpu["slow"]) == s.g["n_slow"][0], "slow GPUs are miscounted"
-        for heap, items in ((s.pending, s.mod), (s.ready, s.mod), (s.busy, s.gpu), (s.open, s.gpu)):
+        for heap, items in ((s.pending, s.mod), (s.ready, s.mod), (s.urgent, s.mod), (s.busy, s.gpu), (s.open, s.gpu)):
             for at in range(1, heap_size(heap) + 1):
                 key, item = heap[at]
                 assert items["pos"][item] == at, "a heap position is stale"
@@ -311,8 +326,12 @@ class Engine:
         if slots:
             assert mod["first_at"] == s.req["deadline"][mod["first"]], f"first_at of model {m} is stale"
             assert mod["last_at"] == s.req["deadline"][slots[-1]], f"last_at of model {m} is stale"
-        where = [heap[1 : heap_size(heap) + 1, 1].tolist().count(m) for heap in (s.pending, s.ready)]
-        assert where == [mod["state"] == PENDING, mod["state"] == READY], f"model {m} is in the wrong heap"
+        raised = [x for x in slots if s.req["priority"][x] > 0]
+        assert mod["raised"] == len(raised), f"model {m} counts {mod['raised']} raised requests, queues {len(raised)}"
+        assert mod["first_raised"] == (raised[0] if raised else -1), f"first raised request of model {m} is wrong"
+        where = [heap[1 : heap_size(heap) + 1, 1].tolist().count(m) for heap in (s.pending, s.ready, s.urgent)]
+        expected = [mod["state"] == PENDING, *(mod["state"] == READY and mod["urgent"] == u for u in (0, 1))]
+        assert where == expected, f"model {m} is in the wrong heap"
         if mod["state"] == IDLE and not mod["dirty"]:
             assert mod["n"] == 0, f"model {m} is idle and has requests"
         for c in range(s.lat.shape[1]):
@@ -352,4 +371,14 @@ class Engine:
         return slots
 
 
-__all__ = ["DEFAULT_QUEUE_LIMIT", "NEVER", "NO_MODEL", "POLICIES", "QUEUE_FULL", "Decisions", "Engine", "Removal"]
+__all__ = [
+    "DEFAULT_QUEUE_LIMIT",
+    "MOST_PRIORITY",
+    "NEVER",
+    "NO_MODEL",
+    "POLICIES",
+    "QUEUE_FULL",
+    "Decisions",
+    "Engine",
+    "Removal",
+]

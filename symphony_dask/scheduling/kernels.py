@@ -4,7 +4,8 @@ An event changes the state and marks the models that it touches as dirty; ``adva
 and matches models with GPUs:
 
 Rule 1. A model is ready inside its window; a GPU is open when it could start a batch without waiting.
-Rule 2. While there are both, the ready model whose window closes first gets the open GPU of the lowest rank.
+Rule 2. While there are both, the ready model whose window closes first gets the open GPU of the lowest rank. In
+        overload some go before the others (``share``).
 Rule 3. A GPU holds at most DEPTH batches; its predicted free time follows from l(b) and is corrected by completions.
 Rule 4. Policy adaptive only. ``waiting`` is the smoothed share of batches that had to wait for a GPU after their window
         opened, drops counting as such: 0 while GPUs are plenty, and then this is the paper's rule. While GPUs are idle
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from symphony_dask.scheduling import heap, pace, queue, window
+from symphony_dask.scheduling import heap, pace, queue, share, window
 from symphony_dask.scheduling.compiled import compiled
 from symphony_dask.scheduling.state import (
     ABSENT,
@@ -72,8 +73,11 @@ def clear_output(s: State) -> None:
 
 
 @compiled
-def submit_one(s: State, now: int, m: int, deadline: int, request: int) -> int:
-    """Queue one request; returns its slot, QUEUE_FULL or NO_MODEL."""
+def submit_one(s: State, now: int, m: int, deadline: int, request: int, priority: int = 0) -> int:
+    """Queue one request; returns its slot, QUEUE_FULL or NO_MODEL.
+
+    One of higher priority than others may have one of these evicted to make room: see ``evicted`` of the scalars.
+    """
     g = s.g[0]
     if m < 0 or m >= len(s.mod) or s.mod[m].state == UNUSED or s.mod[m].state == REMOVED:
         return NO_MODEL
@@ -81,7 +85,7 @@ def submit_one(s: State, now: int, m: int, deadline: int, request: int) -> int:
     if g.n_slots == 0 and g.exact == 1:
         for i in range(len(s.gpu)):  # batches that ended since the last look at their GPU
             _settle(s, i, now)
-    if mod.n >= mod.limit or g.n_slots == 0:
+    if (mod.n >= mod.limit or g.n_slots == 0) and (priority == 0 or not _evict(s, m, priority)):
         return QUEUE_FULL
     g.n_slots -= 1
     slot = int(s.slots[g.n_slots])
@@ -90,6 +94,7 @@ def submit_one(s: State, now: int, m: int, deadline: int, request: int) -> int:
     req.seq = g.seq
     req.request = request
     req.model = m
+    req.priority = priority
     req.state = QUEUED
     g.seq += 1
     mod.rate_n += 1
@@ -99,9 +104,60 @@ def submit_one(s: State, now: int, m: int, deadline: int, request: int) -> int:
 
 
 @compiled
-def submit(s: State, now: int, models: Any, deadlines: Any, requests: Any, slots: Any) -> None:
+def _evict(s: State, m: int, priority: int) -> bool:
+    """Make room for a request of model ``m``: the latest of the lowest priority leaves its queue, if that is lower.
+
+    Of model ``m`` where its queue is full; else of the model with most requests of priority 0, if there is one.
+    """
+    g = s.g[0]
+    victim = m
+    if s.mod[m].n < s.mod[m].limit:
+        most = 0
+        for i in range(len(s.mod)):
+            if s.mod[i].n - s.mod[i].raised > most:
+                victim = i
+                most = s.mod[i].n - s.mod[i].raised
+    slot = -1
+    lowest = priority
+    at = int(s.tail[victim, 0])
+    while at >= 0 and lowest > 0:
+        if s.req[at].priority < lowest:
+            slot = at
+            lowest = int(s.req[at].priority)
+        at = int(s.req[at].prev)
+    if slot < 0:
+        return False
+    g.evicted = slot
+    g.evicted_model = victim
+    g.evicted_request = s.req[slot].request
+    queue.remove(s, victim, slot)
+    window.free_slot(s, slot)
+    _mark(s, victim)
+    return True
+
+
+@compiled
+def submit(
+    s: State, now: int, models: Any, deadlines: Any, requests: Any, priorities: Any, slots: Any, evicted: Any
+) -> int:
+    """Queue requests; returns how many evicted others, of earlier calls, are listed."""
+    g = s.g[0]
+    n = 0
     for i in range(len(models)):
-        slots[i] = submit_one(s, now, int(models[i]), int(deadlines[i]), int(requests[i]))
+        slots[i] = submit_one(s, now, int(models[i]), int(deadlines[i]), int(requests[i]), int(priorities[i]))
+        if g.evicted >= 0:
+            j = i - 1
+            while j >= 0 and slots[j] != g.evicted:
+                j -= 1
+            if j >= 0:  # came in by this very call
+                slots[j] = QUEUE_FULL
+            else:
+                evicted[n].slot = g.evicted
+                evicted[n].model = g.evicted_model
+                evicted[n].request = g.evicted_request
+                n += 1
+            g.evicted = -1
+    return n
 
 
 @compiled
@@ -312,6 +368,13 @@ def add_model(s: State, now: int, m: int, slo: int, max_batch: int, limit: int) 
     mod.in_flight = 0
     mod.gpu_class = 0
     mod.excess = 0.0
+    mod.raised = 0
+    mod.first_raised = -1
+    mod.used = 0.0
+    mod.served = 0.0
+    mod.dropped = 0.0
+    mod.under = 0
+    mod.urgent = 0
     mod.state = IDLE
     s.g[0].fleet_changed = 1
 
@@ -338,8 +401,9 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     start = max(now + gpu.control, gpu.free_at)
     waited = 1.0 if mod.state == READY and now > mod.ready_since else 0.0
     # A GPU on which a window that is drawn for another would be missed must not drop what that one can serve.
-    apart = gpu.acting_pace > 1.0 or latency[1] > s.lat[m, mod.gpu_class, 1]
-    size = window.form_apart(s, m, latency, start) if apart else window.form(s, m, latency, start)
+    keep = gpu.acting_pace > 1.0 or latency[1] > s.lat[m, mod.gpu_class, 1]
+    chosen = keep or mod.raised > 0
+    size = window.form_chosen(s, m, latency, start, keep) if chosen else window.form(s, m, latency, start)
     if size == 0:
         return False
     out = s.g[0]
@@ -366,7 +430,7 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     # Of a GPU's two rows the one that its other batch has not.
     flight.row = g * DEPTH if gpu.n_flight == 0 else 2 * g * DEPTH + 1 - s.flight[g * DEPTH].row
     for i in range(size):
-        slot = int(s.members[out.n_members]) if apart else queue.pop(s, m)
+        slot = int(s.members[out.n_members]) if chosen else queue.pop(s, m)
         s.req[slot].state = IN_FLIGHT
         s.members[out.n_members] = slot
         out.n_members += 1
@@ -374,6 +438,8 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     gpu.n_flight += 1
     gpu.free_at = row.end
     mod.in_flight += 1
+    mod.used += row.end - start
+    mod.served += size
     gpu.state = ABSENT
     _place_gpu(s, g, now)
     return True
@@ -383,8 +449,8 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
 def _match(s: State, now: int) -> None:
     n_models = len(s.mod)
     aside_models = 0
-    while heap.size(s.ready) > 0 and heap.size(s.open) > 0:
-        m = heap.top(s.ready)
+    while heap.size(s.ready) + heap.size(s.urgent) > 0 and heap.size(s.open) > 0:
+        m = heap.top(s.urgent) if heap.size(s.urgent) > 0 else heap.top(s.ready)
         aside_gpus = 0
         placed = False
         while heap.size(s.open) > 0 and not placed:
@@ -400,12 +466,12 @@ def _match(s: State, now: int) -> None:
         if placed:
             window.refresh(s, m, now)
         else:
-            heap.remove(s.ready, s.mod, m)
+            heap.remove(s.urgent if s.mod[m].urgent == 1 else s.ready, s.mod, m)
             s.aside[aside_models] = m
             aside_models += 1
     for i in range(aside_models):
         m = int(s.aside[i])
-        heap.push(s.ready, s.mod, m, s.mod[m].key)
+        heap.push(s.urgent if s.mod[m].urgent == 1 else s.ready, s.mod, m, s.mod[m].key)
 
 
 @compiled
@@ -439,6 +505,8 @@ def _start_early(s: State, now: int) -> None:
             heap.push(s.open, s.gpu, g, s.gpu[g].rank)
             return
         window.refresh(s, best, now)
+        if s.mod[best].state == READY:  # what a slower GPU left may be due
+            _match(s, now)
 
 
 @compiled
@@ -466,6 +534,8 @@ def advance(s: State, now: int) -> None:
     out = s.g[0]
     if out.fleet_changed == 1:
         _follow_fleet(s)
+    if now - out.ticked_at >= share.TICK_NS:
+        share.tick(s, now)
     for i in range(out.n_dirty):
         m = int(s.dirty[i])
         s.mod[m].dirty = 0
@@ -480,6 +550,8 @@ def advance(s: State, now: int) -> None:
         _place_gpu(s, g, now)
     while heap.size(s.ready) > 0 and s.mod[heap.top(s.ready)].key < now:
         window.refresh(s, heap.top(s.ready), now)
+    while heap.size(s.urgent) > 0 and s.mod[heap.top(s.urgent)].key < now:
+        window.refresh(s, heap.top(s.urgent), now)
     if out.n_slow > 0 and out.probe_at <= now:
         _probe(s, now)
     _match(s, now)
@@ -495,13 +567,17 @@ def next_event(s: State) -> int:
     adaptive = out.policy == window.ADAPTIVE
     if out.n_dirty > 0 or out.fleet_changed == 1:
         return 0
-    if out.opened == 1 and (heap.size(s.ready) > 0 or (adaptive and heap.size(s.pending) > 0)):
+    if out.opened == 1 and (
+        heap.size(s.ready) > 0 or heap.size(s.urgent) > 0 or (adaptive and heap.size(s.pending) > 0)
+    ):
         return 0
     at = int(NEVER)
     if heap.size(s.pending) > 0:
         at = min(at, int(s.mod[heap.top(s.pending)].key))
     if heap.size(s.ready) > 0:
         at = min(at, int(s.mod[heap.top(s.ready)].key) + 1)
+    if heap.size(s.urgent) > 0:
+        at = min(at, int(s.mod[heap.top(s.urgent)].key) + 1)
     if heap.size(s.busy) > 0:
         at = min(at, int(s.gpu[heap.top(s.busy)].key))
     if adaptive:

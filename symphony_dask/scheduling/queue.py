@@ -37,14 +37,29 @@ def before(s: State, a: int, b: int) -> bool:
 
 @compiled
 def _find(s: State, m: int, slot: int) -> None:
-    """Fill ``s.path`` with the last request before ``slot`` on each level, -1 for the head."""
+    """Fill the scratch row of ``head`` with the last request before ``slot`` on each level, -1 for the head."""
+    path = len(s.mod)
     at = -1
     for level in range(LEVELS - 1, -1, -1):
         ahead = int(s.head[m, level]) if at < 0 else int(s.nxt[at, level])
         while ahead >= 0 and before(s, ahead, slot):
             at = ahead
             ahead = int(s.nxt[at, level])
-        s.path[level] = at
+        s.head[path, level] = at
+
+
+@compiled
+def _lower(s: State, m: int, slot: int) -> None:
+    """A request of a priority above 0 left the queue; its link ahead still holds."""
+    mod = s.mod[m]
+    mod.raised -= 1
+    if mod.first_raised == slot:
+        at = -1
+        if mod.raised > 0:
+            at = int(s.nxt[slot, 0])
+            while s.req[at].priority == 0:
+                at = int(s.nxt[at, 0])
+        mod.first_raised = at
 
 
 @compiled
@@ -64,7 +79,7 @@ def skip(s: State, m: int) -> None:
 
 @compiled
 def insert(s: State, m: int, slot: int) -> None:
-    """Put a request, whose deadline and seq are set, where it belongs."""
+    """Put a request, whose deadline, seq and priority are set, where it belongs."""
     req = s.req[slot]
     mod = s.mod[m]
     levels = _levels(int(req.seq))
@@ -83,8 +98,9 @@ def insert(s: State, m: int, slot: int) -> None:
         req.prev = last
     else:
         _find(s, m, slot)
+        path = len(s.mod)
         for level in range(levels):
-            at = int(s.path[level])
+            at = int(s.head[path, level])
             if at < 0:
                 ahead = int(s.head[m, level])
                 s.head[m, level] = slot
@@ -94,9 +110,13 @@ def insert(s: State, m: int, slot: int) -> None:
             s.nxt[slot, level] = ahead
             if ahead < 0:
                 s.tail[m, level] = slot
-        req.prev = s.path[0]
+        req.prev = s.head[path, 0]
         s.req[s.nxt[slot, 0]].prev = slot
     mod.n += 1
+    if req.priority > 0:
+        mod.raised += 1
+        if mod.raised == 1 or before(s, slot, mod.first_raised):
+            mod.first_raised = slot
     if mod.first < 0 or (req.deadline <= mod.first_at and before(s, slot, mod.first)):
         _begin(s, m, int(s.head[m, 0]))
         mod.skipped = 0
@@ -116,6 +136,8 @@ def pop(s: State, m: int) -> int:
     if ahead >= 0:
         s.req[ahead].prev = -1
     mod.n -= 1
+    if s.req[slot].priority > 0:
+        _lower(s, m, slot)
     if mod.first == slot:
         _begin(s, m, ahead)
     else:
@@ -138,8 +160,9 @@ def remove(s: State, m: int, slot: int) -> None:
             _begin(s, m, int(s.head[m, 0]))
             mod.skipped = 0
     _find(s, m, slot)
+    path = len(s.mod)
     for level in range(s.req[slot].levels):
-        at = int(s.path[level])
+        at = int(s.head[path, level])
         then = int(s.nxt[slot, level])
         if at < 0:
             s.head[m, level] = then
@@ -153,3 +176,5 @@ def remove(s: State, m: int, slot: int) -> None:
     else:
         mod.last_at = s.req[s.tail[m, 0]].deadline
     mod.n -= 1
+    if s.req[slot].priority > 0:
+        _lower(s, m, slot)

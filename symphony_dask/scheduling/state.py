@@ -43,7 +43,8 @@ REQUEST = np.dtype(
         ("model", "i4"),
         ("prev", "i4"),  #: towards the earlier deadline in its queue, -1 at the head
         ("state", "i4"),
-        ("levels", "i4"),  #: how many of the skip list's levels it is on
+        ("levels", "i2"),  #: how many of the skip list's levels it is on
+        ("priority", "i2"),  #: 0, or more for what is to survive longer in overload
     ],
     align=True,
 )
@@ -72,6 +73,14 @@ MODEL = np.dtype(
         ("rate_n", "i4"),  #: arrivals in the current rate sample
         ("in_flight", "i4"),  #: batches at GPUs
         ("dirty", "i4"),  #: 1 while on the list of models to be looked at
+        ("raised", "i4"),  #: requests queued of a priority above 0
+        ("first_raised", "i4"),  #: the first of them, -1 when there is none
+        ("used", "f8"),  #: GPU time planned, ns, fading (``share``), as the next two do
+        ("served", "f4"),  #: requests dispatched
+        ("dropped", "f4"),
+        ("under", "i4"),  #: 1: in overload, and uses less GPU time than others (``share``)
+        ("pad", "i4"),
+        ("urgent", "i4"),  #: 1: stands in the heap ``urgent`` instead of ``ready`` while it is READY
     ],
     align=True,
 )
@@ -143,9 +152,21 @@ SCALARS = np.dtype(
         ("heard", "i4"),  #: batches observed since paces were last reviewed
         ("n_slow", "i4"),  #: GPUs that are slow
         ("probe_at", "i8"),  #: when slow GPUs are next tried, ns
+        ("ticked_at", "i8"),  #: when shares were last looked at, ns (``share``)
+        ("tick_batch", "i8"),  #: the next batch then
+        ("lead", "i8"),  #: how much earlier windows of models with ``under`` open, ns
+        ("evicted_request", "i8"),  #: the caller's name for the request that was evicted last, its slot and its model
+        ("evicted", "i4"),  #: -1 when the host has been told
+        ("evicted_model", "i4"),
+        ("crowded", "i4"),  #: 1: requests are dropped
+        ("pad", "i4"),
     ],
     align=True,
 )
+
+
+#: A request that had to make room for one of higher priority.
+EVICTED = np.dtype([("request", "i8"), ("slot", "i4"), ("model", "i4")], align=True)
 
 
 class Profiles(NamedTuple):
@@ -167,7 +188,7 @@ class State(NamedTuple):
     nxt: Any  # (R, LEVELS) int32: towards the later deadline, -1 at the tail
     slots: Any  # (R,) int32: stack of free request slots
     mod: Any  # (M,) MODEL
-    head: Any  # (M, LEVELS) int32
+    head: Any  # (M + 1, LEVELS) int32; row M is scratch of the queue search
     tail: Any  # (M, LEVELS) int32
     lat: Any  # (M + 1, C, B + 2) int64: l(b) in ns, -1 where no profile is known; row M is scratch
     present: Any  # (C,) int32: GPUs of each class that take batches
@@ -176,11 +197,11 @@ class State(NamedTuple):
     fly: Any  # (G * DEPTH, B) int32: the requests of batches at GPUs; two rows a GPU, in no order
     pending: Any  # heap of PENDING models by window opening
     ready: Any  # heap of READY models by window closing
+    urgent: Any  # the same, of those that go first in overload
     busy: Any  # heap of BUSY GPUs by the time they can take a batch
     open: Any  # heap of OPEN GPUs by rank
     dirty: Any  # (M,) int32
     aside: Any  # (M + G,) int32: scratch of the matching loop
-    path: Any  # (LEVELS,) int32: scratch of the queue search
     batches: Any  # (G * DEPTH,) BATCH: output
     members: Any  # (R,) int32: output
     drops: Any  # (R,) int32: output
@@ -192,7 +213,7 @@ def _plain() -> bool:
     return bool(config.DISABLE_JIT)
 
 
-def _records(n: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def records(n: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     array = np.zeros(n, dtype)
     return array.view(np.recarray) if _plain() else array
 
@@ -225,32 +246,33 @@ def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: i
     """A state with room for so many of each; every array is zeroed or marked empty."""
     req, nxt = _requests(requests)
     state = State(
-        g=_records(1, SCALARS),
+        g=records(1, SCALARS),
         req=req,
         nxt=nxt,
         slots=np.arange(requests - 1, -1, -1, dtype=np.int32),
-        mod=_records(models, MODEL),
-        head=np.full((models, LEVELS), -1, np.int32),
+        mod=records(models, MODEL),
+        head=np.full((models + 1, LEVELS), -1, np.int32),
         tail=np.full((models, LEVELS), -1, np.int32),
         lat=np.full((models + 1, classes, max_batch + 2), -1, np.int64),
         present=np.zeros(classes, np.int32),
-        gpu=_records(gpus, GPU),
-        flight=_records(gpus * DEPTH, FLIGHT),
+        gpu=records(gpus, GPU),
+        flight=records(gpus * DEPTH, FLIGHT),
         fly=np.zeros((gpus * DEPTH, max_batch), np.int32),
         pending=make_heap(models),
         ready=make_heap(models),
+        urgent=make_heap(models),
         busy=make_heap(gpus),
         open=make_heap(gpus),
         dirty=np.zeros(models, np.int32),
         aside=np.zeros(models + gpus, np.int32),
-        path=np.zeros(LEVELS, np.int32),
-        batches=_records(gpus * DEPTH, BATCH),
+        batches=records(gpus * DEPTH, BATCH),
         members=np.zeros(requests, np.int32),
         drops=np.zeros(requests, np.int32),
     )
     state.g["n_slots"] = requests
+    state.g["evicted"] = -1
     state.gpu["pace"] = state.gpu["acting_pace"] = 1.0
-    state.mod["first"] = -1
+    state.mod["first"] = state.mod["first_raised"] = -1
     return state
 
 
@@ -275,10 +297,11 @@ def grown_profiles(old: Profiles, models: int, classes: int, max_batch: int) -> 
 def grown(old: State, requests: int, models: int, gpus: int, classes: int, max_batch: int) -> State:
     """A copy of ``old`` with more room; no size may shrink. Output arrays start empty."""
     new = make_state(requests, models, gpus, classes, max_batch)
-    kept = "req nxt mod head tail gpu flight pending ready busy open dirty present"
+    kept = "req nxt mod tail gpu flight pending ready urgent busy open dirty present"
     for name in kept.split():
         source = getattr(old, name)
         getattr(new, name)[: len(source)] = source
+    new.head[: len(old.mod)] = old.head[:-1]
     m, c, b = old.lat.shape
     new.lat[: m - 1, :c, :b] = old.lat[:-1]
     rows, b = old.fly.shape

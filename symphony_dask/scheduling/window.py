@@ -12,6 +12,9 @@ Rule 2. A batch is formed for the GPU that it gets. b = min(target, rest) after 
         Skipped heads that meet their deadline at l(b) rejoin; those before them are dropped.
 Rule 3. Then b grows while one more request leaves the first deadline met.
 Rule 4. A head that could not even run alone is dropped as soon as the model is looked at.
+Rule 5. Where priorities differ, the batch takes the highest of all that meet its end, among equals the earliest
+        deadlines; the others stay queued. It is of the size it would be without priorities, or so much smaller that
+        most requests of a priority above 0 are part of it.
 All deadlines here are those of the GPU's end of work: the host has taken the reply latency off them. ``control`` is the
 time from a decision to the start of execution; it moves the whole window earlier. ``slack`` opens the window earlier
 and leaves its end alone: it makes up for a host that is called late.
@@ -35,6 +38,9 @@ from symphony_dask.scheduling.state import (
 #: DEFERRED and ADAPTIVE at frontrun (adaptive may start before, see ``kernels``), EAGER at once, LATEST when it closes,
 #: TIMEOUT when the head has waited a fraction of its SLO, TARGET with the target batch, at frontrun at the latest.
 DEFERRED, EAGER, ADAPTIVE, LATEST, TIMEOUT, TARGET = 0, 1, 2, 3, 4, 5
+
+#: The highest priority; the lowest and usual one is 0.
+MOST_PRIORITY = 7
 
 #: Adaptive: how far one batch moves the smoothed share of batches that waited.
 WAITING_STEP = 0.01
@@ -112,6 +118,7 @@ def drop(s: State, m: int) -> None:
     slot = queue.pop(s, m)
     g = s.g[0]
     g.waiting += (1.0 - g.waiting) * WAITING_STEP
+    s.mod[m].dropped += 1.0
     s.drops[g.n_drops] = slot
     g.n_drops += 1
     free_slot(s, slot)
@@ -124,7 +131,7 @@ def unlist(s: State, m: int) -> None:
     if mod.state == PENDING:
         heap.remove(s.pending, s.mod, m)
     elif mod.state == READY:
-        heap.remove(s.ready, s.mod, m)
+        heap.remove(s.urgent if mod.urgent == 1 else s.ready, s.mod, m)
     mod.state = IDLE
 
 
@@ -153,7 +160,7 @@ def refresh(s: State, m: int, now: int) -> None:
     rest = mod.n - mod.skipped
     deadline = mod.first_at
     b = min(rest, mod.max_batch)
-    slack = s.g[0].slack + int(s.g[0].slack_share * mod.slo)
+    slack = s.g[0].slack + int(s.g[0].slack_share * mod.slo) + mod.under * s.g[0].lead
     mod.open = frontrun(latency, deadline, b, control + slack)
     mod.close = latest(latency, deadline, min(mod.target, rest), control)
     expiry = latest(latency, _head_at(s, m), 1, control)
@@ -166,16 +173,23 @@ def refresh(s: State, m: int, now: int) -> None:
     state = READY if at_once or b == mod.max_batch or now >= mod.open else PENDING
     if state == READY and mod.state != READY:
         mod.ready_since = now
+    urgent = 1 if mod.under == 1 or (mod.raised > 0 and s.g[0].crowded == 1) else 0
+    if urgent != mod.urgent:
+        unlist(s, m)
+        mod.urgent = urgent
+    ready = s.urgent if urgent == 1 else s.ready
     if state == READY:
         key = mod.close if mod.skipped == 0 else min(mod.close, expiry)
+        if urgent == 1 and mod.raised > 0:
+            key = latest(latency, s.req[mod.first_raised].deadline, 1, control)
     else:
         key = mod.open if mod.skipped == 0 else min(mod.open, expiry + 1)
     if state != mod.state:
         unlist(s, m)
-        heap.push(s.ready if state == READY else s.pending, s.mod, m, key)
+        heap.push(ready if state == READY else s.pending, s.mod, m, key)
         mod.state = state
     elif key != mod.key:
-        heap.rekey(s.ready if state == READY else s.pending, s.mod, m, key)
+        heap.rekey(ready if state == READY else s.pending, s.mod, m, key)
 
 
 @compiled
@@ -219,16 +233,89 @@ def shape(s: State, m: int, latency: Any, start: int) -> tuple[int, int, int]:
 
 
 @compiled
-def form_apart(s: State, m: int, latency: Any, start: int) -> int:
-    """As ``form``, for a GPU that is slower than others: what it cannot serve in time stays queued for them.
+def form_chosen(s: State, m: int, latency: Any, start: int, keep: bool) -> int:
+    """As ``form``, where the batch need not be the head of the queue: it is then in ``members``, from ``n_members`` on.
 
-    The batch is no longer in the queue then but in ``members``, from ``n_members`` on.
+    Of the requests that could be in a batch of that size (rule 5) it takes those of the highest priorities. With
+    ``keep`` nothing is dropped: what this GPU cannot serve in time stays queued for those that are faster.
     """
-    at, _, b = shape(s, m, latency, start)
+    at, rest, b = shape(s, m, latency, start)
+    mod = s.mod[m]
+    if mod.raised > 0:
+        at, rest, b = _shrink(s, m, latency, start, at, rest, b)
+    if b == 0:
+        return 0
+    if not keep:
+        while mod.n > rest:
+            drop(s, m)
+    lowest, equals = (0, b) if mod.raised == 0 else _cut(s, at, b)
     members = s.g[0].n_members
-    for i in range(b):
-        s.members[members + i] = at
+    taken = 0
+    while taken < b:
+        priority = s.req[at].priority
+        if priority > lowest or (priority == lowest and equals > 0):
+            if priority == lowest:
+                equals -= 1
+            s.members[members + taken] = at
+            taken += 1
         at = int(s.nxt[at, 0])
     for i in range(b):
         queue.remove(s, m, int(s.members[members + i]))
     return b
+
+
+@compiled
+def _shrink(s: State, m: int, latency: Any, start: int, at: int, rest: int, b: int) -> tuple[int, int, int]:
+    """What ``shape`` found, made smaller where so more requests of priority above 0 can be part of it (rule 5)."""
+    mod = s.mod[m]
+    slot = int(mod.first_raised)
+    if b == 0 or not queue.before(s, slot, at):
+        return at, rest, b
+    left = int(mod.raised)
+    size = 0
+    most = 0
+    first = -1
+    first_size = 0
+    while slot != at:
+        if s.req[slot].priority > 0:
+            while size < b and start + latency[size + 1] <= s.req[slot].deadline:
+                size += 1
+            if size > 0 and min(size, left) * latency[first_size] >= most * latency[size]:
+                most = min(size, left)
+                first = slot
+                first_size = size
+            left -= 1
+        slot = int(s.nxt[slot, 0])
+    if min(b, left) * latency[first_size] >= most * latency[b]:
+        return at, rest, b
+    slot = first
+    while slot != at:
+        rest += 1
+        slot = int(s.nxt[slot, 0])
+    earlier = int(s.req[first].prev)
+    while earlier >= 0 and start + latency[first_size] <= s.req[earlier].deadline:
+        first = earlier
+        rest += 1
+        earlier = int(s.req[first].prev)
+    return first, rest, first_size
+
+
+@compiled
+def _cut(s: State, at: int, b: int) -> tuple[int, int]:
+    """The lowest priority among the ``b`` highest from ``at`` on, and how many of that priority are among them."""
+    level = MOST_PRIORITY
+    while True:
+        n = 0
+        below = 0
+        slot = at
+        while slot >= 0:
+            priority = int(s.req[slot].priority)
+            if priority == level:
+                n += 1
+            elif priority < level:
+                below = max(below, priority)
+            slot = int(s.nxt[slot, 0])
+        if n >= b or level == 0:
+            return level, b
+        b -= n
+        level = below

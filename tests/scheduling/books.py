@@ -34,6 +34,7 @@ class Request:
     model: int
     deadline: int
     order: int
+    priority: int = 0
     cancelled: bool = False
 
 
@@ -131,17 +132,21 @@ class Books:
         batches = decisions.batches.copy()
         members = decisions.members.tolist()
         drops = decisions.drops.tolist()
-        assert self.now >= due or not (len(batches) or drops), "decisions before next_event()"
+        ticked = self.engine.state.g["ticked_at"][0] == self.now  # who goes first was looked at again
+        assert self.now >= due or ticked or not (len(batches) or drops), "decisions before next_event()"
         assert self.engine.next_event() > self.now, "next_event() asks again for what was just done"
 
         before = {m: self.queue(m) for m in self.models}
+        raised = {request.model for request in self.queued.values() if request.priority > 0}
         for row in batches:
             self._check_batch(row, members[row["offset"] : row["offset"] + row["size"]], set(drops))
         for slot in drops:
             self._check_drop(slot, batches)
         for m, queue in before.items():
             rest = self.queue(m)
-            if not any(self._leaves_to_faster_ones(self.models[m], row["gpu"]) for row in batches if row["model"] == m):
+            alike = not any(self.queued[slot].priority or slot in drops for slot in queue if slot in self.queued)
+            apart = any(self._leaves_to_faster_ones(self.models[m], row["gpu"]) for row in batches if row["model"] == m)
+            if alike and m not in raised and not apart:
                 assert queue[len(queue) - len(rest) :] == rest, "a request left the queue before an earlier one"
             self._check_window(m, rest)
 
@@ -153,8 +158,11 @@ class Books:
         last = max(self.queued[slot].deadline for slot in queue)
 
         kept = [slot for slot in queue if slot not in drops]
-        at = kept.index(slots[0]) if self._leaves_to_faster_ones(model, g) else 0
-        assert slots == kept[at : at + len(slots)], "a batch is not the queue's head"
+        if any(self.queued[slot].priority for slot in queue):
+            self._check_choice(kept, slots, end)
+        else:
+            at = kept.index(slots[0]) if self._leaves_to_faster_ones(model, g) else 0
+            assert slots == kept[at : at + len(slots)], "a batch is not the queue's head"
         assert 1 <= len(slots) <= model.max_batch
         assert all(end <= self.queued[slot].deadline for slot in slots), "a batch ends after a deadline"
         assert end == start + latency[len(slots)]
@@ -173,6 +181,13 @@ class Books:
             self.flying[slot] = self.queued.pop(slot)
         gpu.flights.append(Flight(int(row["batch"]), start, end, slots))
         gpu.free_at = end
+
+    def _check_choice(self, queue: list[int], slots: list[int], end: int) -> None:
+        """Of all that could be in the batch it holds those of the highest priorities, of equals the earliest."""
+        assert slots == sorted(slots, key=self._place), "a batch is out of order"
+        could = [slot for slot in queue if self.queued[slot].deadline >= end]
+        best = sorted(could, key=lambda slot: (-self.queued[slot].priority, self._place(slot)))
+        assert set(slots) == set(best[: len(slots)]), "a request of lower priority was preferred"
 
     def _check_drop(self, slot: int, batches: Any) -> None:
         request = self.queued.pop(slot)
@@ -193,7 +208,7 @@ class Books:
             if ready and gpu.is_open(self.now):
                 alone = self.now + gpu.control + self._on(model, g)[1]
                 assert alone > last, "an open GPU was left idle beside a ready model"
-        if self.stale:
+        if self.stale or (mod["urgent"] and mod["raised"]):
             return
         soonest = self.now + self.control
         assert soonest + latency[1] <= self.queued[queue[0]].deadline, "a hopeless request is still queued"
@@ -204,7 +219,8 @@ class Books:
         assert soonest + latency[min(self.engine.target(m), len(rest))] <= first, "the candidate cannot be served whole"
         target = self.engine.target(m)
         closes = first - latency[min(target, len(rest))] - self.control
-        opens = first - latency[b + 1] - self.control - self.slack
+        lead = int(mod["under"]) * int(self.engine.state.g["lead"][0])
+        opens = first - latency[b + 1] - self.control - self.slack - lead
         if self.policy == "latest":
             opens = closes
         elif self.policy == "timeout":
@@ -221,23 +237,51 @@ class Books:
             assert self.engine.queued(m) == len(self.queue(m))
         assert len(self.outcomes) + len(self.queued) + len(self.flying) == self.names, "a request is lost"
 
-    def submit(self, m: int, deadlines: list[int]) -> None:
+    def submit(self, m: int, deadlines: list[int], priorities: list[int] | None = None) -> None:
         n = len(deadlines)
         names = np.arange(self.names, self.names + n)
-        slots = self.engine.submit(self.now, np.full(n, m, np.int32), np.array(deadlines, np.int64), names)
-        for slot, deadline in zip(slots.tolist(), deadlines, strict=True):
-            request = Request(self.names, m, deadline, order=self.names)
+        given = None if priorities is None else np.array(priorities, np.int32)
+        slots = self.engine.submit(self.now, np.full(n, m, np.int32), np.array(deadlines, np.int64), names, given)
+        evicted = [(slot, self.queued[slot].name) for slot in self.engine.evicted["slot"].tolist()]
+        assert [name for _, name in evicted] == self.engine.evicted["request"].tolist()
+        mine: dict[int, Request] = {}  # by a stand-in for the slot, which may be an evicted request's
+        for i, deadline in enumerate(deadlines):
+            request = Request(self.names, m, deadline, self.names, 0 if priorities is None else priorities[i])
             self.names += 1
-            full = len(self.queued) + len(self.flying) == self.max_requests
-            if full or len(self.queue(m)) >= self.models[m].limit:
+            full = len(self.queue(m)) >= self.models[m].limit
+            if full or len(self.queued) + len(self.flying) == self.max_requests:
+                victim = self._victim(request, m if full else self._most_ordinary(m))
+                if victim is None:
+                    self._end(request, "rejected")
+                    continue
+                assert victim in mine or victim in dict(evicted), "another request was evicted"
+                mine.pop(victim, None)
+                evicted = [(slot, name) for slot, name in evicted if slot != victim]
+                self._end(self.queued.pop(victim), "evicted")
+            self.queued[-1 - request.name] = mine[-1 - request.name] = request
+        assert evicted == [], "a request was evicted without need"
+        for slot, name in zip(slots.tolist(), names.tolist(), strict=True):
+            if -1 - name not in mine:
                 assert slot == QUEUE_FULL
-                self._end(request, "rejected")
-            else:
-                assert slot >= 0, "a request was rejected though there was room"
-                assert slot not in self.queued
-                assert slot not in self.flying
-                assert self.engine.state.req["request"][slot] == request.name
-                self.queued[slot] = request
+                continue
+            assert slot >= 0, "a request was rejected though there was room"
+            assert slot not in self.queued
+            assert slot not in self.flying
+            assert self.engine.state.req["request"][slot] == name
+            self.queued[slot] = self.queued.pop(-1 - name)
+
+    def _most_ordinary(self, m: int) -> int:
+        """The model with most queued requests of priority 0; ``m`` if there are none."""
+        ordinary = [request.model for request in self.queued.values() if request.priority == 0]
+        return max(sorted(set(ordinary)), key=ordinary.count) if ordinary else m
+
+    def _victim(self, request: Request, m: int) -> int | None:
+        """The latest request of the lowest priority of a model, if that is below the request's."""
+        queue = self.queue(m)
+        lowest = min((self.queued[slot].priority for slot in queue), default=request.priority)
+        if lowest >= request.priority:
+            return None
+        return [slot for slot in queue if self.queued[slot].priority == lowest][-1]
 
     def cancel(self, slot: int) -> None:
         assert self.engine.cancel(self.now, slot) == (slot in self.queued)

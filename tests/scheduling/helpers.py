@@ -49,11 +49,15 @@ def make_engine(
     return engine
 
 
-def submit(engine: Engine, now: float, *deadlines: float, model: int = 0) -> list[int]:
+def submit(engine: Engine, now: float, *deadlines: float, model: int = 0, priority: int = 0) -> list[int]:
     """Submit a request for each deadline, in ms; returns the slots."""
     n = len(deadlines)
     answers = engine.submit(
-        ns(now), np.full(n, model, np.int32), np.array([ns(d) for d in deadlines], np.int64), np.arange(n)
+        ns(now),
+        np.full(n, model, np.int32),
+        np.array([ns(d) for d in deadlines], np.int64),
+        np.arange(n),
+        np.full(n, priority, np.int32),
     )
     return answers.tolist()
 

@@ -30,7 +30,9 @@ def digest(seed: int, policy: str, *, exact: bool, events: int = 400) -> str:
             n = rng.randint(1, 4)
             models = np.array([rng.randrange(3) for _ in range(n)], np.int32)
             deadlines = np.array([now + ns(rng.choice([25, 25, 12, 40])) for _ in range(n)], np.int64)
-            answers.update(engine.submit(now, models, deadlines, np.arange(n)).tobytes())
+            priorities = np.array([rng.choice([0, 0, 1, 3]) for _ in range(n)], np.int32)
+            answers.update(engine.submit(now, models, deadlines, np.arange(n), priorities).tobytes())
+            answers.update(engine.evicted.tobytes())
         elif kind < 0.65:
             answers.update(bytes([engine.cancel(now, rng.randrange(64))]))
         elif kind < 0.7:

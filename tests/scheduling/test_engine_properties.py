@@ -25,6 +25,7 @@ TABLES = st.builds(table, st.sampled_from([1, 0.25, 3]), st.sampled_from([2, 0, 
 JITTER = st.sampled_from([0, 0, 0, -1, 1])
 SHORT = st.builds(lambda q, jitter: max(0, ns(q / 4) + jitter), st.sampled_from([0, 0, 0, 1, 4]), JITTER)
 LONG = st.builds(lambda q, jitter: max(0, ns(q / 4) + jitter), st.integers(0, 60), JITTER)
+PRIORITIES = st.sampled_from([0, 0, 0, 1, 1, 2, 7])
 DEADLINES = st.lists(st.sampled_from([100, 60, 60, 40, 20]) | st.integers(-2, 120), min_size=1, max_size=6)
 
 
@@ -36,7 +37,9 @@ def submit(books: Books, draw: Draw) -> None:
     books.wait(draw(SHORT))
     if books.models:
         m = pick(draw, books.models)
-        books.submit(m, [books.now + ns(q / 4) for q in draw(DEADLINES)])
+        deadlines = [books.now + ns(q / 4) for q in draw(DEADLINES)]
+        some = st.lists(PRIORITIES, min_size=len(deadlines), max_size=len(deadlines))
+        books.submit(m, deadlines, draw(st.none() | some))
     if draw(st.booleans()):
         books.advance()
 

@@ -51,6 +51,19 @@ def of(*deadlines: int) -> State:
     return s
 
 
+def test_the_first_request_of_a_priority_above_0_is_known_as_requests_come_and_go() -> None:
+    s = fresh()
+    for slot, (deadline, priority) in enumerate([(10, 0), (30, 1), (20, 2), (40, 0)]):
+        s.req["priority"][slot] = priority
+        insert(s, 0, slot, deadline, slot)
+    assert (s.mod["raised"][0], s.mod["first_raised"][0]) == (2, 2)
+    queue.remove(s, 0, 2)
+    assert (s.mod["raised"][0], s.mod["first_raised"][0]) == (1, 1)
+    queue.pop(s, 0)
+    queue.pop(s, 0)
+    assert (s.mod["raised"][0], s.mod["first_raised"][0]) == (0, -1)
+
+
 def test_the_earliest_deadline_comes_first_and_first_come_first_among_equals() -> None:
     assert forwards(of(30, 10, 20, 10), 0) == [1, 3, 2, 0]
 
