@@ -21,7 +21,7 @@ class Ends(NamedTuple):
     batch: Any  # (G * DEPTH,) int64
 
 
-_GPU = np.dtype([("key", "i8"), ("free_at", "i8"), ("pos", "i4"), ("n", "i4")], align=True)
+_GPU = np.dtype([("key", "i8"), ("free_at", "i8"), ("n", "i4"), ("pad", "i4")], align=True)
 
 
 def make_ends(gpus: int) -> Ends:
@@ -56,7 +56,7 @@ def _end_oldest(s: Any, p: Any, ends: Ends, g: int, now: int) -> None:
     gpu = ends.gpu[g]
     base = g * DEPTH
     kernels.completed(s, p, now, g, ends.batch[base], ends.start[base], ends.end[base])
-    heap.remove(ends.heap, ends.gpu, g)
+    heap.remove(ends.heap, g)
     gpu.n -= 1
     for i in range(gpu.n):
         ends.start[base + i] = ends.start[base + i + 1]
@@ -67,7 +67,7 @@ def _end_oldest(s: Any, p: Any, ends: Ends, g: int, now: int) -> None:
 @compiled
 def report(s: Any, p: Any, ends: Ends, now: int, reply: int) -> None:
     """Tell the engine of all ends that it hears of by ``now``."""
-    while heap.size(ends.heap) > 0 and ends.gpu[heap.top(ends.heap)].key <= now:
+    while heap.size(ends.heap) > 0 and heap.first_key(ends.heap) <= now:
         g = heap.top(ends.heap)
         _end_oldest(s, p, ends, g, now)
         if ends.gpu[g].n > 0:
@@ -83,6 +83,6 @@ def lose(s: Any, p: Any, ends: Ends, g: int, now: int) -> None:
         if gpu.n > 0:
             heap.push(ends.heap, ends.gpu, g, ends.end[g * DEPTH])
     if gpu.n > 0:
-        heap.remove(ends.heap, ends.gpu, g)
+        heap.remove(ends.heap, g)
     gpu.n = 0
     gpu.free_at = 0

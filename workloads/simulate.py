@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from symphony_dask.errors import BadInput
 from symphony_dask.scheduling import heap, kernels
-from symphony_dask.scheduling.compiled import compiled
+from symphony_dask.scheduling.compiled import compiled, wide
 from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY, NEVER, POLICIES, Engine
 from symphony_dask.scheduling.state import DEPTH
 from symphony_dask.trace import Outcome
@@ -133,7 +133,7 @@ def _run(
         if i < n:
             at = min(at, arrivals[i])
         if told and heap.size(ends.heap) > 0:
-            at = min(at, ends.gpu[heap.top(ends.heap)].key)
+            at = min(at, heap.first_key(ends.heap))
         if at >= until:
             place[0] = i
             place[1] = k
@@ -143,7 +143,7 @@ def _run(
         if told:
             report(s, p, ends, now, reply)
         while i < n and arrivals[i] <= now:
-            if kernels.submit_one(s, now, ids.slot[models[i]], deadlines[i], i, priorities[i]) < 0:
+            if kernels.submit_one(s, now, wide(ids.slot[models[i]]), deadlines[i], i, wide(priorities[i])) < 0:
                 log.outcome[i] = _REJECTED
                 log.finish[i] = -1
                 log.decided[i] = now
@@ -156,6 +156,8 @@ def _run(
                 log.decided[r] = now
                 log.batch[r] = -1
             i += 1
+        if kernels.next_event(s) > now:
+            continue
         kernels.clear_output(s)
         kernels.advance(s, now)
         out = s.g[0]

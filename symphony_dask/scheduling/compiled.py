@@ -31,13 +31,21 @@ def compiled(function: F) -> F:
     return _compile(function, nogil=False)
 
 
+def inlined(function: F) -> F:
+    """As ``compiled``, and made part of every compiled function that calls it.
+
+    For what is called per request: otherwise each call passes each array of the state in seven words and more.
+    """
+    return _compile(function, nogil=False, inline=True)
+
+
 def compiled_nogil(function: F) -> F:
     """As ``compiled``, for a loop that threads run side by side: a call from Python lets go of the interpreter."""
     return _compile(function, nogil=True)
 
 
-def _compile(function: F, nogil: bool) -> F:
-    options: dict[str, Any] = {"cache": True, "_nrt": False, "nogil": nogil}
+def _compile(function: F, nogil: bool, inline: bool = False) -> F:
+    options: dict[str, Any] = {"cache": True, "_nrt": False, "nogil": nogil, "forceinline": inline}
     dispatcher: Any = njit(**options)(function)
     folders = (Path(__file__).parent, Path(function.__code__.co_filename).parent)
     try:
@@ -46,3 +54,9 @@ def _compile(function: F, nogil: bool) -> F:
     except AttributeError:  # the compiler is switched off, or keeps its cache elsewhere
         pass
     return dispatcher
+
+
+@inlined
+def wide(x: Any) -> int:
+    """``x`` as int64: numba compiles a function once more for each width of integer that it is called with."""
+    return x + 0  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.scheduling import kernels, pace, window
+from symphony_dask.scheduling.heap import ROOT, row_of
 from symphony_dask.scheduling.heap import size as heap_size
 from symphony_dask.scheduling.state import (
     ABSENT,
@@ -304,11 +305,11 @@ class Engine:
         assert len(free) + len(queued) + len(flying) == len(s.req), "a request is lost"
         assert sum(s.gpu["slow"]) == s.g["n_slow"][0], "slow GPUs are miscounted"
         for heap, items in ((s.pending, s.mod), (s.ready, s.mod), (s.urgent, s.mod), (s.busy, s.gpu), (s.open, s.gpu)):
-            for at in range(1, heap_size(heap) + 1):
+            for at in range(ROOT, ROOT + heap_size(heap)):
                 key, item = heap[at]
-                assert items["pos"][item] == at, "a heap position is stale"
+                assert row_of(heap, item) == at, "a heap position is stale"
                 assert items["key"][item] == key, "a heap's key is not its item's"
-                assert at == 1 or tuple(heap[at // 2]) < (key, item), "a heap is out of order"
+                assert at == ROOT or tuple(heap[at // 4 + 2]) < (key, item), "a heap is out of order"
 
     def _validate_model(self, m: int) -> list[int]:
         s, mod = self.state, self.state.mod[m]
@@ -329,7 +330,7 @@ class Engine:
         raised = [x for x in slots if s.req["priority"][x] > 0]
         assert mod["raised"] == len(raised), f"model {m} counts {mod['raised']} raised requests, queues {len(raised)}"
         assert mod["first_raised"] == (raised[0] if raised else -1), f"first raised request of model {m} is wrong"
-        where = [heap[1 : heap_size(heap) + 1, 1].tolist().count(m) for heap in (s.pending, s.ready, s.urgent)]
+        where = [heap[ROOT : ROOT + heap_size(heap), 1].tolist().count(m) for heap in (s.pending, s.ready, s.urgent)]
         expected = [mod["state"] == PENDING, *(mod["state"] == READY and mod["urgent"] == u for u in (0, 1))]
         assert where == expected, f"model {m} is in the wrong heap"
         if mod["state"] == IDLE and not mod["dirty"]:
@@ -358,7 +359,7 @@ class Engine:
 
     def _validate_gpu(self, g: int) -> list[int]:
         s, gpu = self.state, self.state.gpu[g]
-        where = [heap[1 : heap_size(heap) + 1, 1].tolist().count(g) for heap in (s.busy, s.open)]
+        where = [heap[ROOT : ROOT + heap_size(heap), 1].tolist().count(g) for heap in (s.busy, s.open)]
         assert where == [gpu["state"] == BUSY, gpu["state"] == OPEN], f"GPU {g} is in the wrong heap"
         assert 0 <= gpu["n_flight"] <= DEPTH
         assert gpu["state"] != FULL or gpu["n_flight"] == DEPTH

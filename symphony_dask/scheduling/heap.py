@@ -1,9 +1,14 @@
-"""Indexed binary min-heaps over records.
+"""Indexed 4-ary min-heaps over records.
 
-A heap is an int64 array of rows (key, item), made by ``make_heap``: row 0 holds its size in place of an item, rows 1..
-hold the heap, so that a comparison touches the heap alone and not the records. Items are records with two fields of the
-heap's: ``key`` (what they are ordered by; ties go to the lower item number) and ``pos`` (where they stand in the one
-heap that they are in, 0 when in none). So an item can be removed or re-keyed in O(log n) without a search.
+A heap is one int64 array of rows (key, item), made by ``make_heap``:
+
+    row 0           where the places begin (in place of a key), and how many items the heap holds
+    rows 3, 4, ...  the heap, the root first; the four children of a row are one cache line
+    places          two a row: at which row each item stands, 0 when it is not in the heap
+
+so that a comparison or a move touches the heap alone and not the records, which are scattered over more memory. Items
+are records with a field ``key``, what they are ordered by; ties go to the lower item number. An item can be removed or
+re-keyed in O(log n) without a search.
 """
 
 from __future__ import annotations
@@ -13,101 +18,141 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.scheduling.compiled import compiled
+from symphony_dask.scheduling.compiled import compiled, inlined
 
 KEY, ITEM = 0, 1
 
+#: Row of the root. The children of row i are the rows 4*i - 8 to 4*i - 5.
+ROOT = 3
+
+#: Bytes of a cache line.
+LINE = 64
+
+
+def aligned(n: int) -> npt.NDArray[np.uint8]:
+    """``n`` bytes of zeros that begin with a cache line."""
+    space = np.zeros(n + LINE, np.uint8)
+    begin = -space.ctypes.data % LINE
+    return space[begin : begin + n]
+
 
 def make_heap(items: int) -> npt.NDArray[np.int64]:
-    """An empty heap with room for so many items, shape (items + 1, 2)."""
-    return np.zeros((items + 1, 2), np.int64)
+    """An empty heap with room for so many items, shape (rows, 2)."""
+    places = ROOT + items
+    rows = places + (items + 1) // 2
+    heap = aligned(rows * 16).view(np.int64).reshape(rows, 2)
+    heap[0, KEY] = places
+    return heap
 
 
-@compiled
+def grown_heap(old: npt.NDArray[np.int64], items: int) -> npt.NDArray[np.int64]:
+    """A copy of ``old`` with room for more."""
+    new = make_heap(items)
+    new[1 : ROOT + size(old)] = old[1 : ROOT + size(old)]
+    new[0, ITEM] = size(old)
+    places = old[old[0, KEY] :]
+    new[new[0, KEY] :][: len(places)] = places
+    return new
+
+
+@inlined
 def size(heap: Any) -> int:
     return int(heap[0, ITEM])
 
 
-@compiled
+@inlined
 def top(heap: Any) -> int:
     """The item with the lowest key; the heap must not be empty."""
-    return int(heap[1, ITEM])
+    return int(heap[ROOT, ITEM])
 
 
-@compiled
-def _put(heap: Any, items: Any, at: int, key: int, item: int) -> None:
+@inlined
+def first_key(heap: Any) -> int:
+    """The lowest key; the heap must not be empty."""
+    return int(heap[ROOT, KEY])
+
+
+@inlined
+def row_of(heap: Any, item: int) -> int:
+    """At which row ``item`` stands, 0 when it is not in the heap."""
+    return int(heap[heap[0, KEY] + (item >> 1), item & 1])
+
+
+@inlined
+def _put(heap: Any, at: int, key: int, item: int) -> None:
     heap[at, KEY] = key
     heap[at, ITEM] = item
-    items[item].pos = at
+    heap[heap[0, KEY] + (item >> 1), item & 1] = at
 
 
 @compiled
-def _up(heap: Any, items: Any, at: int, key: int, item: int) -> None:
+def _up(heap: Any, at: int, key: int, item: int) -> None:
     """Put ``item`` at ``at``, which is free, or above."""
-    while at > 1:
-        parent = at >> 1
+    while at > ROOT:
+        parent = (at >> 2) + 2
         above = int(heap[parent, KEY])
         if key > above or (key == above and item > heap[parent, ITEM]):
             break
-        _put(heap, items, at, above, int(heap[parent, ITEM]))
+        _put(heap, at, above, int(heap[parent, ITEM]))
         at = parent
-    _put(heap, items, at, key, item)
+    _put(heap, at, key, item)
 
 
 @compiled
-def _down(heap: Any, items: Any, at: int, key: int, item: int) -> None:
+def _down(heap: Any, at: int, key: int, item: int) -> None:
     """Put ``item`` at ``at``, which is free, or below."""
-    n = int(heap[0, ITEM])
+    end = ROOT + heap[0, ITEM]
     while True:
-        child = at << 1
-        if child > n:
+        child = 4 * at - 8
+        if child >= end:
             break
-        below = int(heap[child, KEY])
-        if child < n:
-            other = int(heap[child + 1, KEY])
-            if other < below or (other == below and heap[child + 1, ITEM] < heap[child, ITEM]):
-                child += 1
-                below = other
-        if key < below or (key == below and item < heap[child, ITEM]):
+        least = int(heap[child, KEY])
+        for other in range(child + 1, min(child + 4, end)):
+            one = int(heap[other, KEY])
+            if one < least or (one == least and heap[other, ITEM] < heap[child, ITEM]):
+                child = other
+                least = one
+        if key < least or (key == least and item < heap[child, ITEM]):
             break
-        _put(heap, items, at, below, int(heap[child, ITEM]))
+        _put(heap, at, least, int(heap[child, ITEM]))
         at = child
-    _put(heap, items, at, key, item)
+    _put(heap, at, key, item)
 
 
-@compiled
+@inlined
 def push(heap: Any, items: Any, item: int, key: int) -> None:
-    """Put in ``item``, which is in no heap, under ``key``."""
+    """Put in ``item``, which is not in the heap, under ``key``."""
     items[item].key = key
-    n = int(heap[0, ITEM]) + 1
-    heap[0, ITEM] = n
-    _up(heap, items, n, key, item)
-
-
-@compiled
-def remove(heap: Any, items: Any, item: int) -> None:
-    """Take out ``item``, which is in this heap."""
-    at = int(items[item].pos)
     n = int(heap[0, ITEM])
-    heap[0, ITEM] = n - 1
-    items[item].pos = 0
-    if at < n:
-        key = int(heap[n, KEY])
-        moved = int(heap[n, ITEM])
-        above = at >> 1
-        if at > 1 and (key < heap[above, KEY] or (key == heap[above, KEY] and moved < heap[above, ITEM])):
-            _up(heap, items, at, key, moved)
-        else:
-            _down(heap, items, at, key, moved)
+    heap[0, ITEM] = n + 1
+    _up(heap, ROOT + n, key, item)
 
 
 @compiled
+def remove(heap: Any, item: int) -> None:
+    """Take out ``item``, which is in the heap."""
+    base = heap[0, KEY]
+    at = int(heap[base + (item >> 1), item & 1])
+    heap[base + (item >> 1), item & 1] = 0
+    last = ROOT + int(heap[0, ITEM]) - 1
+    heap[0, ITEM] -= 1
+    if at < last:
+        key = int(heap[last, KEY])
+        moved = int(heap[last, ITEM])
+        above = (at >> 2) + 2
+        if at > ROOT and (key < heap[above, KEY] or (key == heap[above, KEY] and moved < heap[above, ITEM])):
+            _up(heap, at, key, moved)
+        else:
+            _down(heap, at, key, moved)
+
+
+@inlined
 def rekey(heap: Any, items: Any, item: int, key: int) -> None:
-    """Move ``item``, which is in this heap, to where ``key`` belongs."""
-    at = int(items[item].pos)
+    """Move ``item``, which is in the heap, to where ``key`` belongs."""
+    at = row_of(heap, item)
     lower = key < heap[at, KEY]
     items[item].key = key
     if lower:
-        _up(heap, items, at, key, item)
+        _up(heap, at, key, item)
     else:
-        _down(heap, items, at, key, item)
+        _down(heap, at, key, item)

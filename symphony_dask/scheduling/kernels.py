@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import Any
 
 from symphony_dask.scheduling import heap, pace, queue, share, window
-from symphony_dask.scheduling.compiled import compiled
+from symphony_dask.scheduling.compiled import compiled, inlined, wide
 from symphony_dask.scheduling.state import (
     ABSENT,
     BUSY,
@@ -35,6 +35,7 @@ from symphony_dask.scheduling.state import (
     IDLE,
     IN_FLIGHT,
     NEVER,
+    NONE,
     OPEN,
     QUEUED,
     READY,
@@ -56,7 +57,7 @@ PROBE_NS, HOPE = 500_000_000, 0.95
 QUEUE_FULL, NO_MODEL = -1, -2
 
 
-@compiled
+@inlined
 def _mark(s: State, m: int) -> None:
     if s.mod[m].dirty == 0:
         s.mod[m].dirty = 1
@@ -73,6 +74,13 @@ def clear_output(s: State) -> None:
 
 
 @compiled
+def _settle_all(s: State, now: int) -> None:
+    """Free the requests of batches that ended since the last look at their GPU."""
+    for g in range(len(s.gpu)):
+        _settle(s, g, now)
+
+
+@inlined
 def submit_one(s: State, now: int, m: int, deadline: int, request: int, priority: int = 0) -> int:
     """Queue one request; returns its slot, QUEUE_FULL or NO_MODEL.
 
@@ -83,12 +91,11 @@ def submit_one(s: State, now: int, m: int, deadline: int, request: int, priority
         return NO_MODEL
     mod = s.mod[m]
     if g.n_slots == 0 and g.exact == 1:
-        for i in range(len(s.gpu)):  # batches that ended since the last look at their GPU
-            _settle(s, i, now)
+        _settle_all(s, now)
     if (mod.n >= mod.limit or g.n_slots == 0) and (priority == 0 or not _evict(s, m, priority)):
         return QUEUE_FULL
     g.n_slots -= 1
-    slot = int(s.slots[g.n_slots])
+    slot = wide(s.slots[g.n_slots])
     req = s.req[slot]
     req.deadline = deadline
     req.seq = g.seq
@@ -98,9 +105,17 @@ def submit_one(s: State, now: int, m: int, deadline: int, request: int, priority
     req.state = QUEUED
     g.seq += 1
     mod.rate_n += 1
-    queue.insert(s, m, slot)
-    _mark(s, m)
+    appended = queue.insert(s, m, slot)
+    if not (appended and mod.dirty == 0 and priority == 0 and _may_wait(s) and window.absorb(s, m, now)):
+        _mark(s, m)
     return slot
+
+
+@inlined
+def _may_wait(s: State) -> bool:
+    """Whether nothing but its own window can let a model start (rule 4)."""
+    g = s.g[0]
+    return bool(g.policy == window.DEFERRED or heap.size(s.open) == 0 or g.waiting < FULL_SHARE / 100)
 
 
 @compiled
@@ -119,12 +134,12 @@ def _evict(s: State, m: int, priority: int) -> bool:
                 most = s.mod[i].n - s.mod[i].raised
     slot = -1
     lowest = priority
-    at = int(s.tail[victim, 0])
+    at = wide(s.tail[victim, 0])
     while at >= 0 and lowest > 0:
         if s.req[at].priority < lowest:
             slot = at
             lowest = int(s.req[at].priority)
-        at = int(s.req[at].prev)
+        at = wide(s.req[at].prev)
     if slot < 0:
         return False
     g.evicted = slot
@@ -144,7 +159,7 @@ def submit(
     g = s.g[0]
     n = 0
     for i in range(len(models)):
-        slots[i] = submit_one(s, now, int(models[i]), int(deadlines[i]), int(requests[i]), int(priorities[i]))
+        slots[i] = submit_one(s, now, wide(models[i]), int(deadlines[i]), int(requests[i]), wide(priorities[i]))
         if g.evicted >= 0:
             j = i - 1
             while j >= 0 and slots[j] != g.evicted:
@@ -165,7 +180,7 @@ def cancel(s: State, now: int, slot: int) -> bool:
     """Whether the request left its queue; one in flight is only marked, and its answer is the host's to drop."""
     req = s.req[slot]
     if req.state == QUEUED:
-        m = int(req.model)
+        m = wide(req.model)
         queue.remove(s, m, slot)
         window.free_slot(s, slot)
         _mark(s, m)
@@ -175,7 +190,7 @@ def cancel(s: State, now: int, slot: int) -> bool:
     return False
 
 
-@compiled
+@inlined
 def _release_model(s: State, m: int) -> None:
     mod = s.mod[m]
     mod.in_flight -= 1
@@ -183,7 +198,7 @@ def _release_model(s: State, m: int) -> None:
         mod.state = UNUSED
 
 
-@compiled
+@inlined
 def _shift(s: State, gpu: int, i: int) -> None:
     """Forget batch ``i`` of the GPU; later ones move up."""
     base = gpu * DEPTH
@@ -192,24 +207,24 @@ def _shift(s: State, gpu: int, i: int) -> None:
     s.gpu[gpu].n_flight -= 1
 
 
-@compiled
+@inlined
 def _finish(s: State, gpu: int, i: int) -> None:
     """The GPU's batch ``i`` is done: free its requests."""
     flight = s.flight[gpu * DEPTH + i]
     for j in range(flight.n):
-        window.free_slot(s, int(s.fly[flight.row, j]))
-    _release_model(s, int(flight.model))
+        window.free_slot(s, wide(s.fly[flight.row, j]))
+    _release_model(s, wide(flight.model))
     _shift(s, gpu, i)
 
 
-@compiled
+@inlined
 def _place_gpu(s: State, g: int, now: int) -> None:
     """Put the GPU where its batches and its predicted free time say it belongs."""
     gpu = s.gpu[g]
     if gpu.state == OPEN:
-        heap.remove(s.open, s.gpu, g)
+        heap.remove(s.open, g)
     elif gpu.state == BUSY:
-        heap.remove(s.busy, s.gpu, g)
+        heap.remove(s.busy, g)
     if gpu.draining == 1:
         if s.g[0].exact == 1 and gpu.n_flight > 0:
             gpu.state = BUSY
@@ -232,7 +247,7 @@ def _place_gpu(s: State, g: int, now: int) -> None:
         heap.push(s.busy, s.gpu, g, at)
 
 
-@compiled
+@inlined
 def _settle(s: State, g: int, now: int) -> None:
     """Where ends are exact, finish what has ended by ``now``."""
     while s.g[0].exact == 1 and s.gpu[g].n_flight > 0 and s.flight[g * DEPTH].end <= now:
@@ -246,7 +261,7 @@ def completed(s: State, p: Profiles, now: int, g: int, batch: int, start: int, e
     base = g * DEPTH
     for i in range(gpu.n_flight):
         if s.flight[base + i].batch == batch:
-            pace.observe(s, p, g, int(s.flight[base + i].model), int(s.flight[base + i].n), end - start)
+            pace.observe(s, p, g, wide(s.flight[base + i].model), int(s.flight[base + i].n), end - start)
             _finish(s, g, i)
             free_at = end
             for j in range(gpu.n_flight):
@@ -323,9 +338,9 @@ def remove_gpu(s: State, now: int, g: int) -> None:
     out = s.g[0]
     while gpu.n_flight > 0:
         flight = s.flight[g * DEPTH]
-        m = int(flight.model)
+        m = wide(flight.model)
         for j in range(flight.n):
-            slot = int(s.fly[flight.row, j])
+            slot = wide(s.fly[flight.row, j])
             if s.req[slot].state == CANCELLED:
                 window.free_slot(s, slot)
             elif s.mod[m].state == REMOVED:
@@ -342,7 +357,7 @@ def remove_gpu(s: State, now: int, g: int) -> None:
         _shift(s, g, 0)
     _place_gpu(s, g, now)
     gpu.state = ABSENT
-    pace.reset_gpu(s, g, int(gpu.home_rank))
+    pace.reset_gpu(s, g, wide(gpu.home_rank))
 
 
 @compiled
@@ -390,7 +405,7 @@ def remove_model(s: State, now: int, m: int) -> None:
     s.lat[m, :, :] = -1
 
 
-@compiled
+@inlined
 def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     """Give the model's batch to the GPU, which is in no heap; False when no request could meet its deadline there."""
     gpu = s.gpu[g]
@@ -429,12 +444,13 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     flight.n = size
     # Of a GPU's two rows the one that its other batch has not.
     flight.row = g * DEPTH if gpu.n_flight == 0 else 2 * g * DEPTH + 1 - s.flight[g * DEPTH].row
+    if not chosen:
+        queue.pop_first(s, m, size, s.members, row.offset)
     for i in range(size):
-        slot = int(s.members[out.n_members]) if chosen else queue.pop(s, m)
+        slot = wide(s.members[row.offset + i])
         s.req[slot].state = IN_FLIGHT
-        s.members[out.n_members] = slot
-        out.n_members += 1
         s.fly[flight.row, i] = slot
+    out.n_members += size
     gpu.n_flight += 1
     gpu.free_at = row.end
     mod.in_flight += 1
@@ -445,7 +461,7 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     return True
 
 
-@compiled
+@inlined
 def _match(s: State, now: int) -> None:
     n_models = len(s.mod)
     aside_models = 0
@@ -455,23 +471,35 @@ def _match(s: State, now: int) -> None:
         placed = False
         while heap.size(s.open) > 0 and not placed:
             g = heap.top(s.open)
-            heap.remove(s.open, s.gpu, g)
+            heap.remove(s.open, g)
             placed = _dispatch(s, now, m, g)
             if not placed:
                 s.aside[n_models + aside_gpus] = g
                 aside_gpus += 1
         for i in range(aside_gpus):
-            g = int(s.aside[n_models + i])
+            g = wide(s.aside[n_models + i])
             heap.push(s.open, s.gpu, g, s.gpu[g].rank)
         if placed:
             window.refresh(s, m, now)
         else:
-            heap.remove(s.urgent if s.mod[m].urgent == 1 else s.ready, s.mod, m)
+            heap.remove(s.urgent if s.mod[m].urgent == 1 else s.ready, m)
             s.aside[aside_models] = m
             aside_models += 1
     for i in range(aside_models):
-        m = int(s.aside[i])
+        m = wide(s.aside[i])
         heap.push(s.urgent if s.mod[m].urgent == 1 else s.ready, s.mod, m, s.mod[m].key)
+
+
+@compiled
+def _give(s: State, now: int, m: int, g: int) -> bool:
+    """``_dispatch``, not inlined."""
+    return bool(_dispatch(s, now, m, g))
+
+
+@compiled
+def _match_all(s: State, now: int) -> None:
+    """``_match``, not inlined."""
+    _match(s, now)
 
 
 @compiled
@@ -482,14 +510,14 @@ def _start_early(s: State, now: int) -> None:
     if out.waiting < FULL_SHARE / 100:
         return
     while heap.size(s.open) > 0 and heap.size(s.pending) > 0:
-        best = -1
+        best = int(NONE)
         soonest = int(NEVER)
-        for i in range(1, min(LOOK, heap.size(s.pending)) + 1):
-            m = int(s.pending[i, heap.ITEM])
+        for i in range(min(LOOK, heap.size(s.pending))):
+            m = int(s.pending[heap.ROOT + i, heap.ITEM])
             mod = s.mod[m]
             if mod.n < HOLD * mod.target * mod.in_flight / (mod.excess + 2.0):
                 continue
-            at = int(mod.key - int(out.waiting / FULL_SHARE * mod.slo))
+            at = int(mod.open - int(out.waiting / FULL_SHARE * mod.slo))
             if at > now:
                 soonest = min(soonest, at)
             elif best < 0 or mod.close < s.mod[best].close:
@@ -500,13 +528,13 @@ def _start_early(s: State, now: int) -> None:
         g = heap.top(s.open)
         if s.gpu[g].slow == 1:
             return
-        heap.remove(s.open, s.gpu, g)
-        if not _dispatch(s, now, best, g):
+        heap.remove(s.open, g)
+        if not _give(s, now, best, g):
             heap.push(s.open, s.gpu, g, s.gpu[g].rank)
             return
-        window.refresh(s, best, now)
+        window.look(s, best, now)
         if s.mod[best].state == READY:  # what a slower GPU left may be due
-            _match(s, now)
+            _match_all(s, now)
 
 
 @compiled
@@ -518,14 +546,32 @@ def _probe(s: State, now: int) -> None:
         if gpu.slow == 0 or gpu.state != OPEN or heap.size(s.pending) == 0:
             continue
         m = heap.top(s.pending)
-        heap.remove(s.open, s.gpu, g)
-        if _dispatch(s, now, m, g):
-            window.refresh(s, m, now)
+        heap.remove(s.open, g)
+        if _give(s, now, m, g):
+            window.look(s, m, now)
         else:
             heap.push(s.open, s.gpu, g, gpu.rank)
             if gpu.control + s.lat[m, gpu.gpu_class, 1] * gpu.acting_pace > s.mod[m].slo:
                 gpu.pace *= HOPE
                 pace.follow_pace(s, g)
+
+
+@inlined
+def due(s: State, now: int) -> int:
+    """A model to be looked at, -1 when there is none: requests came, its window opens or closes, or its time is up."""
+    out = s.g[0]
+    if out.n_dirty > 0:
+        out.n_dirty -= 1
+        m = wide(s.dirty[out.n_dirty])
+        s.mod[m].dirty = 0
+        return m
+    if heap.size(s.pending) > 0 and heap.first_key(s.pending) <= now:
+        return heap.top(s.pending)
+    if heap.size(s.ready) > 0 and heap.first_key(s.ready) < now:
+        return heap.top(s.ready)
+    if heap.size(s.urgent) > 0 and heap.first_key(s.urgent) < now:
+        return heap.top(s.urgent)
+    return -1
 
 
 @compiled
@@ -536,22 +582,15 @@ def advance(s: State, now: int) -> None:
         _follow_fleet(s)
     if now - out.ticked_at >= share.TICK_NS:
         share.tick(s, now)
-    for i in range(out.n_dirty):
-        m = int(s.dirty[i])
-        s.mod[m].dirty = 0
+    m = due(s, now)
+    while m >= 0:
         if s.mod[m].state != UNUSED and s.mod[m].state != REMOVED:
             window.refresh(s, m, now)
-    out.n_dirty = 0
-    while heap.size(s.pending) > 0 and s.mod[heap.top(s.pending)].key <= now:
-        window.refresh(s, heap.top(s.pending), now)
-    while heap.size(s.busy) > 0 and s.gpu[heap.top(s.busy)].key <= now:
+        m = due(s, now)
+    while heap.size(s.busy) > 0 and heap.first_key(s.busy) <= now:
         g = heap.top(s.busy)
         _settle(s, g, now)
         _place_gpu(s, g, now)
-    while heap.size(s.ready) > 0 and s.mod[heap.top(s.ready)].key < now:
-        window.refresh(s, heap.top(s.ready), now)
-    while heap.size(s.urgent) > 0 and s.mod[heap.top(s.urgent)].key < now:
-        window.refresh(s, heap.top(s.urgent), now)
     if out.n_slow > 0 and out.probe_at <= now:
         _probe(s, now)
     _match(s, now)
@@ -560,7 +599,7 @@ def advance(s: State, now: int) -> None:
     out.opened = 0
 
 
-@compiled
+@inlined
 def next_event(s: State) -> int:
     """When ``advance`` has something to do if nothing else happens; NEVER when it has not."""
     out = s.g[0]
@@ -573,13 +612,13 @@ def next_event(s: State) -> int:
         return 0
     at = int(NEVER)
     if heap.size(s.pending) > 0:
-        at = min(at, int(s.mod[heap.top(s.pending)].key))
+        at = min(at, heap.first_key(s.pending))
     if heap.size(s.ready) > 0:
-        at = min(at, int(s.mod[heap.top(s.ready)].key) + 1)
+        at = min(at, heap.first_key(s.ready) + 1)
     if heap.size(s.urgent) > 0:
-        at = min(at, int(s.mod[heap.top(s.urgent)].key) + 1)
+        at = min(at, heap.first_key(s.urgent) + 1)
     if heap.size(s.busy) > 0:
-        at = min(at, int(s.gpu[heap.top(s.busy)].key))
+        at = min(at, heap.first_key(s.busy))
     if adaptive:
         at = min(at, int(out.early_at))
     if out.n_slow > 0 and heap.size(s.pending) > 0 and heap.size(s.open) > 0:

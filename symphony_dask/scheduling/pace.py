@@ -81,7 +81,7 @@ def follow_pace(s: State, g: int) -> None:
     if slow != gpu.slow:
         gpu.slow = slow
         s.g[0].n_slow += 2 * slow - 1
-        gpu.rank = gpu.home_rank + slow * SLOW_RANK
+        gpu.rank = int(gpu.home_rank) + slow * SLOW_RANK
         if gpu.state == OPEN:
             heap.rekey(s.open, s.gpu, g, gpu.rank)
 

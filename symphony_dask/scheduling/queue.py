@@ -11,11 +11,13 @@ A request's levels come from a hash of its sequence number, so that the same sub
 
 from __future__ import annotations
 
-from symphony_dask.scheduling.compiled import compiled
+from typing import Any
+
+from symphony_dask.scheduling.compiled import compiled, inlined, wide
 from symphony_dask.scheduling.state import LEVELS, State
 
 
-@compiled
+@inlined
 def _levels(seq: int) -> int:
     """1 with probability 3/4, 2 with 3/16, ...: two hash bits a level (Knuth's multiplicative hash)."""
     x = ((seq & 0x7FFFFFFF) * 2654435761) & 0xFFFFFFFF
@@ -27,7 +29,7 @@ def _levels(seq: int) -> int:
     return n
 
 
-@compiled
+@inlined
 def before(s: State, a: int, b: int) -> bool:
     """Whether request ``a`` comes before ``b``."""
     da = s.req[a].deadline
@@ -41,10 +43,10 @@ def _find(s: State, m: int, slot: int) -> None:
     path = len(s.mod)
     at = -1
     for level in range(LEVELS - 1, -1, -1):
-        ahead = int(s.head[m, level]) if at < 0 else int(s.nxt[at, level])
+        ahead = wide(s.head[m, level]) if at < 0 else wide(s.nxt[at, level])
         while ahead >= 0 and before(s, ahead, slot):
             at = ahead
-            ahead = int(s.nxt[at, level])
+            ahead = wide(s.nxt[at, level])
         s.head[path, level] = at
 
 
@@ -56,13 +58,13 @@ def _lower(s: State, m: int, slot: int) -> None:
     if mod.first_raised == slot:
         at = -1
         if mod.raised > 0:
-            at = int(s.nxt[slot, 0])
+            at = wide(s.nxt[slot, 0])
             while s.req[at].priority == 0:
-                at = int(s.nxt[at, 0])
+                at = wide(s.nxt[at, 0])
         mod.first_raised = at
 
 
-@compiled
+@inlined
 def _begin(s: State, m: int, slot: int) -> None:
     """Have the candidate begin at ``slot``, -1 for none."""
     s.mod[m].first = slot
@@ -74,21 +76,42 @@ def _begin(s: State, m: int, slot: int) -> None:
 def skip(s: State, m: int) -> None:
     """Leave the first request of the candidate out of it; it must have another."""
     s.mod[m].skipped += 1
-    _begin(s, m, int(s.nxt[s.mod[m].first, 0]))
+    _begin(s, m, wide(s.nxt[s.mod[m].first, 0]))
 
 
 @compiled
-def insert(s: State, m: int, slot: int) -> None:
-    """Put a request, whose deadline, seq and priority are set, where it belongs."""
+def _put_between(s: State, m: int, slot: int) -> None:
+    """Link a request in that comes before the last one."""
+    _find(s, m, slot)
+    path = len(s.mod)
+    for level in range(s.req[slot].levels):
+        at = wide(s.head[path, level])
+        if at < 0:
+            ahead = wide(s.head[m, level])
+            s.head[m, level] = slot
+        else:
+            ahead = wide(s.nxt[at, level])
+            s.nxt[at, level] = slot
+        s.nxt[slot, level] = ahead
+        if ahead < 0:
+            s.tail[m, level] = slot
+    s.req[slot].prev = s.head[path, 0]
+    s.req[s.nxt[slot, 0]].prev = slot
+
+
+@inlined
+def insert(s: State, m: int, slot: int) -> bool:
+    """Put a request, whose deadline, seq and priority are set, where it belongs; whether that is the end."""
     req = s.req[slot]
     mod = s.mod[m]
     levels = _levels(int(req.seq))
     req.levels = levels
-    last = int(s.tail[m, 0])
-    if last < 0 or mod.last_at < req.deadline or before(s, last, slot):
+    last = wide(s.tail[m, 0])
+    appended = last < 0 or mod.last_at < req.deadline or before(s, last, slot)
+    if appended:
         mod.last_at = req.deadline
         for level in range(levels):
-            at = int(s.tail[m, level])
+            at = wide(s.tail[m, level])
             if at < 0:
                 s.head[m, level] = slot
             else:
@@ -97,51 +120,49 @@ def insert(s: State, m: int, slot: int) -> None:
             s.tail[m, level] = slot
         req.prev = last
     else:
-        _find(s, m, slot)
-        path = len(s.mod)
-        for level in range(levels):
-            at = int(s.head[path, level])
-            if at < 0:
-                ahead = int(s.head[m, level])
-                s.head[m, level] = slot
-            else:
-                ahead = int(s.nxt[at, level])
-                s.nxt[at, level] = slot
-            s.nxt[slot, level] = ahead
-            if ahead < 0:
-                s.tail[m, level] = slot
-        req.prev = s.head[path, 0]
-        s.req[s.nxt[slot, 0]].prev = slot
+        _put_between(s, m, slot)
     mod.n += 1
     if req.priority > 0:
         mod.raised += 1
-        if mod.raised == 1 or before(s, slot, mod.first_raised):
+        if mod.raised == 1 or before(s, slot, wide(mod.first_raised)):
             mod.first_raised = slot
-    if mod.first < 0 or (req.deadline <= mod.first_at and before(s, slot, mod.first)):
-        _begin(s, m, int(s.head[m, 0]))
+    if mod.first < 0 or (req.deadline <= mod.first_at and before(s, slot, wide(mod.first))):
+        _begin(s, m, wide(s.head[m, 0]))
         mod.skipped = 0
+    return appended
 
 
-@compiled
-def pop(s: State, m: int) -> int:
-    """Take out the head and return it; the queue must not be empty."""
+@inlined
+def pop_first(s: State, m: int, n: int, out: Any, at: int) -> None:
+    """Take the first ``n`` requests out into ``out[at:]``; the queue must hold that many, ``n`` at least 1."""
     mod = s.mod[m]
-    slot = int(s.head[m, 0])
-    ahead = int(s.nxt[slot, 0])
-    for level in range(s.req[slot].levels):
-        then = int(s.nxt[slot, level])
-        s.head[m, level] = then
-        if then < 0:
-            s.tail[m, level] = -1
+    ahead = wide(s.head[m, 0])
+    for i in range(n):
+        slot = ahead
+        ahead = wide(s.nxt[slot, 0])
+        out[at + i] = slot
+        for level in range(s.req[slot].levels):
+            then = wide(s.nxt[slot, level])
+            s.head[m, level] = then
+            if then < 0:
+                s.tail[m, level] = -1
+        if s.req[slot].priority > 0:
+            _lower(s, m, slot)
     if ahead >= 0:
         s.req[ahead].prev = -1
-    mod.n -= 1
-    if s.req[slot].priority > 0:
-        _lower(s, m, slot)
-    if mod.first == slot:
-        _begin(s, m, ahead)
+    mod.n -= n
+    if mod.skipped >= n:
+        mod.skipped -= n
     else:
-        mod.skipped -= 1
+        mod.skipped = 0
+        _begin(s, m, ahead)
+
+
+@inlined
+def pop(s: State, m: int) -> int:
+    """Take out the head and return it; the queue must not be empty."""
+    slot = wide(s.head[m, 0])
+    pop_first(s, m, 1, s.drops, int(s.g[0].n_drops))  # behind what it holds
     return slot
 
 
@@ -152,25 +173,25 @@ def remove(s: State, m: int, slot: int) -> None:
         pop(s, m)
         return
     mod = s.mod[m]
-    if mod.skipped > 0 and before(s, slot, mod.first):
+    if mod.skipped > 0 and before(s, slot, wide(mod.first)):
         mod.skipped -= 1
     elif mod.first == slot:
-        _begin(s, m, int(s.nxt[slot, 0]))
+        _begin(s, m, wide(s.nxt[slot, 0]))
         if mod.first < 0:
-            _begin(s, m, int(s.head[m, 0]))
+            _begin(s, m, wide(s.head[m, 0]))
             mod.skipped = 0
     _find(s, m, slot)
     path = len(s.mod)
     for level in range(s.req[slot].levels):
-        at = int(s.head[path, level])
-        then = int(s.nxt[slot, level])
+        at = wide(s.head[path, level])
+        then = wide(s.nxt[slot, level])
         if at < 0:
             s.head[m, level] = then
         else:
             s.nxt[at, level] = then
         if then < 0:
             s.tail[m, level] = at
-    ahead = int(s.nxt[slot, 0])
+    ahead = wide(s.nxt[slot, 0])
     if ahead >= 0:
         s.req[ahead].prev = s.req[slot].prev
     else:

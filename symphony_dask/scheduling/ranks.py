@@ -38,10 +38,8 @@ DUE = 3
 CANDIDATE = np.dtype(
     [
         ("key", "i8"),  #: when its window closes, ns
-        ("pos", "i4"),
         ("granted", "i4"),  #: 1 while a grant is under way
         ("thread", "i4"),  #: the model thread that owns it
-        ("pad", "i4"),
     ],
     align=True,
 )
@@ -52,8 +50,6 @@ RANKED_GPU = np.dtype(
         ("free_at", "i8"),  #: ns
         ("due", "i8"),  #: since when it can be granted, ns
         ("batches", "i8"),
-        ("pos", "i4"),
-        ("pad", "i4"),
     ],
     align=True,
 )
@@ -117,9 +113,9 @@ def _take(r: Ranks, report: Any, now: int) -> None:
     elif model.granted == 1:
         return
     if report[READY] == 0:
-        if model.pos > 0:
-            heap.remove(r.ready, r.models, m)
-    elif model.pos > 0:
+        if heap.row_of(r.ready, m) > 0:
+            heap.remove(r.ready, m)
+    elif heap.row_of(r.ready, m) > 0:
         heap.rekey(r.ready, r.models, m, report[CLOSE])
     else:
         heap.push(r.ready, r.models, m, report[CLOSE])
@@ -127,8 +123,8 @@ def _take(r: Ranks, report: Any, now: int) -> None:
 
 @compiled
 def _grant(r: Ranks, m: int, g: int) -> None:
-    heap.remove(r.ready, r.models, m)
-    heap.remove(r.open, r.gpus, g)
+    heap.remove(r.ready, m)
+    heap.remove(r.open, g)
     r.models[m].granted = 1
     ring = ring_of(r.grants, int(r.models[m].thread))
     cell = ring.cells[writable(ring)]
@@ -152,9 +148,9 @@ def step(r: Ranks, now: int) -> int:
             _take(r, ring.cells[row], now)
             release(ring)
             done += 1
-    while heap.size(r.busy) > 0 and r.gpus[heap.top(r.busy)].key <= now:
+    while heap.size(r.busy) > 0 and heap.first_key(r.busy) <= now:
         g = heap.top(r.busy)
-        heap.remove(r.busy, r.gpus, g)
+        heap.remove(r.busy, g)
         heap.push(r.open, r.gpus, g, g)
     while heap.size(r.ready) > 0 and heap.size(r.open) > 0:
         _grant(r, heap.top(r.ready), heap.top(r.open))
@@ -166,5 +162,5 @@ def step(r: Ranks, now: int) -> int:
 def next_event(r: Ranks) -> int:
     """When ``step`` has something to do if nothing is reported; NEVER when it has not."""
     if heap.size(r.ready) > 0 and heap.size(r.busy) > 0:
-        return int(r.gpus[heap.top(r.busy)].key)
+        return heap.first_key(r.busy)
     return int(NEVER)

@@ -21,7 +21,7 @@ import numba
 import numpy as np
 
 from symphony_dask.scheduling import heap, kernels, queue, ranks, window
-from symphony_dask.scheduling.compiled import compiled
+from symphony_dask.scheduling.compiled import compiled, wide
 from symphony_dask.scheduling.engine import Engine
 from symphony_dask.scheduling.ranks import CLOSE, DUE, FREE_AT, GPU, MODEL, Ranks
 from symphony_dask.scheduling.ring import Ring, one_ring, publish, readable, release, writable
@@ -88,7 +88,10 @@ def submit(sh: Shard, now: int, m: int, arrival: int, deadline: int, request: in
     """``kernels.submit_one``, of a request that arrived at ``arrival``, at most ``now``."""
     model = sh.models[m]
     model.since = min(model.since, arrival)
-    return kernels.submit_one(sh.s, now, m, deadline, request)
+    slot = kernels.submit_one(sh.s, now, m, deadline, request)
+    if sh.s.mod[m].dirty == 0:
+        model.since = NEVER
+    return slot
 
 
 @compiled
@@ -105,7 +108,7 @@ def _look(sh: Shard, m: int, now: int) -> None:
     mod = sh.s.mod[m]
     model = sh.models[m]
     was = int(mod.state)
-    opening = int(mod.key) if was == PENDING else int(NEVER)
+    opening = int(mod.open) if was == PENDING else int(NEVER)
     window.refresh(sh.s, m, now)
     if mod.state == READY and was != READY:
         since = int(model.since)
@@ -149,11 +152,10 @@ def _granted(sh: Shard, grant: Any, now: int) -> None:
     sh.due[out.n_batches] = max(model.due, grant[DUE])
     out.n_batches += 1
     out.next_batch += 1
-    for _ in range(size):
-        slot = queue.pop(s, m)
-        s.members[out.n_members] = slot
-        out.n_members += 1
-        window.free_slot(s, slot)
+    queue.pop_first(s, m, size, s.members, row.offset)
+    for i in range(size):
+        window.free_slot(s, wide(s.members[row.offset + i]))
+    out.n_members += size
     model.free_at = row.end
     model.due = now
     _look(sh, m, now)
@@ -211,18 +213,11 @@ def step(sh: Shard, now: int) -> int:
         _granted(sh, sh.grants.cells[row], now)
         release(sh.grants)
         done += 1
-    for i in range(s.g[0].n_dirty):
-        m = int(s.dirty[i])
-        s.mod[m].dirty = 0
+    m = kernels.due(s, now)
+    while m >= 0:
         _look(sh, m, now)
         done += 1
-    s.g[0].n_dirty = 0
-    while heap.size(s.pending) > 0 and s.mod[heap.top(s.pending)].key <= now:
-        _look(sh, heap.top(s.pending), now)
-        done += 1
-    while heap.size(s.ready) > 0 and s.mod[heap.top(s.ready)].key < now:
-        _look(sh, heap.top(s.ready), now)
-        done += 1
+        m = kernels.due(s, now)
     return done
 
 
@@ -234,7 +229,7 @@ def next_event(sh: Shard) -> int:
         return 0
     at = int(NEVER)
     if heap.size(s.pending) > 0:
-        at = min(at, int(s.mod[heap.top(s.pending)].key))
+        at = min(at, heap.first_key(s.pending))
     if heap.size(s.ready) > 0:
-        at = min(at, int(s.mod[heap.top(s.ready)].key) + 1)
+        at = min(at, heap.first_key(s.ready) + 1)
     return at

@@ -62,7 +62,7 @@ def tick(s: State, now: int) -> None:
             changed = under != mod.under or under == 1 or g.crowded != was
             mod.under = under
             if changed and mod.state != IDLE:
-                window.refresh(s, m, now)
+                window.look(s, m, now)
     for m in range(len(s.mod)):
         mod = s.mod[m]
         mod.used *= kept

@@ -12,10 +12,14 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.scheduling.heap import make_heap
+from symphony_dask.scheduling.heap import LINE, aligned, grown_heap, make_heap
 
 #: "No time": later than any event.
 NEVER = np.int64(2**62)
+
+#: "None of them", as an int64: numba takes the literal -1 for a type of its own, and compiles what is called with it
+#: once more.
+NONE = np.int64(-1)
 
 #: Levels of the deadline queues' skip lists; 4**LEVELS requests of one model are found in O(log n).
 LEVELS = 6
@@ -31,9 +35,6 @@ UNUSED, IDLE, PENDING, READY, REMOVED = 0, 1, 2, 3, 4
 
 # Where a GPU stands. BUSY: will take another batch, or end its last one, at a known time. FULL: holds DEPTH batches.
 ABSENT, OPEN, BUSY, FULL, DRAINING = 0, 1, 2, 3, 4
-
-#: Bytes of a cache line.
-_LINE = 64
 
 REQUEST = np.dtype(
     [
@@ -61,7 +62,6 @@ MODEL = np.dtype(
         ("rate", "f8"),  #: requests per ns, smoothed; 0 before the first sample
         ("first_at", "i8"),  #: deadline of ``first``, and
         ("last_at", "i8"),  #: of the last request queued: to read them here spares a cache line
-        ("pos", "i4"),
         ("state", "i4"),
         ("n", "i4"),  #: requests queued
         ("skipped", "i4"),  #: how many of them stand before ``first``
@@ -79,7 +79,6 @@ MODEL = np.dtype(
         ("served", "f4"),  #: requests dispatched
         ("dropped", "f4"),
         ("under", "i4"),  #: 1: in overload, and uses less GPU time than others (``share``)
-        ("pad", "i4"),
         ("urgent", "i4"),  #: 1: stands in the heap ``urgent`` instead of ``ready`` while it is READY
     ],
     align=True,
@@ -91,17 +90,15 @@ GPU = np.dtype(
         ("free_at", "i8"),  #: when it has run all it has, as predicted, ns
         ("control", "i8"),  #: from dispatch to start of execution, ns
         ("rank", "i8"),  #: that of the open heap: ``home_rank``, or behind all others while it is slow
-        ("home_rank", "i8"),
         ("pace", "f8"),  #: observed execution time over that of its class, smoothed (``pace``)
         ("acting_pace", "f8"),  #: the pace that batches are formed by
-        ("pos", "i4"),
-        ("state", "i4"),
-        ("gpu_class", "i4"),
-        ("n_flight", "i4"),
-        ("draining", "i4"),
+        ("home_rank", "i4"),
         ("heard", "i4"),  #: batches whose times were observed
-        ("slow", "i4"),  #: 1: much slower than its class
-        ("pad", "i4"),
+        ("gpu_class", "i2"),
+        ("state", "i1"),
+        ("n_flight", "i1"),
+        ("draining", "i1"),
+        ("slow", "i1"),  #: 1: much slower than its class
     ],
     align=True,
 )
@@ -194,7 +191,7 @@ class State(NamedTuple):
     present: Any  # (C,) int32: GPUs of each class that take batches
     gpu: Any  # (G,) GPU
     flight: Any  # (G * DEPTH,) FLIGHT, oldest first for each GPU
-    fly: Any  # (G * DEPTH, B) int32: the requests of batches at GPUs; two rows a GPU, in no order
+    fly: Any  # (G * DEPTH, at least B) int32: the requests of batches at GPUs; two rows a GPU, in no order
     pending: Any  # heap of PENDING models by window opening
     ready: Any  # heap of READY models by window closing
     urgent: Any  # the same, of those that go first in overload
@@ -231,12 +228,23 @@ def _padded(dtype: np.dtype[Any], size: int) -> np.dtype[Any]:
     )
 
 
+def _lined(n: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """As ``records``, where each record begins with a cache line."""
+    padded = _padded(dtype, -(-dtype.itemsize // LINE) * LINE)
+    array = aligned(n * padded.itemsize).view(padded)
+    return array.view(np.recarray) if _plain() else array
+
+
+def _batch_rows(rows: int, max_batch: int) -> npt.NDArray[np.int32]:
+    """Room for the requests of so many batches, (rows, at least max_batch); each row begins with a cache line."""
+    width = -(-max_batch * 4 // LINE) * LINE
+    return aligned(rows * width).view(np.int32).reshape(rows, -1)
+
+
 def _requests(n: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
     """Records of n requests and their links, which lie behind each record on the same cache line."""
-    space = np.zeros((n + 1) * _LINE, np.uint8)
-    begin = -space.ctypes.data % _LINE
-    lines = space[begin : begin + n * _LINE]
-    req = lines.view(_padded(REQUEST, _LINE))
+    lines = aligned(n * LINE)
+    req = lines.view(_padded(REQUEST, LINE))
     nxt = lines.view(np.int32).reshape(n, -1)[:, REQUEST.itemsize // 4 :][:, :LEVELS]
     nxt[:] = -1
     return req.view(np.recarray) if _plain() else req, nxt
@@ -250,14 +258,14 @@ def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: i
         req=req,
         nxt=nxt,
         slots=np.arange(requests - 1, -1, -1, dtype=np.int32),
-        mod=records(models, MODEL),
+        mod=_lined(models, MODEL),
         head=np.full((models + 1, LEVELS), -1, np.int32),
         tail=np.full((models, LEVELS), -1, np.int32),
         lat=np.full((models + 1, classes, max_batch + 2), -1, np.int64),
         present=np.zeros(classes, np.int32),
-        gpu=records(gpus, GPU),
-        flight=records(gpus * DEPTH, FLIGHT),
-        fly=np.zeros((gpus * DEPTH, max_batch), np.int32),
+        gpu=_lined(gpus, GPU),
+        flight=_lined(gpus * DEPTH, FLIGHT),
+        fly=_batch_rows(gpus * DEPTH, max_batch),
         pending=make_heap(models),
         ready=make_heap(models),
         urgent=make_heap(models),
@@ -297,7 +305,10 @@ def grown_profiles(old: Profiles, models: int, classes: int, max_batch: int) -> 
 def grown(old: State, requests: int, models: int, gpus: int, classes: int, max_batch: int) -> State:
     """A copy of ``old`` with more room; no size may shrink. Output arrays start empty."""
     new = make_state(requests, models, gpus, classes, max_batch)
-    kept = "req nxt mod tail gpu flight pending ready urgent busy open dirty present"
+    heaps = {name: grown_heap(getattr(old, name), models) for name in ("pending", "ready", "urgent")}
+    heaps |= {name: grown_heap(getattr(old, name), gpus) for name in ("busy", "open")}
+    new = new._replace(**heaps)
+    kept = "req nxt mod tail gpu flight dirty present"
     for name in kept.split():
         source = getattr(old, name)
         getattr(new, name)[: len(source)] = source

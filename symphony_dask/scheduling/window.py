@@ -15,6 +15,9 @@ Rule 4. A head that could not even run alone is dropped as soon as the model is 
 Rule 5. Where priorities differ, the batch takes the highest of all that meet its end, among equals the earliest
         deadlines; the others stay queued. It is of the size it would be without priorities, or so much smaller that
         most requests of a priority above 0 are part of it.
+Rule 6. A request that joins the end of the queue of a PENDING model only moves the opening earlier. That is written
+        down; the heap keeps a time that is earlier still, until which nothing has to be done, so most requests of a
+        batch cost neither a place in a heap nor a look.
 All deadlines here are those of the GPU's end of work: the host has taken the reply latency off them. ``control`` is the
 time from a decision to the start of execution; it moves the whole window earlier. ``slack`` opens the window earlier
 and leaves its end alone: it makes up for a host that is called late.
@@ -25,7 +28,7 @@ from __future__ import annotations
 from typing import Any
 
 from symphony_dask.scheduling import heap, queue
-from symphony_dask.scheduling.compiled import compiled
+from symphony_dask.scheduling.compiled import compiled, inlined, wide
 from symphony_dask.scheduling.state import (
     FREE,
     IDLE,
@@ -45,17 +48,21 @@ MOST_PRIORITY = 7
 #: Adaptive: how far one batch moves the smoothed share of batches that waited.
 WAITING_STEP = 0.01
 
+#: A PENDING model is looked at after this share of the time in which it is thought to become ready; exactly at its
+#: opening once fewer requests than this are thought to come until then (rule 6).
+LOOK_SHARE, LOOK_COMING = 0.75, 2.0
+
 #: A rate sample ends after so many SLOs and at least so many ns.
 RATE_SLOS, RATE_NS = 8, 100_000_000
 
 
-@compiled
+@inlined
 def frontrun(latency: Any, deadline: int, b: int, control: int) -> int:
     """When the window of b requests with first deadline ``deadline`` opens, ns."""
     return int(deadline - latency[b + 1] - control)
 
 
-@compiled
+@inlined
 def latest(latency: Any, deadline: int, b: int, control: int) -> int:
     """When that window closes, ns."""
     return int(deadline - latency[b] - control)
@@ -84,7 +91,7 @@ def target_batch(latency: Any, max_batch: int, slo: int, rate: float, gpus: int)
     return best
 
 
-@compiled
+@inlined
 def retarget(s: State, m: int) -> None:
     mod = s.mod[m]
     gpus = max(1, s.g[0].live_gpus)
@@ -93,7 +100,7 @@ def retarget(s: State, m: int) -> None:
     mod.excess = max(0.0, mod.rate * latency[mod.target] / mod.target - 1.0)
 
 
-@compiled
+@inlined
 def _sample_rate(s: State, m: int, now: int) -> None:
     mod = s.mod[m]
     span = now - mod.rate_since
@@ -105,7 +112,7 @@ def _sample_rate(s: State, m: int, now: int) -> None:
         retarget(s, m)
 
 
-@compiled
+@inlined
 def free_slot(s: State, slot: int) -> None:
     s.req[slot].state = FREE
     s.slots[s.g[0].n_slots] = slot
@@ -124,25 +131,71 @@ def drop(s: State, m: int) -> None:
     free_slot(s, slot)
 
 
-@compiled
+@inlined
 def unlist(s: State, m: int) -> None:
     """Take the model out of whichever heap it is in."""
     mod = s.mod[m]
     if mod.state == PENDING:
-        heap.remove(s.pending, s.mod, m)
+        heap.remove(s.pending, m)
     elif mod.state == READY:
-        heap.remove(s.urgent if mod.urgent == 1 else s.ready, s.mod, m)
+        heap.remove(s.urgent if mod.urgent == 1 else s.ready, m)
     mod.state = IDLE
 
 
-@compiled
+@inlined
 def _head_at(s: State, m: int) -> int:
     """Deadline of the first request queued."""
     mod = s.mod[m]
     return int(mod.first_at if mod.skipped == 0 else s.req[s.head[m, 0]].deadline)
 
 
-@compiled
+@inlined
+def _slack(s: State, m: int) -> int:
+    """How much earlier than frontrun the window opens, ns."""
+    g = s.g[0]
+    return int(g.slack + int(g.slack_share * s.mod[m].slo) + s.mod[m].under * g.lead)
+
+
+@inlined
+def _look_at(s: State, m: int, latency: Any, b: int, now: int) -> int:
+    """When to look at a PENDING model of which ``b`` requests can be served: not after its window opens (rule 6)."""
+    mod = s.mod[m]
+    ahead = mod.open - now
+    sooner = mod.rate * (latency[b + 1] - latency[b])  # ns by which the opening comes nearer in each ns
+    if mod.rate * ahead < LOOK_COMING * (1.0 + sooner):
+        return int(mod.open)
+    return int(now + max(1, int(LOOK_SHARE * ahead / (1.0 + sooner))))
+
+
+@inlined
+def absorb(s: State, m: int, now: int) -> bool:
+    """Take in a request just put at the end of the queue where only the opening of the window moves (rule 6).
+
+    Returns False where it takes a ``refresh``.
+    """
+    mod = s.mod[m]
+    policy = s.g[0].policy
+    rest = mod.n - mod.skipped
+    if rest >= mod.max_batch or mod.state < PENDING or policy not in (DEFERRED, ADAPTIVE):
+        return False
+    latency = s.lat[m, mod.gpu_class]
+    opening = frontrun(latency, mod.first_at, rest, s.g[0].control + _slack(s, m))
+    if mod.state == READY:
+        if rest <= mod.target:
+            return False
+        mod.open = opening
+        return True
+    if mod.skipped > 0 or opening <= now:
+        return False
+    mod.open = opening
+    if rest <= mod.target:
+        mod.close = latest(latency, mod.first_at, rest, s.g[0].control)
+    if opening < mod.key:
+        heap.rekey(s.pending, s.mod, m, _look_at(s, m, latency, rest, now))
+    return True
+
+
+@inlined
 def refresh(s: State, m: int, now: int) -> None:
     """Bring the model's candidate and window up to ``now`` (rules 1 and 4), and the heap that it stands in."""
     mod = s.mod[m]
@@ -160,8 +213,7 @@ def refresh(s: State, m: int, now: int) -> None:
     rest = mod.n - mod.skipped
     deadline = mod.first_at
     b = min(rest, mod.max_batch)
-    slack = s.g[0].slack + int(s.g[0].slack_share * mod.slo) + mod.under * s.g[0].lead
-    mod.open = frontrun(latency, deadline, b, control + slack)
+    mod.open = frontrun(latency, deadline, b, control + _slack(s, m))
     mod.close = latest(latency, deadline, min(mod.target, rest), control)
     expiry = latest(latency, _head_at(s, m), 1, control)
     policy = s.g[0].policy
@@ -183,7 +235,8 @@ def refresh(s: State, m: int, now: int) -> None:
         if urgent == 1 and mod.raised > 0:
             key = latest(latency, s.req[mod.first_raised].deadline, 1, control)
     else:
-        key = mod.open if mod.skipped == 0 else min(mod.open, expiry + 1)
+        lazy = mod.skipped == 0 and policy in (DEFERRED, ADAPTIVE)
+        key = _look_at(s, m, latency, b, now) if lazy else min(mod.open, expiry + 1)
     if state != mod.state:
         unlist(s, m)
         heap.push(ready if state == READY else s.pending, s.mod, m, key)
@@ -193,6 +246,12 @@ def refresh(s: State, m: int, now: int) -> None:
 
 
 @compiled
+def look(s: State, m: int, now: int) -> None:
+    """``refresh``, not inlined: for where it is called per batch or less."""
+    refresh(s, m, now)
+
+
+@inlined
 def form(s: State, m: int, latency: Any, start: int) -> int:
     """Shape the batch for a GPU with l(b) ``latency`` that would start at ``start`` (rules 2 and 3).
 
@@ -206,22 +265,22 @@ def form(s: State, m: int, latency: Any, start: int) -> int:
     return b
 
 
-@compiled
+@inlined
 def shape(s: State, m: int, latency: Any, start: int) -> tuple[int, int, int]:
     """What ``form`` decides, without doing it: the batch's first request, how many requests the queue holds from there
     on, and the batch's size. The size is 0 when no request could meet its deadline.
     """
     mod = s.mod[m]
-    at = int(s.head[m, 0])
-    rest = int(mod.n)
+    at = wide(s.head[m, 0])
+    rest = wide(mod.n)
     while rest > 0 and start + latency[min(mod.target, rest)] > s.req[at].deadline:
-        at = int(s.nxt[at, 0])
+        at = wide(s.nxt[at, 0])
         rest -= 1
     if rest == 0:
         return -1, 0, 0
     b = min(int(mod.target), rest)
     while rest < mod.n:
-        earlier = int(s.req[at].prev)
+        earlier = wide(s.req[at].prev)
         if start + latency[b] > s.req[earlier].deadline:
             break
         at = earlier
@@ -258,9 +317,9 @@ def form_chosen(s: State, m: int, latency: Any, start: int, keep: bool) -> int:
                 equals -= 1
             s.members[members + taken] = at
             taken += 1
-        at = int(s.nxt[at, 0])
+        at = wide(s.nxt[at, 0])
     for i in range(b):
-        queue.remove(s, m, int(s.members[members + i]))
+        queue.remove(s, m, wide(s.members[members + i]))
     return b
 
 
@@ -268,7 +327,7 @@ def form_chosen(s: State, m: int, latency: Any, start: int, keep: bool) -> int:
 def _shrink(s: State, m: int, latency: Any, start: int, at: int, rest: int, b: int) -> tuple[int, int, int]:
     """What ``shape`` found, made smaller where so more requests of priority above 0 can be part of it (rule 5)."""
     mod = s.mod[m]
-    slot = int(mod.first_raised)
+    slot = wide(mod.first_raised)
     if b == 0 or not queue.before(s, slot, at):
         return at, rest, b
     left = int(mod.raised)
@@ -285,18 +344,18 @@ def _shrink(s: State, m: int, latency: Any, start: int, at: int, rest: int, b: i
                 first = slot
                 first_size = size
             left -= 1
-        slot = int(s.nxt[slot, 0])
+        slot = wide(s.nxt[slot, 0])
     if min(b, left) * latency[first_size] >= most * latency[b]:
         return at, rest, b
     slot = first
     while slot != at:
         rest += 1
-        slot = int(s.nxt[slot, 0])
-    earlier = int(s.req[first].prev)
+        slot = wide(s.nxt[slot, 0])
+    earlier = wide(s.req[first].prev)
     while earlier >= 0 and start + latency[first_size] <= s.req[earlier].deadline:
         first = earlier
         rest += 1
-        earlier = int(s.req[first].prev)
+        earlier = wide(s.req[first].prev)
     return first, rest, first_size
 
 
@@ -314,7 +373,7 @@ def _cut(s: State, at: int, b: int) -> tuple[int, int]:
                 n += 1
             elif priority < level:
                 below = max(below, priority)
-            slot = int(s.nxt[slot, 0])
+            slot = wide(s.nxt[slot, 0])
         if n >= b or level == 0:
             return level, b
         b -= n

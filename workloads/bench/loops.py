@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.scheduling import heap, kernels, ranks, ring, shard
-from symphony_dask.scheduling.compiled import compiled, compiled_nogil
+from symphony_dask.scheduling.compiled import compiled, compiled_nogil, wide
 from symphony_dask.scheduling.state import NEVER
 from workloads.bench.clock import clock_ns
 from workloads.ends import Ends, begin, report
@@ -131,7 +131,7 @@ def run_engine(s: Any, p: Any, load: Load, ends: Ends, c: Counts, start: int, vi
         if t.requests < load.total:
             due = min(due, base + load.times[j])
         if heap.size(ends.heap) > 0:
-            due = min(due, ends.gpu[heap.top(ends.heap)].key)
+            due = min(due, heap.first_key(ends.heap))
         if due >= NEVER:
             break
         if virtual == 1:
@@ -146,7 +146,7 @@ def run_engine(s: Any, p: Any, load: Load, ends: Ends, c: Counts, start: int, vi
         for _ in range(_AT_ONCE):
             if t.requests == load.total or base + load.times[j] > now:
                 break
-            if kernels.submit_one(s, now, load.models[j], base + load.times[j] + load.slo, t.requests) < 0:
+            if kernels.submit_one(s, now, wide(load.models[j]), base + load.times[j] + load.slo, t.requests) < 0:
                 t.rejected += 1
                 t.late += 1
             t.requests += 1
@@ -155,6 +155,8 @@ def run_engine(s: Any, p: Any, load: Load, ends: Ends, c: Counts, start: int, vi
             if j == n:
                 j = 0
                 base += load.period
+        if kernels.next_event(s) > now:
+            continue
         kernels.clear_output(s)
         kernels.advance(s, now)
         t.dropped += s.g[0].n_drops
