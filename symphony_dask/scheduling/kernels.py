@@ -46,9 +46,9 @@ from symphony_dask.scheduling.state import (
 )
 
 #: Adaptive (rule 4): the share of waiting batches at which a model may start a whole SLO early, how much of a target
-#: batch the last GPU that a model needs is held for, and how many entries of the pending heap, from its top, are looked
-#: at. Found by simulation over the grid of docs/results.md.
-FULL_SHARE, HOLD, LOOK = 0.002, 1.4, 15
+#: batch the last GPU that a model needs is held for, and how many entries of the pending heap are looked at: its first
+#: three levels. Found by simulation over the grid of docs/results.md.
+FULL_SHARE, HOLD, LOOK = 0.002, 1.4, 21
 
 #: How often slow GPUs are tried, ns, and what is left of the pace of one that nothing could be given (rule 5).
 PROBE_NS, HOPE = 500_000_000, 0.95
