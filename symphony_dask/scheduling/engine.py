@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.scheduling import kernels, pace, window
+from symphony_dask.scheduling import kernels, pace, priorities, window
 from symphony_dask.scheduling.heap import ROOT, row_of
 from symphony_dask.scheduling.heap import size as heap_size
 from symphony_dask.scheduling.state import (
@@ -49,7 +49,7 @@ POLICIES = {
 QUEUE_FULL = kernels.QUEUE_FULL
 NO_MODEL = kernels.NO_MODEL
 
-MOST_PRIORITY = window.MOST_PRIORITY
+MOST_PRIORITY = priorities.MOST_PRIORITY
 
 #: Queued requests of one model beyond which ``submit`` answers QUEUE_FULL.
 DEFAULT_QUEUE_LIMIT = 10_000

@@ -6,7 +6,7 @@ queues and windows are shared out among model threads, and one thread ranks.
 
 Rule 1. A model thread reports a model when its window opens, when the closing moves, and when it is ready no more.
 Rule 2. While a model is ready and a GPU is open, the model whose window closes first is granted the open GPU of the
-        lowest rank (rule 2 of ``kernels``). Both are then out of every heap until the answer.
+        lowest rank (rule 2 of ``matching``). Both are then out of every heap until the answer.
 Rule 3. Its model thread forms the batch and answers with the time at which the GPU will be free again, or that it did
         not use it; the answer says also where the model now stands. What the model reported between grant and answer
         is passed over: it was said before the batch was taken out.

@@ -12,10 +12,7 @@ Rule 2. A batch is formed for the GPU that it gets. b = min(target, rest) after 
         Skipped heads that meet their deadline at l(b) rejoin; those before them are dropped.
 Rule 3. Then b grows while one more request leaves the first deadline met.
 Rule 4. A head that could not even run alone is dropped as soon as the model is looked at.
-Rule 5. Where priorities differ, the batch takes the highest of all that meet its end, among equals the earliest
-        deadlines; the others stay queued. It is of the size it would be without priorities, or so much smaller that
-        most requests of a priority above 0 are part of it.
-Rule 6. A request that joins the end of the queue of a PENDING model only moves the opening earlier. That is written
+Rule 5. A request that joins the end of the queue of a PENDING model only moves the opening earlier. That is written
         down; the heap keeps a time that is earlier still, until which nothing has to be done, so most requests of a
         batch cost neither a place in a heap nor a look.
 All deadlines here are those of the GPU's end of work: the host has taken the reply latency off them. ``control`` is the
@@ -38,18 +35,15 @@ from symphony_dask.scheduling.state import (
 )
 
 #: Policies by number; ``engine.POLICIES`` gives their names. They differ in when a window opens:
-#: DEFERRED and ADAPTIVE at frontrun (adaptive may start before, see ``kernels``), EAGER at once, LATEST when it closes,
+#: DEFERRED and ADAPTIVE at frontrun (adaptive may start before: ``matching``), EAGER at once, LATEST when it closes,
 #: TIMEOUT when the head has waited a fraction of its SLO, TARGET with the target batch, at frontrun at the latest.
 DEFERRED, EAGER, ADAPTIVE, LATEST, TIMEOUT, TARGET = 0, 1, 2, 3, 4, 5
-
-#: The highest priority; the lowest and usual one is 0.
-MOST_PRIORITY = 7
 
 #: Adaptive: how far one batch moves the smoothed share of batches that waited.
 WAITING_STEP = 0.01
 
 #: A PENDING model is looked at after this share of the time in which it is thought to become ready; exactly at its
-#: opening once fewer requests than this are thought to come until then (rule 6).
+#: opening once fewer requests than this are thought to come until then (rule 5).
 LOOK_SHARE, LOOK_COMING = 0.75, 2.0
 
 #: A rate sample ends after so many SLOs and at least so many ns.
@@ -158,7 +152,7 @@ def _slack(s: State, m: int) -> int:
 
 @inlined
 def _look_at(s: State, m: int, latency: Any, b: int, now: int) -> int:
-    """When to look at a PENDING model of which ``b`` requests can be served: not after its window opens (rule 6)."""
+    """When to look at a PENDING model of which ``b`` requests can be served: not after its window opens (rule 5)."""
     mod = s.mod[m]
     ahead = mod.open - now
     sooner = mod.rate * (latency[b + 1] - latency[b])  # ns by which the opening comes nearer in each ns
@@ -169,7 +163,7 @@ def _look_at(s: State, m: int, latency: Any, b: int, now: int) -> int:
 
 @inlined
 def absorb(s: State, m: int, now: int) -> bool:
-    """Take in a request just put at the end of the queue where only the opening of the window moves (rule 6).
+    """Take in a request just put at the end of the queue where only the opening of the window moves (rule 5).
 
     Returns False where it takes a ``refresh``.
     """
@@ -289,92 +283,3 @@ def shape(s: State, m: int, latency: Any, start: int) -> tuple[int, int, int]:
     while b < rest and b < mod.max_batch and start + latency[b + 1] <= deadline:
         b += 1
     return at, rest, b
-
-
-@compiled
-def form_chosen(s: State, m: int, latency: Any, start: int, keep: bool) -> int:
-    """As ``form``, where the batch need not be the head of the queue: it is then in ``members``, from ``n_members`` on.
-
-    Of the requests that could be in a batch of that size (rule 5) it takes those of the highest priorities. With
-    ``keep`` nothing is dropped: what this GPU cannot serve in time stays queued for those that are faster.
-    """
-    at, rest, b = shape(s, m, latency, start)
-    mod = s.mod[m]
-    if mod.raised > 0:
-        at, rest, b = _shrink(s, m, latency, start, at, rest, b)
-    if b == 0:
-        return 0
-    if not keep:
-        while mod.n > rest:
-            drop(s, m)
-    lowest, equals = (0, b) if mod.raised == 0 else _cut(s, at, b)
-    members = s.g[0].n_members
-    taken = 0
-    while taken < b:
-        priority = s.req[at].priority
-        if priority > lowest or (priority == lowest and equals > 0):
-            if priority == lowest:
-                equals -= 1
-            s.members[members + taken] = at
-            taken += 1
-        at = wide(s.nxt[at, 0])
-    for i in range(b):
-        queue.remove(s, m, wide(s.members[members + i]))
-    return b
-
-
-@compiled
-def _shrink(s: State, m: int, latency: Any, start: int, at: int, rest: int, b: int) -> tuple[int, int, int]:
-    """What ``shape`` found, made smaller where so more requests of priority above 0 can be part of it (rule 5)."""
-    mod = s.mod[m]
-    slot = wide(mod.first_raised)
-    if b == 0 or not queue.before(s, slot, at):
-        return at, rest, b
-    left = int(mod.raised)
-    size = 0
-    most = 0
-    first = -1
-    first_size = 0
-    while slot != at:
-        if s.req[slot].priority > 0:
-            while size < b and start + latency[size + 1] <= s.req[slot].deadline:
-                size += 1
-            if size > 0 and min(size, left) * latency[first_size] >= most * latency[size]:
-                most = min(size, left)
-                first = slot
-                first_size = size
-            left -= 1
-        slot = wide(s.nxt[slot, 0])
-    if min(b, left) * latency[first_size] >= most * latency[b]:
-        return at, rest, b
-    slot = first
-    while slot != at:
-        rest += 1
-        slot = wide(s.nxt[slot, 0])
-    earlier = wide(s.req[first].prev)
-    while earlier >= 0 and start + latency[first_size] <= s.req[earlier].deadline:
-        first = earlier
-        rest += 1
-        earlier = wide(s.req[first].prev)
-    return first, rest, first_size
-
-
-@compiled
-def _cut(s: State, at: int, b: int) -> tuple[int, int]:
-    """The lowest priority among the ``b`` highest from ``at`` on, and how many of that priority are among them."""
-    level = MOST_PRIORITY
-    while True:
-        n = 0
-        below = 0
-        slot = at
-        while slot >= 0:
-            priority = int(s.req[slot].priority)
-            if priority == level:
-                n += 1
-            elif priority < level:
-                below = max(below, priority)
-            slot = wide(s.nxt[slot, 0])
-        if n >= b or level == 0:
-            return level, b
-        b -= n
-        level = below
