@@ -231,6 +231,11 @@ class Model:
         self._signature = signature
         self._lane = lane
 
+    @property
+    def number(self) -> int:
+        """The model's number on the lane, for tools that speak it themselves."""
+        return self._id
+
     def submit(self, x: Any, *, slo: str | float | None = None, priority: int = 0) -> InferenceFuture:
         """Submit one sample; returns its future at once. From any thread.
 

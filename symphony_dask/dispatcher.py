@@ -103,6 +103,7 @@ class Dispatcher:
         self._reply_ns = FIRST_ROUND_TRIP_NS // 2
         self._server: asyncio.Server | None = None
         self._timer_lateness = Latency(FIRST_TIMER_LATENESS_NS)
+        self._round_trip = Latency()  # of all clients
         self._set_slack(FIRST_ROUND_TRIP_NS // 2)
         self._tick_due = False
         self._measure_task: asyncio.Task[None] | None = None
@@ -259,7 +260,9 @@ class Dispatcher:
             elif op == CANCEL:
                 self._cancel(peer, read_column(fields[0]))
             elif op == PONG:
-                peer.round_trip.add(now_ns() - int(fields[0]))
+                round_trip = now_ns() - int(fields[0])
+                peer.round_trip.add(round_trip)
+                self._round_trip.add(round_trip)
             else:
                 raise BadInput(f"lane op {op} does not come from a client")
         elif isinstance(peer, Worker):
@@ -626,7 +629,9 @@ class Dispatcher:
                 "pace": [engine.pace(g) for g in c.peer.gpus],
                 "slow": [engine.is_slow(g) for g in c.peer.gpus],
                 "control_ns": c.peer.control.bound_ns(),
+                "control_mean_ns": int(c.peer.control.mean_ns),
                 "reply_ns": c.peer.reply.bound_ns(),
+                "reply_mean_ns": int(c.peer.reply.mean_ns),
             }
             for address, c in self.workers.items()
         }
@@ -638,4 +643,6 @@ class Dispatcher:
             "clients": len(self._clients),
             "recording": recording,
             "timer_lateness_ns": self._timer_lateness.bound_ns(),
+            "client_round_trip_mean_ns": int(self._round_trip.mean_ns),
+            "slack_ns": int(engine.state.g["slack"][0]),
         }

@@ -91,11 +91,49 @@ def live(batch: int, payload: int, seconds: float, as_json: bool) -> None:
         print_json(result)
         return
     click.echo(f"lane, closed loop    {result['lane_hz']:12,.0f} req/s  (mean batch {result['mean_batch']:.1f})")
+    click.echo(f"scheduler CPU        {result['scheduler_cpu_us']:12,.1f} us/req")
+    click.echo(f"futures, closed loop {result['client_hz']:12,.0f} req/s")
     click.echo(f"plain client.submit  {result['dask_submit_hz']:12,.0f} tasks/s")
     click.echo(f"ratio                {result['ratio']:12.1f}")
     for row in result["open_loop"]:
         rate, p50, p99 = row["rate_hz"], row["p50_ms"], row["p99_ms"]
         click.echo(f"open loop            {rate:12,.0f} req/s  p50 {p50:.2f} ms  p99 {p99:.2f} ms")
+
+
+@bench.command()
+@click.option("--setting", "names", multiple=True, help="Of the table below; by default all.")
+@click.option("--policy", default="adaptive", show_default=True, help="A policy of the engine.")
+@click.option("--seconds", default=8.0, show_default=True, help="Length of each live run.")
+@json_option
+@command
+def fidelity(names: tuple[str, ...], policy: str, seconds: float, as_json: bool) -> None:
+    """Goodput live and simulated, and both on the same arrivals at 50, 80 and 95 % of it.
+
+    Settings, on 4 emulated GPUs: resnet50-25ms, inception-70ms, resnet50-100ms, 8-models-100ms.
+    """
+    from symphony_dask.errors import BadInput
+    from workloads.bench.fidelity import SETTINGS, bench_fidelity
+
+    known = {setting.name: setting for setting in SETTINGS}
+    for name in names:
+        if name not in known:
+            raise BadInput(f"setting {name!r} is unknown: choose of {', '.join(known)}")
+    chosen = [known[name] for name in names] or list(SETTINGS)
+    result = bench_fidelity(chosen, policy=policy, seconds=seconds, on_progress=lambda text: click.echo(text, err=True))
+    if as_json:
+        print_json(result)
+        return
+    for row in result["rows"]:
+        if "share" in row:
+            click.echo(
+                f"{row['setting']:16} at {row['share']:.0%}: live {row['live_attainment']:.2%} good, "
+                f"{row['live_mean_batch']:.2f} a batch; simulated {row['simulated_attainment']:.2%}, "
+                f"{row['simulated_mean_batch']:.2f}"
+            )
+        else:
+            click.echo(
+                f"{row['setting']:16} {row['label']:10} {row['goodput_hz']:10,.0f} req/s of {row['bound_hz']:,.0f}"
+            )
 
 
 popularity_option = click.option(

@@ -207,6 +207,8 @@ def simulate(
     priorities: Slots | None = None,
     control_ns: int = 0,
     reply_ns: int = 0,
+    slack_ns: int = 0,
+    slack_share: float = 0.0,
     noise: float = 0.0,
     slowness: Sequence[float] | None = None,
     seed: int = 0,
@@ -224,6 +226,8 @@ def simulate(
     priorities: (n,) of each request, 0 to MOST_PRIORITY; by default 0. Higher ones survive longer in overload.
     control_ns, reply_ns: network latency from a decision to the GPU, and from the end of a batch to its answer. The
         engine knows both and plans for them.
+    slack_ns, slack_share: how much earlier than frontrun windows open, and by which share of the SLO besides; a live
+        dispatcher makes up so for a host that is called late (``dispatcher.SLACK_SHARE``).
     noise: standard deviation of execution times relative to l(b). The factors are gamma distributed with mean 1, drawn
         by ``seed``; the k-th batch of a simulation has the k-th.
     slowness: of each GPU, what its execution times are multiplied by beside the noise; the engine is not told of it.
@@ -240,9 +244,10 @@ def simulate(
     fleet = plan_fleet(gpus, len(models), events)
     if policy not in POLICIES:
         raise BadInput(f"policy {policy!r} is unknown: choose one of {', '.join(POLICIES)}")
-    if not 0 <= noise < np.inf or control_ns < 0 or reply_ns < 0 or seed < 0:
+    if not 0 <= noise < np.inf or min(control_ns, reply_ns, slack_ns, slack_share, seed) < 0:
         raise BadInput(
-            f"noise={noise}, control_ns={control_ns}, reply_ns={reply_ns}, seed={seed}: each must be at least 0"
+            f"noise={noise}, control_ns={control_ns}, reply_ns={reply_ns}, slack_ns={slack_ns}, "
+            f"slack_share={slack_share}, seed={seed}: each must be at least 0"
         )
     slos = np.array([model.slo_ns for model in models], np.int64)[which] if slos_ns is None else slos_ns
     if len(slos) != n or slos.min() < 1:
@@ -266,6 +271,7 @@ def simulate(
     engine = Engine(policy, exact=exact, max_requests=room)
     start = min([int(arrivals[0]), *(event.time_ns for event in fleet.events)])
     engine.set_control(start, control_ns)
+    engine.set_slack(slack_ns, slack_share)
     # Each request of a batch that is lost may come to run in a batch of its own.
     most = n + DEPTH * largest * sum(isinstance(event, RemoveGpu) for event in fleet.events)
     factors = np.empty(0) if exact else np.ones(most)
@@ -309,6 +315,8 @@ def simulate(
             "policy": policy,
             "control_ns": control_ns,
             "reply_ns": reply_ns,
+            "slack_ns": slack_ns,
+            "slack_share": slack_share,
             "noise": noise,
             "slowness": None if slowness is None else slow.tolist(),
             "seed": seed,

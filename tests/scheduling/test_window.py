@@ -70,6 +70,33 @@ def test_a_lone_request_waits_for_its_window() -> None:
     assert advance(engine, 18) == ([Sent(model=0, gpu=0, slots=[0], start=18, end=24)], [])
 
 
+def test_a_request_that_only_moves_the_opening_is_written_down_without_a_look() -> None:
+    engine = make_engine()
+    submit(engine, 0, 25)
+    advance(engine, 0)
+    submit(engine, 1, 26)
+    assert engine.state.mod["dirty"][0] == 0
+    assert engine.state.mod["open"][0] == ns(17)  # 25 - l(3)
+    assert next_event(engine) == 17
+
+
+def test_a_model_whose_requests_come_fast_is_looked_at_before_its_window_and_sent_inside_it() -> None:
+    engine = make_engine()
+    engine.state.mod["rate"][0] = 1 / ns(1)
+    submit(engine, 0, 25)
+    advance(engine, 0)
+    # Opens at 18; at a request and so 1 ms a ms the opening comes nearer twice as fast as time: three quarters of 9 ms.
+    assert next_event(engine) == 6.75
+    assert advance(engine, 6.75) == ([], [])
+    assert engine.state.mod["open"][0] == ns(18)
+    for t in range(7, 12):
+        submit(engine, t, 25 + t)
+        assert advance(engine, t) == ([], [])
+    assert next_event(engine) <= 13  # 25 - l(7)
+    sent, _ = advance(engine, 13)
+    assert [len(batch.slots) for batch in sent] == [6]
+
+
 def test_each_request_that_joins_opens_the_window_earlier() -> None:
     engine = make_engine()
     submit(engine, 0, 25)

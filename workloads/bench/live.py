@@ -1,15 +1,15 @@
 """``symphony bench live``: requests a second through one scheduler process, beside plain Dask in the same run.
 
-The model takes no time (l(b) = 0), so what is measured is the path: client, lane, engine, worker and back. The cluster
-is real processes over TCP; client and cluster share this machine's cores. Batches are formed eagerly, up to ``batch``:
-with l(b) = 0 deferral would only wait for the deadline.
+The model takes no time (l(b) = 0), so what is measured is the path: generator, lane, engine, worker and back, and all
+latency is added latency. The cluster is real processes over TCP; load generator and cluster share this machine's cores.
+Batches are formed eagerly, up to ``batch``: with l(b) = 0 deferral would only wait for the deadline.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,17 @@ from distributed import Client
 from symphony_dask.backends import Emulated
 from symphony_dask.client import Model, Serving
 from symphony_dask.errors import BadInput
+from workloads import loadgen
 from workloads.arrivals import poisson
 from workloads.processes import ProcessCluster
-from workloads.replay import replay
 
 WORKERS = 2
 
 #: Requests that the closed loop keeps under way, in batches for each slot: one runs, one waits, two are in between.
 _BATCHES_UNDER_WAY = 4
 
-_OPEN_LOOP_HZ = (1_000.0, 4_000.0, 8_000.0)
+#: Rates of the open loop, req/s.
+OPEN_LOOP_HZ = (1_000.0, 4_000.0, 8_000.0, 20_000.0)
 
 
 def bench_live(
@@ -35,10 +36,14 @@ def bench_live(
     batch: int = 8,
     payload_bytes: int = 100,
     seconds: float = 5.0,
+    open_loop_hz: Sequence[float] = OPEN_LOOP_HZ,
     on_progress: Callable[[str], None] = lambda s: None,
 ) -> dict[str, Any]:
-    """Closed loop over the lane, plain ``client.submit``, then open loops; see ``../shared/cli.md`` for the keys.
+    """Closed loops over the lane, plain ``client.submit``, then open loops; see ``../shared/cli.md`` for the keys.
 
+    lane_hz: offered by the load generator, which keeps columns. client_hz: by ``model.submit`` with a future for each
+        request, in this process, which is then what limits it. scheduler_cpu_us: of the scheduler process for each
+        request of the first.
     seconds: length of each measurement.
 
     Raises ``BadInput`` on sizes below 1 or ``seconds`` not above 0.
@@ -46,37 +51,46 @@ def bench_live(
     if batch < 1 or payload_bytes < 1 or not seconds > 0:
         raise BadInput(f"batch={batch}, payload={payload_bytes}, seconds={seconds}: all must be above 0")
     sample = bytes(payload_bytes)
+    under_way = WORKERS * batch * _BATCHES_UNDER_WAY
     with ProcessCluster(WORKERS) as cluster, Client(cluster.address) as client, Serving(client) as serving:
         serving.set_policy("eager")
         model = serving.deploy("null", Emulated(0.0, 0.0), slo="1s", max_batch=batch)
         on_progress("closed loop over the lane")
-        closed_loop(model, sample, WORKERS * batch * _BATCHES_UNDER_WAY, min(1.0, seconds))
-        before = _served(serving)
-        lane_hz = closed_loop(model, sample, WORKERS * batch * _BATCHES_UNDER_WAY, seconds)
+        loadgen.keep_under_way(serving, model, under_way, min(1.0, seconds), sample=sample)
+        before, cpu_before = _served(serving), cluster.scheduler_cpu_s()
+        loaded = loadgen.keep_under_way(serving, model, under_way, seconds, sample=sample)
+        cpu_s = cluster.scheduler_cpu_s() - cpu_before
         requests, batches = (now - then for now, then in zip(_served(serving), before, strict=True))
+        lane_hz = float(loaded.answered.sum()) / seconds
+        on_progress("closed loop of futures")
+        client_hz = closed_loop(model, sample, under_way, seconds)
         on_progress("plain client.submit")
         dask_hz = plain_submit(client, seconds)
         open_loop = []
-        for rate in _OPEN_LOOP_HZ:
+        for rate in open_loop_hz:
             on_progress(f"open loop, {rate:,.0f} req/s")
             arrivals = poisson(rate, seconds, seed=0)
             choices = np.zeros(len(arrivals), np.int32)
-            seen = replay([model], arrivals, choices, payload=lambda i: sample)
+            seen = loadgen.offer(serving, [model], arrivals, choices, samples=[sample]).to_dict()
             open_loop.append(
                 {
-                    "rate_hz": seen.offered_hz,
-                    "p50_ms": seen.p50_ms,
-                    "p99_ms": seen.p99_ms,
-                    "answered": seen.ok + seen.late,
-                    "requests": seen.requests,
-                    "generator_lateness_p99_ms": seen.lateness_p99_ms,
+                    "rate_hz": seen["offered_hz"],
+                    "p50_ms": seen["p50_ms"],
+                    "p99_ms": seen["p99_ms"],
+                    "answered": seen["ok"] + seen["late"],
+                    "requests": seen["requests"],
+                    "generator_lateness_p50_ms": seen["lateness_p50_ms"],
+                    "generator_lateness_p99_ms": seen["lateness_p99_ms"],
                 }
             )
     return {
         "label": "measured; a model that takes no time, everything else real",
         "lane_hz": lane_hz,
+        "client_hz": client_hz,
         "dask_submit_hz": dask_hz,
         "ratio": lane_hz / dask_hz,
+        "client_ratio": client_hz / dask_hz,
+        "scheduler_cpu_us": cpu_s / requests * 1e6 if requests else None,
         "mean_batch": requests / batches if batches else None,
         "batch": batch,
         "payload_bytes": payload_bytes,
