@@ -136,6 +136,43 @@ def fidelity(names: tuple[str, ...], policy: str, seconds: float, as_json: bool)
             )
 
 
+@bench.command()
+@click.option(
+    "--setting", "names", multiple=True, help="resnet50-25ms, inception-70ms, resnet50-100ms; by default all."
+)
+@click.option("--peer", "peers_", multiple=True, help="mosec, ray-serve, litserve; by default all.")
+@click.option("--folder", default="~/.cache/symphony-dask/peers", show_default=True, help="For their environments.")
+@click.option("--seconds", default=5.0, show_default=True, help="Length of each live run.")
+@json_option
+@command
+def peers(names: tuple[str, ...], peers_: tuple[str, ...], folder: str, seconds: float, as_json: bool) -> None:
+    """Live goodput of Ray Serve, Mosec and LitServe beside ours, on 4 emulated GPUs.
+
+    Installs each into an environment of its own. Takes a minute or more for each of a peer's settings.
+    """
+    from symphony_dask.errors import BadInput
+    from workloads.bench.fidelity import SETTINGS
+    from workloads.bench.peers import PEERS, bench_peers
+
+    known = {setting.name: setting for setting in SETTINGS[:3]}
+    for name in names:
+        if name not in known:
+            raise BadInput(f"setting {name!r} is unknown: choose of {', '.join(known)}")
+    result = bench_peers(
+        [known[name] for name in names] or SETTINGS[:3],
+        peers_ or tuple(PEERS),
+        folder=folder,
+        seconds=seconds,
+        on_progress=lambda text: click.echo(text, err=True),
+    )
+    if as_json:
+        print_json(result)
+        return
+    for row in result["rows"]:
+        knobs = f"  batch {row['max_batch']}, wait {row['wait_ms']:g} ms" if "max_batch" in row else ""
+        click.echo(f"{row['setting']:16} {row['system']:14} {row['goodput_hz']:10,.0f} req/s{knobs}")
+
+
 popularity_option = click.option(
     "--popularity", type=click.Choice(["equal", "zipf"]), default="equal", show_default=True, help="Of the models."
 )

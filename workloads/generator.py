@@ -43,7 +43,8 @@ class Plan:
     due: (n,) rising, from the common start; None in a closed loop.
     models: (n,) the model's number on the lane; the first alone counts in a closed loop.
     payloads: encoded sample by model number.
-    under_way, span: of a closed loop, how many requests at any time and for how long; then at most n requests.
+    under_way: of a closed loop, how many requests at any time; then at most n requests in all.
+    span: from the start to the last request.
     drain: how long to wait for the last answers.
     """
 

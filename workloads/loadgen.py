@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,9 @@ from symphony_dask.errors import BadInput, ConnectionLost
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_MS, NS_PER_S
 from workloads.generator import NO_ANSWER, TOGETHER_NS, Plan
+from workloads.http_generator import HttpPlan
 
-__all__ = ["NO_ANSWER", "TOGETHER_NS", "Loaded", "keep_under_way", "offer"]
+__all__ = ["NO_ANSWER", "TOGETHER_NS", "Loaded", "keep_under_way", "offer", "offer_http"]
 
 #: From when all processes are ready to the first request, ns.
 _LEAD_NS = 100 * NS_PER_MS
@@ -171,6 +173,40 @@ def keep_under_way(
     return Loaded(submitted, submitted, result["done"], result["outcome"], slo)
 
 
+def offer_http(
+    url: str,
+    arrivals_ns: npt.NDArray[np.int64],
+    slo_ns: int,
+    *,
+    body: bytes,
+    content_type: str = "application/octet-stream",
+    connections: int = 512,
+    drain_s: float = 10.0,
+) -> Loaded:
+    """POST ``body`` to ``url`` (http://host:port/path) at each of ``arrivals_ns``, (n,) rising; open loop, one process.
+
+    An answer of status 200 is an answer, anything else counts as failed. Raises ``BadInput`` if there is nothing to
+    offer.
+    """
+    if len(arrivals_ns) == 0:
+        raise BadInput("0 requests: there must be at least one")
+    at = urlsplit(url)
+    due = arrivals_ns - arrivals_ns[0]
+    plan = HttpPlan(
+        host=at.hostname or "127.0.0.1",
+        port=at.port or 80,
+        path=at.path or "/",
+        body=body,
+        content_type=content_type,
+        due=due,
+        connections=connections,
+        drain=round(drain_s * NS_PER_S),
+    )
+    (result,) = _run([plan], "workloads.http_generator")
+    slo = np.full(len(due), slo_ns, np.int64)
+    return Loaded(due, result["submitted"], result["done"], result["outcome"], slo)
+
+
 def _payloads(models: Sequence[Model], samples: Sequence[Any] | None) -> dict[int, bytes]:
     given = samples if samples is not None else [None] * len(models)
     return {model.number: bytes(codec.encode(sample)) for model, sample in zip(models, given, strict=True)}
@@ -184,7 +220,7 @@ def _plan(
     payloads: dict[int, bytes],
     drain_s: float,
     under_way: int = 0,
-    span: int = 0,
+    span: int | None = None,
 ) -> Plan:
     client = serving.client
     scheduler: Any = client.scheduler
@@ -198,12 +234,12 @@ def _plan(
         models=models,
         payloads=payloads,
         under_way=under_way,
-        span=span,
+        span=int(due[-1]) if due is not None and span is None else span or 0,
         drain=round(drain_s * NS_PER_S),
     )
 
 
-def _run(plans: Sequence[Plan]) -> list[dict[str, Any]]:
+def _run(plans: Sequence[Plan | HttpPlan], module: str = "workloads.generator") -> list[dict[str, Any]]:
     """Run each plan in a process of its own, all from one start; returns what each wrote."""
     with tempfile.TemporaryDirectory(prefix="symphony-load-") as folder:
         processes = []
@@ -212,7 +248,7 @@ def _run(plans: Sequence[Plan]) -> list[dict[str, Any]]:
                 file = Path(folder) / f"plan-{k}"
                 file.touch(mode=0o600)  # it holds the cluster's token
                 file.write_bytes(pickle.dumps(plan))
-                command = [sys.executable, "-m", "workloads.generator", str(file), str(Path(folder) / f"result-{k}")]
+                command = [sys.executable, "-m", module, str(file), str(Path(folder) / f"result-{k}")]
                 processes.append(
                     subprocess.Popen(
                         command,
@@ -230,8 +266,7 @@ def _run(plans: Sequence[Plan]) -> list[dict[str, Any]]:
                 assert process.stdin is not None
                 process.stdin.write(b"%d\n" % start)
                 process.stdin.flush()
-            spans = [plan.span if plan.due is None else int(plan.due[-1]) for plan in plans]
-            limit_s = (max(spans) + max(plan.drain for plan in plans)) / NS_PER_S + _STOP_S
+            limit_s = max(plan.span + plan.drain for plan in plans) / NS_PER_S + _STOP_S
             for process in processes:
                 if process.wait(limit_s) != 0:
                     raise ConnectionLost(

@@ -8,12 +8,12 @@ SLO of the time at which it was due.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 from distributed import Client
 
 from symphony_dask.backends import Emulated
@@ -170,21 +170,33 @@ def live_goodput(
 ) -> float:
     """The highest rate tried at which ``ATTAINMENT`` of the requests are good, at most ``highest_hz``; 0 if none is.
 
-    A bisection on a logarithmic scale from half of that on; every rate has the same gaps, only scaled.
+    Every rate has the same gaps, only scaled.
+    """
+
+    def good(rate_hz: float) -> float:
+        loaded, _ = live.run(rate_hz, seconds)
+        share = float(loaded.ok.mean())
+        on_progress(f"{live.setting.name}: {rate_hz:,.0f} req/s, {share:.2%} good")
+        return share
+
+    return highest_rate(good, highest_hz, ATTAINMENT)
+
+
+def highest_rate(good: Callable[[float], float], highest_hz: float, attainment: float) -> float:
+    """The highest rate tried with ``good(rate) >= attainment``, at most ``highest_hz``; 0 if none is.
+
+    Half of that, halved until it holds, then a bisection on a logarithmic scale.
     """
     low, high, holds = highest_hz / 2, highest_hz, 0.0
     tried = low
     for _ in range(_STEPS + 1):
-        loaded, _ = live.run(tried, seconds)
-        good = float(loaded.ok.mean())
-        on_progress(f"{live.setting.name}: {tried:,.0f} req/s, {good:.2%} good")
-        if good >= ATTAINMENT:
+        if good(tried) >= attainment:
             low = holds = tried
         elif holds == 0.0:
             low, high = tried / 2, tried
         else:
             high = tried
-        tried = float(np.sqrt(low * high)) if holds else low
+        tried = math.sqrt(low * high) if holds else low
     return holds
 
 
