@@ -137,6 +137,34 @@ def fidelity(names: tuple[str, ...], policy: str, seconds: float, as_json: bool)
 
 
 @bench.command()
+@click.option("--slo", default="25ms", show_default=True, help="Latency objective; raised where l(1) leaves no room.")
+@click.option("--max-batch", default=64, show_default=True, help="Largest batch to measure and form.")
+@click.option("--seconds", default=5.0, show_default=True, help="Length of each run of the search.")
+@json_option
+@command
+def gpu(slo: str, max_batch: int, seconds: float, as_json: bool) -> None:
+    """ResNet-50 profiled and served on this machine's GPU, or its CPU where there is none."""
+    from symphony_dask.units import NS_PER_MS, parse_duration_ns
+    from workloads.bench.gpu import bench_gpu
+
+    result = bench_gpu(
+        slo_ms=parse_duration_ns(slo, "--slo") / NS_PER_MS,
+        seconds=seconds,
+        max_batch=max_batch,
+        on_progress=lambda text: click.echo(text, err=True),
+    )
+    if as_json:
+        print_json(result)
+        return
+    click.echo(result["label"])
+    click.echo(f"l(b), ms    {', '.join(f'{b}: {ms:.2f}' for b, ms in result['profile_ms'])}")
+    click.echo(f"SLO         {result['slo_ms']:.1f} ms (asked: {result['slo_asked_ms']:.1f})")
+    click.echo(f"goodput     {result['goodput_hz']:,.1f} req/s of {result['bound_hz']:,.1f}")
+    click.echo(f"batches     {result['mean_batch'] or 0:.1f} requests; device busy {result['gpu_busy'] or 0:.0%}")
+    click.echo(f"answers     in batches and alone differ by at most {result['largest_difference']:.1e} of the largest")
+
+
+@bench.command()
 @click.option(
     "--setting", "names", multiple=True, help="resnet50-25ms, inception-70ms, resnet50-100ms; by default all."
 )

@@ -22,15 +22,21 @@ class ProcessCluster:
 
     gpu: whether the workers have a GPU resource, and so become slots; emulated GPUs, no device is looked for.
     preload: whether the scheduler loads the Symphony plugin.
+    threads: of each worker's libraries (OMP_NUM_THREADS); None: as they choose. Then GPUs are real, and named as such.
     """
 
-    def __init__(self, workers: int, *, gpu: bool = True, preload: bool = True, nthreads: int = 1) -> None:
+    def __init__(
+        self, workers: int, *, gpu: bool = True, preload: bool = True, nthreads: int = 1, threads: int | None = 1
+    ) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._directory = tempfile.TemporaryDirectory(prefix="symphony-")
         self._workers = workers
         self._resources = ["--resources", "GPU=1"] if gpu else []
         self._preload = ["--preload", "symphony_dask"] if preload else []
         self._nthreads = nthreads
+        self._environment = dict(os.environ)
+        if threads is not None:
+            self._environment |= {"OMP_NUM_THREADS": str(threads), "DASK_SYMPHONY__GPU_CLASS": "emulated"}
         self.address = ""
 
     def __enter__(self) -> ProcessCluster:
@@ -73,10 +79,9 @@ class ProcessCluster:
 
     def _spawn(self, name: str, arguments: Sequence[str]) -> None:
         log = Path(self._directory.name) / f"{name}.log"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DASK_SYMPHONY__GPU_CLASS": "emulated"}
         with log.open("wb") as out:
             command = [sys.executable, "-m", "dask", *arguments]
-            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=self._environment)
         self._processes.append(process)
 
     def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
