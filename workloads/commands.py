@@ -499,9 +499,11 @@ def replay_(
 
     from symphony_dask.client import Serving
     from symphony_dask.trace import read_trace
-    from workloads.replay import choose_models, parse_model, replay
+    from workloads import loadgen
+    from workloads.replay import choose_models, parse_model, scaled
 
     frame = read_trace(path)
+    arrivals = scaled(frame["arrival_ns"].to_numpy(), speed)
     run = Path(folder or f"symphony-runs/replay-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     with Client(scheduler) as client, Serving(client) as serving:
         given = [parse_model(text) for text in model_text or ("resnet50=1.053,5.072@50ms",)]
@@ -509,7 +511,7 @@ def replay_(
         choices = choose_models({m.name: i for i, m in enumerate(models)}, frame["model"].to_list(), len(models))
         serving.record(str(run), label="emulated GPUs, everything else real", trace=str(path), speed=speed)
         try:
-            result = replay(models, frame["arrival_ns"].to_numpy(), choices, speed=speed).to_dict()
+            result = loadgen.offer(serving, models, arrivals, choices).to_dict()
         finally:
             serving.stop_recording()
             for model in models:

@@ -1,5 +1,6 @@
-"""Replay a trace's requests to a live cluster at their recorded times: open loop, never waiting for an answer.
+"""Replay requests to a live cluster at their times with a future for each, for who wants to see the answers.
 
+``loadgen`` offers more requests a second, and sees only what became of them.
 Latency counts from the time that the trace says, not from when the request was in fact submitted, so a replayer that
 falls behind cannot hide it; its lateness is reported too.
 """
@@ -73,12 +74,8 @@ def replay(
 
     Raises ``BadInput`` if there is nothing to replay or ``speed`` is not positive.
     """
-    n = len(arrivals_ns)
-    if n == 0:
-        raise BadInput("the trace has no requests to replay")
-    if not speed > 0:
-        raise BadInput(f"speed {speed!r}: give a number above 0; 2 replays twice as fast as recorded")
-    offsets = ((arrivals_ns - arrivals_ns[0]) / speed).astype(np.int64)
+    offsets = scaled(arrivals_ns, speed)
+    n = len(offsets)
     done_ns = np.full(n, -1, np.int64)
     futures: list[InferenceFuture | None] = [None] * n
     submitted = np.empty(n, np.int64)
@@ -137,6 +134,15 @@ def replay(
         lateness_p99_ms=float(np.quantile(late_ms, 0.99)),
         lateness_max_ms=float(late_ms.max()),
     )
+
+
+def scaled(arrivals_ns: npt.NDArray[np.int64], speed: float) -> npt.NDArray[np.int64]:
+    """The arrivals counted from the first, ``speed`` times as fast; raises ``BadInput`` as ``replay`` does."""
+    if len(arrivals_ns) == 0:
+        raise BadInput("the trace has no requests to replay")
+    if not speed > 0:
+        raise BadInput(f"speed {speed!r}: give a number above 0; 2 replays twice as fast as recorded")
+    return ((arrivals_ns - arrivals_ns[0]) / speed).astype(np.int64)
 
 
 def choose_models(names: Mapping[str, int] | None, trace_models: Sequence[str], n_models: int) -> npt.NDArray[np.int32]:
