@@ -88,10 +88,20 @@ def received(pieces: list[bytes]) -> list[Frame]:
         server = Server()
         connection = server.accept()
         for piece in pieces:
-            connection.data_received(piece)
+            feed(connection, piece)
         return server.frames
 
     return asyncio.run(main())
+
+
+def feed(connection: Connection, piece: bytes) -> None:
+    """Have a connection read ``piece``, as a transport does."""
+    while piece:
+        buffer = connection.get_buffer(-1)
+        n = min(len(piece), len(buffer))
+        buffer[:n] = piece[:n]
+        connection.buffer_updated(n)
+        piece = piece[n:]
 
 
 def exchanged(write: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> Server:
@@ -167,6 +177,9 @@ def test_frames_of_one_tick_leave_in_one_write() -> None:
 
             def is_closing(self) -> bool:
                 return False
+
+            def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+                pass
 
         connection = Server().accept()
         connection.connection_made(Transport({"socket": socket.socket()}))
@@ -282,9 +295,9 @@ class Bench:
 
     def frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
         if op == EXECUTE:
-            batch, slot, _, sizes = fields
+            batch, slot, _, sizes, *_ = fields
             self.batches.append(len(read_column(sizes)))
-            connection.send([DONE, batch, slot, 0, 1000, 1000, sizes, {}], bytes(blob))
+            connection.send([DONE, batch, slot, 0, 1000, 1000, sizes, {}, b"", b""], bytes(blob))
         else:
             assert op == RESULT
             at = 0
@@ -297,7 +310,7 @@ class Bench:
     ) -> None:
         n, sizes = len(ids), [len(p) for p in payloads]
         columns = (column([model] * n, "<i4"), column([0] * n), column([0] * n), column(ids), column(sizes))
-        client.send([SUBMIT, *columns, column([priority] * n, "<i1")], b"".join(payloads))
+        client.send([SUBMIT, *columns, column([priority] * n, "<i1"), column([0] * n, "<i1")], b"".join(payloads))
 
     async def answered(self, *ids: int) -> list[bytes]:
         await until(lambda: all(i in self.answers for i in ids))
@@ -342,7 +355,7 @@ def test_each_request_gets_its_own_answer() -> None:
         [HELLO, {"version": VERSION, "role": "client"}],
         [HELLO, "token"],
         [HELLO],
-        [SUBMIT, b"", b"", b"", b"", b"", b""],
+        [SUBMIT, b"", b"", b"", b"", b"", b"", b""],
         [WELCOME, {}],
         [99],
     ],
@@ -385,7 +398,7 @@ def test_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None
 
 def _submit(*changes: tuple[int, bytes]) -> list[Any]:
     fields: list[Any] = [SUBMIT, column([0], "<i4"), column([0]), column([0]), column([1]), column([3])]
-    fields.append(column([0], "<i1"))
+    fields += [column([0], "<i1"), column([0], "<i1")]
     for at, value in changes:
         fields[at] = value
     return fields
@@ -435,7 +448,7 @@ def test_a_worker_that_reports_nonsense_is_cut_off_and_its_requests_are_run_else
     async def main(bench: Bench) -> None:
         def nonsense(connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
             batch, slot = fields[:2]
-            connection.send([DONE, batch, slot, 0, 0, 0, column(sizes), errors], bytes(blob))
+            connection.send([DONE, batch, slot, 0, 0, 0, column(sizes), errors, b"", b""], bytes(blob))
 
         good_frame, bench.frame = bench.frame, nonsense  # type: ignore[method-assign]
         bench.dispatcher.drop_worker("w")
