@@ -534,6 +534,8 @@ class Dispatcher:
             outcomes[i] = Outcome.FAILED
         outcomes[owners < 0] = Outcome.CANCELLED
         self._reply(slots, owners, outcomes, sizes, links, blob, errors)
+        if int(sizes.max()) > self._inline_bytes:
+            self._introduce(worker, owners[(sizes > self._inline_bytes) & (links < 0)])
         flight.model.counts += np.bincount(outcomes, minlength=len(Outcome))
         if self.log is not None:
             self.log.batch(flight, BatchOutcome.FAILED if len(errors) == len(slots) else BatchOutcome.DONE, start, end)
@@ -580,6 +582,13 @@ class Dispatcher:
                 columns = (column(self._requests.id[slots[at]]), outcomes[at].tobytes(), column(sizes[at]))
                 mine = links[at]
                 connection.send([RESULT, *columns, named, mine.tobytes() if (mine >= 0).any() else b""], *parts)
+
+    def _introduce(self, worker: Worker, owners: npt.NDArray[np.int32]) -> None:
+        """Have clients connect to a worker whose large answers came this way: the next ones need not."""
+        for c in np.unique(owners).tolist():
+            connection = self._clients.get(c)
+            if connection is not None:
+                connection.send([PLACE, -1, *worker.lane, b""])
 
     def _end(self, slots: npt.NDArray[np.int32], model: ServedModel, outcome: Outcome, error: str, text: str) -> None:
         """End requests that got no answer, all alike."""

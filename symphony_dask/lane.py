@@ -25,7 +25,7 @@ the connection (``links``, -1: the answer is in the blob; an empty column: all o
     SUBMIT   client to scheduler  models i4[], slos_ns i8[], ages_ns i8[], ids i8[], bytes i8[],  payloads not held
                                   priorities i1[], held i1[]
     CANCEL   client to scheduler  ids i8[]
-    PLACE    scheduler to client  batch, host, port, ids i8[]
+    PLACE    scheduler to client  batch, host, port, ids i8[]; without ids: a worker that has large answers
     DATA     client to worker, client to scheduler to worker
                                   batch, client, ids i8[], bytes i8[] (-1: it will not come)  payloads
     EXECUTE  scheduler to worker  batch, slot, model, bytes i8[], clients i4[], ids i8[],     payloads not held
