@@ -507,9 +507,10 @@ class Dispatcher:
             return
         sizes, lost = read_column(sizes_raw), read_column(lost_raw).tolist()
         slots = flight.slots
-        links = read_column(links_raw, "<i4") if links_raw else np.full(len(slots), -1, np.int32)
-        sizes_fit = len(sizes) == len(links) == len(slots) and not (sizes < 0).any()
-        if not sizes_fit or int(sizes[links < 0].sum()) != len(blob):
+        links = read_column(links_raw, "<i4") if links_raw else None
+        fit = len(sizes) == len(slots) and (links is None or len(links) == len(slots)) and not (sizes < 0).any()
+        here = sizes if links is None or not fit else np.where(links < 0, sizes, 0)
+        if not fit or int(here.sum()) != len(blob):
             raise BadInput(f"lane DONE of batch {batch} has {len(sizes)} sizes for {len(slots)} requests")
         if not raised.keys() | set(lost) <= set(range(len(slots))):
             raise BadInput(f"lane DONE of batch {batch} has errors of {[*raised, *lost]} in {len(slots)} requests")
@@ -533,9 +534,9 @@ class Dispatcher:
         for i in errors:
             outcomes[i] = Outcome.FAILED
         outcomes[owners < 0] = Outcome.CANCELLED
-        self._reply(slots, owners, outcomes, sizes, links, blob, errors)
-        if int(sizes.max()) > self._inline_bytes:
-            self._introduce(worker, owners[(sizes > self._inline_bytes) & (links < 0)])
+        self._reply(slots, owners, outcomes, sizes, here, links, blob, errors)
+        if len(blob) > self._inline_bytes:
+            self._introduce(worker, owners[here > self._inline_bytes])
         flight.model.counts += np.bincount(outcomes, minlength=len(Outcome))
         if self.log is not None:
             self.log.batch(flight, BatchOutcome.FAILED if len(errors) == len(slots) else BatchOutcome.DONE, start, end)
@@ -559,16 +560,19 @@ class Dispatcher:
         owners: npt.NDArray[np.int32],
         outcomes: npt.NDArray[np.int8],
         sizes: npt.NDArray[np.int64],
-        links: npt.NDArray[np.int32],
+        here: npt.NDArray[np.int64],
+        links: npt.NDArray[np.int32] | None,
         blob: memoryview,
         errors: dict[int, tuple[str, str]],
     ) -> None:
-        """Send each client its answers; the blob passes through whole where one client has them all."""
+        """Send each client its answers, those that are in the blob; it passes through whole where one client has all.
+
+        here: sizes of the answers in the blob, 0 for those that left on ``links``.
+        """
         first = int(owners[0])
         if (owners == first).all():
             groups = [(first, np.arange(len(slots)), [blob])]
         else:
-            here = np.where(links < 0, sizes, 0)
             ends = np.cumsum(here)
             groups = []
             for c in np.unique(owners).tolist():
@@ -580,8 +584,7 @@ class Dispatcher:
             if connection is not None:
                 named = {k: errors[i] for k, i in enumerate(at.tolist()) if i in errors} if errors else {}
                 columns = (column(self._requests.id[slots[at]]), outcomes[at].tobytes(), column(sizes[at]))
-                mine = links[at]
-                connection.send([RESULT, *columns, named, mine.tobytes() if (mine >= 0).any() else b""], *parts)
+                connection.send([RESULT, *columns, named, b"" if links is None else links[at].tobytes()], *parts)
 
     def _introduce(self, worker: Worker, owners: npt.NDArray[np.int32]) -> None:
         """Have clients connect to a worker whose large answers came this way: the next ones need not."""
