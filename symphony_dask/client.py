@@ -14,17 +14,30 @@ from collections.abc import Generator, Iterable
 from functools import partial
 from typing import Any
 
+import dask.config
 import numpy as np
 from distributed import Client
 from distributed.comm.addressing import get_address_host
 from distributed.protocol.pickle import dumps
 
-from symphony_dask import codec, errors
+from symphony_dask import codec, config, errors
 from symphony_dask.backends import as_spec, check_sample, sample_signature
 from symphony_dask.backends.emulated import Emulated
+from symphony_dask.direct import Direct
 from symphony_dask.errors import BadInput, ConnectionLost, NotServing, SymphonyError
 from symphony_dask.future import InferenceFuture
-from symphony_dask.lane import CANCEL, RESULT, SUBMIT, VERSION, Connection, column, connect, now_ns, read_column
+from symphony_dask.lane import (
+    CANCEL,
+    PLACE,
+    RESULT,
+    SUBMIT,
+    VERSION,
+    Connection,
+    column,
+    connect,
+    now_ns,
+    read_column,
+)
 from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY
 from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH, LatencyProfile
 from symphony_dask.trace.schema import Outcome
@@ -49,6 +62,7 @@ class Serving:
     """
 
     def __init__(self, client: Client) -> None:
+        config.load()
         self.client = client
         self._lane = _Lane(client)
         self._models: dict[str, Model] = {}
@@ -275,6 +289,7 @@ class _Lane:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._connection: Connection | None = None
+        self._direct: Direct | None = None
         self._pending: dict[int, InferenceFuture] = {}
         self._outbox: deque[tuple[int, int, int, int, int, bytes]] = deque()
         self._cancels: deque[int] = deque()
@@ -300,6 +315,16 @@ class _Lane:
         except (OSError, TimeoutError) as error:
             text = f"the lane at {host}:{info['port']} cannot be reached: {error or type(error).__name__}"
             raise ConnectionLost(f"{text}; check that the port is open, or set symphony.lane.port") from error
+        self._connection.on_drained = self._wake
+        self._direct = Direct(
+            self._connection,
+            info["token"],
+            ssl_context=ssl_context,
+            relay=str(dask.config.get("symphony.lane.relay")),
+            pending=self._pending,
+            on_answer=self._answered,
+            on_broken=self._broken,
+        )
         if self._watch is None:
             self._watch = self._loop.create_task(self._watch_loop())
 
@@ -320,6 +345,8 @@ class _Lane:
         if self._connection is not None:
             self._flush()
             self._connection.close()
+        if self._direct is not None:
+            self._direct.close()
         self._fail_all(text)
 
     def submit(self, model_id: int, payload: bytes, slo_ns: int, priority: int) -> InferenceFuture:
@@ -357,36 +384,57 @@ class _Lane:
 
     def _flush(self) -> None:
         self._flush_due = False
-        connection = self._connection
-        if connection is None:
+        connection, direct = self._connection, self._direct
+        if connection is None or direct is None or connection.stuck:
             return
         rows: list[tuple[int, int, int, int, int, bytes]] = []
+        payloads: list[bytes] = []
+        held: list[bool] = []
         left = FRAME_BYTES
         while self._outbox and left > 0:
             try:
                 rows.append(self._outbox.popleft())
             except IndexError:  # another thread found the connection lost
                 break
-            left -= len(rows[-1][-1])
+            payload = rows[-1][-1]
+            held.append(direct.keeps(len(payload)))
+            if held[-1]:
+                direct.hold(rows[-1][3], payload)
+            else:
+                payloads.append(payload)
+                left -= len(payload)
         if rows:
-            models, slos, times, requests, priorities, payloads = zip(*rows, strict=True)
+            models, slos, times, requests, priorities, samples = zip(*rows, strict=True)
             ages = now_ns() - np.array(times, np.int64)
-            sizes = [len(p) for p in payloads]
+            sizes = [len(p) for p in samples]
             columns = (column(models, "<i4"), column(slos), column(ages), column(requests), column(sizes))
-            connection.send([SUBMIT, *columns, column(priorities, "<i1")], b"".join(payloads))
+            connection.send([SUBMIT, *columns, column(priorities, "<i1"), column(held, "<i1")], *payloads)
         if self._cancels:
             cancels = [self._cancels.popleft() for _ in range(len(self._cancels))]
             connection.send([CANCEL, column(cancels)])
+            for request in cancels:
+                direct.forget(request)
         if self._outbox:
             self._wake()
 
     def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+        direct = self._direct
+        assert direct is not None
+        if op == PLACE:
+            batch, host, port, ids = fields
+            direct.place(batch, host, port, read_column(ids).tolist())
+            return
         if op != RESULT:
             raise BadInput(f"lane op {op} does not come from a scheduler")
         requests, outcomes, sizes = read_column(fields[0]).tolist(), fields[1], read_column(fields[2]).tolist()
         failed = fields[3]
+        links = read_column(fields[4], "<i4").tolist() if fields[4] else None
         at = 0
         for i, (request, outcome, size) in enumerate(zip(requests, outcomes, sizes, strict=True)):
+            if links is not None and links[i] >= 0:
+                direct.outcome(request, links[i], _OUTCOMES[outcome])
+                continue
+            direct.forget(request)
             future = self._pending.pop(request, None)
             payload = blob[at : at + size]
             at += size
@@ -398,6 +446,16 @@ class _Lane:
             else:
                 self._answer(future, _OUTCOMES[outcome], payload)
 
+    def _answered(self, request: int, outcome: str, payload: memoryview) -> None:
+        future = self._pending.pop(request, None)
+        if future is not None:
+            self._answer(future, outcome, payload)
+
+    def _broken(self, request: int, text: str) -> None:
+        future = self._pending.pop(request, None)
+        if future is not None:
+            future._finish("failed", None, ConnectionLost(f"{text} before the answer came"))
+
     def _answer(self, future: InferenceFuture, outcome: str, payload: memoryview) -> None:
         try:
             result = codec.decode(payload)
@@ -408,6 +466,8 @@ class _Lane:
 
     def _lost(self, connection: Connection, error: Exception | None) -> None:
         if connection is self._connection:  # and not an earlier one
+            if self._direct is not None:
+                self._direct.close()
             self._fail_all(f"the connection to the scheduler was lost ({error or 'closed'})")
 
     def _fail_all(self, text: str) -> None:

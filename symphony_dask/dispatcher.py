@@ -24,19 +24,26 @@ import numpy.typing as npt
 from symphony_dask.errors import BadInput
 from symphony_dask.lane import (
     CANCEL,
+    DATA,
     DONE,
     EXECUTE,
+    GONE,
     HELLO,
+    HELLO_S,
+    MAX_FRAME_BYTES,
+    MAX_HELLO_BYTES,
     PING,
+    PLACE,
     PONG,
     RESULT,
     SUBMIT,
-    VERSION,
     WELCOME,
     Connection,
+    check_hello,
     column,
     now_ns,
     read_column,
+    read_data,
 )
 from symphony_dask.latency import Latency
 from symphony_dask.peers import FIRST_ROUND_TRIP_NS, Client, Worker
@@ -56,9 +63,6 @@ MAX_RETRIES = 2
 #: How often clients' connections are measured and estimates handed to the engine, s.
 MEASURE_S = 0.2
 
-#: A connection that has not said HELLO by then is closed, s.
-HELLO_S = 10.0
-
 #: How late the timer is taken to ring until it has rung, ns.
 FIRST_TIMER_LATENESS_NS = 250_000
 
@@ -68,10 +72,15 @@ MIN_SLACK_NS = 200_000
 #: And by this share of the SLO: a batch planned to end at the deadline is late at the least stall of a machine.
 SLACK_SHARE = 0.05
 
+#: A worker waits for payloads until the last deadline of the batch, but no less and no more than this, ns. The least
+#: leaves time to find out that a worker cannot be reached, and to take the way through the scheduler.
+MIN_WAIT_NS, MAX_WAIT_NS = NS_PER_S, 5 * NS_PER_S
+
 
 class Dispatcher:
     """Serves models over the lane; one per scheduler process.
 
+    inline_bytes: payloads and answers of more bytes go past the scheduler where they can.
     on_worker: called with the connection of each worker that says HELLO; its slots get batches from ``add_slots`` on.
     Times inside are ns on ``lane.now_ns``; recorded ones count from the start of the recording.
     """
@@ -81,6 +90,7 @@ class Dispatcher:
         *,
         policy: str = "adaptive",
         max_requests: int = 65_536,
+        inline_bytes: int = 8_192,
         on_worker: Callable[[Connection], None] = lambda connection: None,
     ) -> None:
         self.engine = Engine(policy, max_requests=max_requests)
@@ -88,6 +98,7 @@ class Dispatcher:
         self.models: dict[int, ServedModel] = {}
         self.workers: dict[str, Connection] = {}
         self.log: RunLog | None = None
+        self._inline_bytes = inline_bytes
         self._on_worker = on_worker
         self._clients: dict[int, Connection] = {}
         self._next_client = 0
@@ -108,6 +119,7 @@ class Dispatcher:
         self._tick_due = False
         self._measure_task: asyncio.Task[None] | None = None
         self._connections: set[Connection] = set()
+        self._bytes_in = self._bytes_out = 0  # of connections that are gone
 
     async def start(self, host: str | None, port: int = 0, ssl_context: ssl.SSLContext | None = None) -> None:
         """Listen on ``host`` (None: all interfaces) and ``port`` (0: any)."""
@@ -248,6 +260,7 @@ class Dispatcher:
 
     def _accept(self) -> Connection:
         connection = Connection(self._frame, self._lost)
+        connection.limit_bytes = MAX_HELLO_BYTES
         self._connections.add(connection)
         self._loop.call_later(HELLO_S, lambda: connection.close() if connection.peer is None else None)
         return connection
@@ -259,6 +272,8 @@ class Dispatcher:
                 self._submit(connection, peer, fields, blob)
             elif op == CANCEL:
                 self._cancel(peer, read_column(fields[0]))
+            elif op == DATA:
+                self._relay(peer, fields, blob)
             elif op == PONG:
                 round_trip = now_ns() - int(fields[0])
                 peer.round_trip.add(round_trip)
@@ -276,32 +291,36 @@ class Dispatcher:
             raise BadInput(f"lane op {op} came before HELLO")
 
     def _hello(self, connection: Connection, hello: dict[str, Any]) -> None:
-        if not secrets.compare_digest(str(hello.get("token")), self.token):
-            raise BadInput("lane HELLO has a wrong token")
-        if hello.get("version") != VERSION:
-            raise BadInput(f"lane version {hello.get('version')}: the scheduler's is {VERSION}; install one release")
+        check_hello(hello, self.token)
+        connection.limit_bytes = MAX_FRAME_BYTES
         if hello["role"] == "worker":
-            worker = Worker(hello["worker"], hello["host"], int(hello["slots"]), hello["gpu_class"])
+            host, port = hello.get("lane") or ("", 0)
+            worker = Worker(hello["worker"], hello["host"], int(hello["slots"]), hello["gpu_class"], (host, int(port)))
             self.drop_worker(worker.address)
             connection.peer = worker
             self.workers[worker.address] = connection
         else:
+            connection.bounded = True
             connection.peer = Client(self._next_client)
             self._clients[self._next_client] = connection
             self._next_client += 1
-        connection.send([WELCOME, {"connection": getattr(connection.peer, "index", -1)}])
+        index = getattr(connection.peer, "index", -1)
+        connection.send([WELCOME, {"connection": index, "inline_bytes": self._inline_bytes}])
         connection.send([PING, now_ns()])
         if hello["role"] == "worker":
             self._on_worker(connection)
 
     def _lost(self, connection: Connection, error: Exception | None) -> None:
         self._connections.discard(connection)
+        self._bytes_in += connection.bytes_in
+        self._bytes_out += connection.bytes_out
         peer = connection.peer
         if isinstance(peer, Worker) and self.workers.get(peer.address) is connection:
             logger.info("lane connection of worker %s is gone (%s)", peer.address, error)
             self.drop_worker(peer.address)
         elif isinstance(peer, Client):
             del self._clients[peer.index]
+            self._forsake(peer)
             self._cancel_slots(self._requests.of_client(peer.index))
 
     async def _measure(self) -> None:
@@ -317,12 +336,13 @@ class Dispatcher:
         now = now_ns()
         models = read_column(fields[0], "<i4")
         slos, ages, ids, sizes = (read_column(f).copy() for f in fields[1:5])
-        priorities = read_column(fields[5], "<i1").astype(np.int32)
+        priorities, held = read_column(fields[5], "<i1").astype(np.int32), read_column(fields[6], "<i1") != 0
         n = len(ids)
-        if not (len(models) == len(slos) == len(ages) == len(sizes) == len(priorities) == n) or (sizes < 0).any():
+        columns = (models, slos, ages, sizes, priorities, held)
+        if any(len(c) != n for c in columns) or (sizes < 0).any():
             raise BadInput("lane SUBMIT has columns of different lengths, or negative sizes")
-        if int(sizes.sum()) != len(blob):
-            raise BadInput(f"lane SUBMIT has {len(blob)} bytes of payload: its sizes add up to {int(sizes.sum())}")
+        if (inline := int(sizes[~held].sum())) != len(blob):
+            raise BadInput(f"lane SUBMIT has {len(blob)} bytes of payload: its sizes add up to {inline}")
         priorities = np.clip(priorities, 0, MOST_PRIORITY)
         known = (models >= 0) & (models < len(self._index_of))
         models = np.where(known, models, 0)
@@ -341,7 +361,7 @@ class Dispatcher:
         rows = Rows(ids, np.full(n, client.index), arrivals, deadlines, sizes)
         if (slots < 0).any():
             self._refuse(connection, models, indices, rows, slots)
-        self._requests.put(slots, rows, blob)
+        self._requests.put(slots, rows, held, blob)
         self._due()
 
     def _refuse(
@@ -370,7 +390,7 @@ class Dispatcher:
                 model.counts[Outcome.REJECTED] += 1
         outcomes = np.full(len(at), Outcome.REJECTED, np.int8)
         none = np.zeros(len(at), np.int64)
-        connection.send([RESULT, column(rows.ids[at]), column(outcomes, "<i1"), column(none), errors])
+        connection.send([RESULT, column(rows.ids[at]), column(outcomes, "<i1"), column(none), errors, b""])
         if self.log is not None:
             for index in np.unique(indices[at]).tolist():
                 model = self._by_index.get(index)
@@ -435,11 +455,41 @@ class Dispatcher:
         slots = members[offset : offset + size].copy()
         model = self._by_index[index]
         waited = self.engine.in_flight(gpu) > 1
-        self._flights[batch] = Flight(batch, model, gpu, slots, now, (window_open, window_close), (start, end), waited)
-        blob = self._requests.payloads(slots)
-        connection.send([EXECUTE, batch, slot, model.model_id, self._requests.bytes[slots].tobytes()], blob)
+        requests = self._requests
+        held = requests.held[slots]
+        any_held = bool(held.any())
+        window, planned = (window_open, window_close), (start, end)
+        self._flights[batch] = Flight(batch, model, gpu, slots, now, window, planned, waited, any_held)
+        wait_ns = min(max(int(requests.deadline[slots].max()) - end, MIN_WAIT_NS), MAX_WAIT_NS) if any_held else 0
+        columns = (requests.bytes[slots].tobytes(), requests.client[slots].tobytes(), requests.id[slots].tobytes())
+        fields = [EXECUTE, batch, slot, model.model_id, *columns, held.tobytes() if any_held else b"", wait_ns]
+        connection.send(fields, *requests.payloads(slots))
+        if any_held:
+            self._place(batch, connection.peer, slots[held])
         model.batches += 1
         model.batched += size
+
+    def _place(self, batch: int, worker: Worker, slots: npt.NDArray[np.int32]) -> None:
+        """Tell clients where the payloads that they keep are needed."""
+        owners = self._requests.client[slots]
+        for c in np.unique(owners).tolist():
+            connection = self._clients.get(c)
+            if connection is not None:
+                connection.send([PLACE, batch, *worker.lane, column(self._requests.id[slots[owners == c]])])
+
+    def _relay(self, client: Client, fields: list[Any], blob: memoryview) -> None:
+        """Pass on the payloads of a client that cannot reach the worker itself."""
+        batch, *_ = read_data(fields, blob)
+        flight = self._flights.get(batch)
+        if flight is not None:
+            connection, _ = self._gpu_worker[flight.gpu]
+            connection.send([DATA, batch, client.index, *fields[2:4]], blob)
+
+    def _forsake(self, client: Client) -> None:
+        """Have no worker wait for what a client that is gone has kept."""
+        gpus = {f.gpu for f in self._flights.values() if f.held and client.index in self._requests.client[f.slots]}
+        for connection in {self._gpu_worker[gpu][0] for gpu in gpus}:
+            connection.send([GONE, client.index])
 
     def _drop(self, slots: npt.NDArray[np.int32]) -> None:
         indices = self.engine.state.req["model"][slots]
@@ -454,23 +504,30 @@ class Dispatcher:
     def _done(self, connection: Connection, worker: Worker, fields: list[Any], blob: memoryview) -> None:
         """A batch came back: correct the engine, answer the clients, record."""
         now = now_ns()
-        batch, _, queued_ns, run_ns, held_ns, sizes_raw, errors = fields
+        batch, _, queued_ns, run_ns, held_ns, sizes_raw, raised, links_raw, lost_raw = fields
         flight = self._flights.get(batch)
         if flight is None or self._gpu_worker.get(flight.gpu, (None, 0))[0] is not connection:
             return
-        sizes = read_column(sizes_raw)
+        sizes, lost = read_column(sizes_raw), read_column(lost_raw).tolist()
         slots = flight.slots
-        if len(sizes) != len(slots) or (sizes < 0).any() or int(sizes.sum()) != len(blob):
+        links = read_column(links_raw, "<i4") if links_raw else None
+        fit = len(sizes) == len(slots) and (links is None or len(links) == len(slots)) and not (sizes < 0).any()
+        here = sizes if links is None or not fit else np.where(links < 0, sizes, 0)
+        if not fit or int(here.sum()) != len(blob):
             raise BadInput(f"lane DONE of batch {batch} has {len(sizes)} sizes for {len(slots)} requests")
-        if not errors.keys() <= set(range(len(slots))):
-            raise BadInput(f"lane DONE of batch {batch} has errors of {list(errors)} in {len(slots)} requests")
+        if not raised.keys() | set(lost) <= set(range(len(slots))):
+            raise BadInput(f"lane DONE of batch {batch} has errors of {[*raised, *lost]} in {len(slots)} requests")
+        errors = {i: ("ModelError", text) for i, text in raised.items()}
+        if lost:
+            text = f"its payload did not reach worker {worker.address} in time, and it did not run: check the network"
+            errors |= dict.fromkeys(lost, ("PayloadLost", text))
         del self._flights[batch]
         one_way = max(0, now - flight.dispatch_ns - held_ns) // 2
         start = flight.dispatch_ns + one_way + queued_ns
         end = start + run_ns
         # From when the profile says the batch ended, so that what l(b) strays by is allowed for too.
         worker.reply.add(now - start - (flight.planned[1] - flight.planned[0]))
-        if not flight.waited:
+        if not flight.waited and not lost:
             worker.control.add(start - flight.dispatch_ns)
         self.engine.completed(now, flight.gpu, batch, int(NEVER) if errors else start, end)
 
@@ -478,9 +535,11 @@ class Dispatcher:
         outcomes = np.where(now + self._one_way_of(owners) <= self._requests.deadline[slots], Outcome.OK, Outcome.LATE)
         outcomes = outcomes.astype(np.int8)
         for i in errors:
-            outcomes[int(i)] = Outcome.FAILED
+            outcomes[i] = Outcome.FAILED
         outcomes[owners < 0] = Outcome.CANCELLED
-        self._reply(slots, owners, outcomes, sizes, blob, errors)
+        self._reply(slots, owners, outcomes, sizes, here, links, blob, errors)
+        if len(blob) > self._inline_bytes:
+            self._introduce(worker, owners[here > self._inline_bytes])
         flight.model.counts += np.bincount(outcomes, minlength=len(Outcome))
         if self.log is not None:
             self.log.batch(flight, BatchOutcome.FAILED if len(errors) == len(slots) else BatchOutcome.DONE, start, end)
@@ -504,30 +563,38 @@ class Dispatcher:
         owners: npt.NDArray[np.int32],
         outcomes: npt.NDArray[np.int8],
         sizes: npt.NDArray[np.int64],
+        here: npt.NDArray[np.int64],
+        links: npt.NDArray[np.int32] | None,
         blob: memoryview,
-        errors: dict[int, str],
+        errors: dict[int, tuple[str, str]],
     ) -> None:
-        """Send each client its answers; the blob passes through whole where one client has them all."""
+        """Send each client its answers, those that are in the blob; it passes through whole where one client has all.
+
+        here: sizes of the answers in the blob, 0 for those that left on ``links``.
+        """
         first = int(owners[0])
         if (owners == first).all():
-            groups = [(first, np.arange(len(slots)), blob)]
+            groups = [(first, np.arange(len(slots)), [blob])]
         else:
-            ends = np.cumsum(sizes)
+            ends = np.cumsum(here)
             groups = []
             for c in np.unique(owners).tolist():
                 at = np.flatnonzero(owners == c)
-                parts = [
-                    blob[end - size : end] for end, size in zip(ends[at].tolist(), sizes[at].tolist(), strict=True)
-                ]
-                groups.append((c, at, memoryview(b"".join(parts))))
-        for c, at, part in groups:
+                parts = [blob[end - size : end] for end, size in zip(ends[at].tolist(), here[at].tolist(), strict=True)]
+                groups.append((c, at, parts))
+        for c, at, parts in groups:
             connection = self._clients.get(c)
             if connection is not None:
-                named = (
-                    {k: ("ModelError", errors[i]) for k, i in enumerate(at.tolist()) if i in errors} if errors else {}
-                )
+                named = {k: errors[i] for k, i in enumerate(at.tolist()) if i in errors} if errors else {}
                 columns = (column(self._requests.id[slots[at]]), outcomes[at].tobytes(), column(sizes[at]))
-                connection.send([RESULT, *columns, named], part)
+                connection.send([RESULT, *columns, named, b"" if links is None else links[at].tobytes()], *parts)
+
+    def _introduce(self, worker: Worker, owners: npt.NDArray[np.int32]) -> None:
+        """Have clients connect to a worker whose large answers came this way: the next ones need not."""
+        for c in np.unique(owners).tolist():
+            connection = self._clients.get(c)
+            if connection is not None:
+                connection.send([PLACE, -1, *worker.lane, b""])
 
     def _end(self, slots: npt.NDArray[np.int32], model: ServedModel, outcome: Outcome, error: str, text: str) -> None:
         """End requests that got no answer, all alike."""
@@ -540,7 +607,7 @@ class Dispatcher:
                 ids = self._requests.id[slots[owners == c]]
                 outcomes = np.full(len(ids), outcome, np.int8).tobytes()
                 named = dict.fromkeys(range(len(ids)), (error, text))
-                connection.send([RESULT, column(ids), outcomes, column(np.zeros(len(ids))), named])
+                connection.send([RESULT, column(ids), outcomes, column(np.zeros(len(ids))), named, b""])
         model.counts[outcome] += len(slots)
         if self.log is not None:
             self.log.requests(model, self._requests.rows(slots), outcome, reply=now_ns())
@@ -642,6 +709,10 @@ class Dispatcher:
             "workers": workers,
             "clients": len(self._clients),
             "recording": recording,
+            "lane": {
+                "bytes_in": self._bytes_in + sum(c.bytes_in for c in self._connections),
+                "bytes_out": self._bytes_out + sum(c.bytes_out for c in self._connections),
+            },
             "timer_lateness_ns": self._timer_lateness.bound_ns(),
             "client_round_trip_mean_ns": int(self._round_trip.mean_ns),
             "slack_ns": int(engine.state.g["slack"][0]),

@@ -52,6 +52,10 @@ class WorkerLost(RequestError):
     """The worker died with the request in flight, too late or too often to try again (outcome ``failed``)."""
 
 
+class PayloadLost(RequestError):
+    """The request's payload did not reach the worker in time, so it did not run (outcome ``failed``)."""
+
+
 class Undeployed(RequestError):
     """The model was undeployed while the request waited (outcome ``cancelled``)."""
 

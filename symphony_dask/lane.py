@@ -6,31 +6,53 @@ A frame is a length-prefixed msgpack header and a blob of raw bytes:
 
 One frame carries many requests: its fields are columns (raw little-endian int64 or int32 arrays), its blob the payloads
 one after the other. So a request costs no object of its own until its payload is cut out. What is sent during one tick
-of the event loop leaves in one write.
+of the event loop leaves together. A large frame is read into the one buffer that its payloads stay in, and large blobs
+are handed to the kernel as they are, without joining them first.
 
 The first frame on a connection is HELLO with the cluster's token, which travels only over Dask's own channel. Anything
 malformed closes the connection.
 
+Workers have a lane server too, for payloads too large to pass through the scheduler. A client keeps such a payload
+(``held``); PLACE says to which worker it goes, and DATA brings it there, on the client's own connection or by way of
+the scheduler. An answer that left on such a connection is named in DONE and RESULT by the number that the client gave
+the connection (``links``, -1: the answer is in the blob; an empty column: all of them).
+
     op       direction            fields                                                      blob
-    HELLO    to the scheduler     {token, version, role, worker, host, slots}
-    WELCOME  from the scheduler   {connection}
-    PING     from the scheduler   t_ns                                                        (answered by PONG t_ns)
-    SUBMIT   from a client        models i4[], slos_ns i8[], ages_ns i8[], ids i8[], bytes i8[],  payloads
-                                  priorities i1[]
-    CANCEL   from a client        ids i8[]
-    RESULT   to a client          ids i8[], outcomes i1[], bytes i8[], {index: [error, text]}    answers
-    EXECUTE  to a worker          batch, slot, model, bytes i8[]                              payloads
-    DONE     from a worker        batch, slot, queued_ns, run_ns, held_ns, bytes i8[], {index: text}  answers
+    HELLO    to a server          {token, version, role, ...}                                 to the scheduler from a
+                                  worker: worker, host, slots, gpu_class, lane; to a worker: client, link
+    WELCOME  from a server        {connection, inline_bytes}
+    PING     from a server        t_ns                                                        (answered by PONG t_ns)
+    SUBMIT   client to scheduler  models i4[], slos_ns i8[], ages_ns i8[], ids i8[], bytes i8[],  payloads not held
+                                  priorities i1[], held i1[]
+    CANCEL   client to scheduler  ids i8[]
+    PLACE    scheduler to client  batch, host, port, ids i8[]; without ids: a worker that has large answers
+    DATA     client to worker, client to scheduler to worker
+                                  batch, client, ids i8[], bytes i8[] (-1: it will not come)  payloads
+    EXECUTE  scheduler to worker  batch, slot, model, bytes i8[], clients i4[], ids i8[],     payloads not held
+                                  held i1[] or empty, wait_ns
+    GONE     scheduler to worker  client: what it holds will not come
+    ANSWER   worker to client     ids i8[], bytes i8[]                                        answers
+    DONE     worker to scheduler  batch, slot, queued_ns, run_ns, held_ns, bytes i8[],        answers not sent on links
+                                  {index: text}, links i4[], lost i8[]: indices whose payload did not come
+    RESULT   scheduler to client  ids i8[], outcomes i1[], bytes i8[],                        answers not sent on links
+                                  {index: [error, text]}, links i4[]
+
+Back-pressure: an end that serves clients (``Connection.bounded``) stops reading from a client that leaves more than
+``PAUSE_BYTES`` unread, until that is read, and hangs up on one that leaves more than ``MAX_UNSENT_BYTES``. Clients read
+always, and scheduler and workers always read each other, so no two ends can wait for each other; what is under way
+between the latter is bounded by the two batches that a slot may have.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import socket
 import ssl
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -43,17 +65,39 @@ from symphony_dask.errors import BadInput
 logger = logging.getLogger(__name__)
 
 #: Raised by one when frames change their meaning; both ends must agree.
-VERSION = 2
+VERSION = 3
 
-HELLO, WELCOME, PING, PONG, SUBMIT, CANCEL, RESULT, EXECUTE, DONE = range(1, 10)
+HELLO, WELCOME, PING, PONG, SUBMIT, CANCEL, RESULT, EXECUTE, DONE, PLACE, DATA, GONE, ANSWER = range(1, 14)
 
 #: A frame with more bytes than this closes the connection.
 MAX_FRAME_BYTES = 1 << 30
+
+#: The largest frame that a server takes from who has not said HELLO yet.
+MAX_HELLO_BYTES = 1 << 16
+
+#: A server reads no more from a client that leaves so much unread, bytes.
+PAUSE_BYTES = 1 << 24
+
+#: It hangs up on a client that leaves so much unread, bytes; the frame that passes the limit is still sent.
+MAX_UNSENT_BYTES = 1 << 28
+
+#: A connection to a server that has not said HELLO by then is closed, s.
+HELLO_S = 10.0
 
 #: A peer that vanished without a word is given up after about so many seconds, as Dask's comms do it.
 SILENCE_S = 30
 
 _PREFIX = struct.Struct("<II")
+
+#: Bytes that one read takes at most, but for large frames.
+_READ_BYTES = 1 << 16
+
+#: A frame of more bytes that has not come whole gets a buffer of its own.
+_LARGE_BYTES = 1 << 14
+
+#: What is smaller leaves in one write; what is larger is written in pieces, so that little of it is ever copied.
+_JOIN_BYTES = 1 << 16
+_WRITE_BYTES = 1 << 18
 
 Buffer = bytes | bytearray | memoryview
 
@@ -71,10 +115,28 @@ def read_column(data: bytes, dtype: str = "<i8") -> npt.NDArray[Any]:
         raise BadInput(f"lane column cannot be read as {dtype}: {error}") from None
 
 
-class Connection(asyncio.Protocol):
+def check_hello(hello: dict[str, Any], token: str | None) -> dict[str, Any]:
+    """HELLO's field, if its token and version are the server's; raises ``BadInput``."""
+    if token is None or not secrets.compare_digest(str(hello.get("token")).encode(), token.encode()):
+        raise BadInput("lane HELLO has a wrong token")
+    if hello.get("version") != VERSION:
+        raise BadInput(f"lane version {hello.get('version')}: the server's is {VERSION}; install one release")
+    return hello
+
+
+def read_data(fields: list[Any], blob: memoryview) -> tuple[int, int, list[int], list[int]]:
+    """(batch, client, ids, sizes) of a DATA frame; raises ``BadInput`` if they do not fit each other and the blob."""
+    batch, client, ids, sizes = int(fields[0]), int(fields[1]), read_column(fields[2]), read_column(fields[3])
+    if len(ids) != len(sizes) or (sizes < -1).any() or int(np.maximum(sizes, 0).sum()) != len(blob):
+        raise BadInput(f"lane DATA of batch {batch} has {len(ids)} ids, {len(sizes)} sizes and {len(blob)} bytes")
+    return batch, client, ids.tolist(), sizes.tolist()
+
+
+class Connection(asyncio.BufferedProtocol):
     """One end of a lane connection.
 
-    on_frame: called with (connection, op, fields, blob) for each frame; what it raises closes the connection.
+    on_frame: called with (connection, op, fields, blob) for each frame; what it raises closes the connection. The blob
+        may be kept: its memory is never used again.
     on_lost: called once with (connection, exception or None) when the connection is gone.
     """
 
@@ -85,80 +147,183 @@ class Connection(asyncio.Protocol):
     ) -> None:
         self._on_frame = on_frame
         self._on_lost = on_lost
-        self._buffer = bytearray()
-        self._out: list[Buffer] = []
+        # Either the buffer of a large frame under way, or the one that everything else is read into.
+        self._large: memoryview | None = None
+        self._small = np.empty(_READ_BYTES, np.uint8).data
+        self._filled = 0
+        self._needed = _PREFIX.size
+        self._out: deque[Buffer] = deque()
+        self._unsent = 0
         self._flush_due = False
+        self._reading = True
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self.closed = False
         #: What the host keeps about the peer.
         self.peer: Any = None
+        #: What the server said in WELCOME.
+        self.welcome: dict[str, Any] = {}
+        #: A larger frame closes the connection, bytes.
+        self.limit_bytes = MAX_FRAME_BYTES
+        #: Whether a peer that does not read is read from no more, and hung up on at last.
+        self.bounded = False
+        #: Whether the peer, or the network, is not taking what is sent; ``on_drained`` is called when it does again.
+        self.stuck = False
+        self.on_drained: Callable[[], None] | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        # What the kernel does not take stays here, uncopied, and not in the transport.
+        transport.set_write_buffer_limits(1, 0)
         _notice_silence(transport.get_extra_info("socket"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
-        self._out.clear()
+        self._forget_output()
         self._on_lost(self, exc)
 
-    def data_received(self, data: bytes) -> None:
-        if self._buffer:
-            self._buffer += data
-            if len(self._buffer) < _PREFIX.size or len(self._buffer) < self._frame_bytes(self._buffer, 0):
-                return
-            data = bytes(self._buffer)
-            self._buffer.clear()
-        at = 0
-        view = memoryview(data)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._small[self._filled :] if self._large is None else self._large[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.bytes_in += nbytes
+        self._filled += nbytes
+        if self._filled < self._needed:
+            return
+        if self._large is not None:
+            data, self._large = self._large, None
+        else:
+            data = memoryview(bytes(self._small[: self._filled]))
         try:
-            while not self.closed and len(data) - at >= _PREFIX.size:
-                header_bytes, _ = _PREFIX.unpack_from(data, at)
-                end = at + self._frame_bytes(data, at)
-                if end > len(data):
-                    break
-                start = at + _PREFIX.size
-                fields = msgpack.unpackb(view[start : start + header_bytes], strict_map_key=False)
-                at = end
-                self._on_frame(self, fields[0], fields[1:], view[start + header_bytes : end])
+            self._keep(data[self._take_frames(data) :])
         except Exception:
             logger.warning("lane connection with %s closed: bad frame", self.describe(), exc_info=True)
             self.close()
-            return
-        self._buffer += view[at:]
 
-    def _frame_bytes(self, data: bytes | bytearray, at: int) -> int:
+    def _take_frames(self, data: memoryview) -> int:
+        """Hand on the whole frames that ``data`` begins with; returns where the rest starts."""
+        at = 0
+        while not self.closed and len(data) - at >= _PREFIX.size:
+            end = at + self._frame_bytes(data, at)
+            if end > len(data):
+                break
+            header_bytes, _ = _PREFIX.unpack_from(data, at)
+            start = at + _PREFIX.size
+            fields = msgpack.unpackb(data[start : start + header_bytes], strict_map_key=False)
+            at = end
+            self._on_frame(self, fields[0], fields[1:], data[start + header_bytes : end])
+        return at
+
+    def _keep(self, rest: memoryview) -> None:
+        """Start the next read behind ``rest``, the begin of a frame."""
+        self._filled = len(rest)
+        self._needed = self._frame_bytes(rest, 0) if len(rest) >= _PREFIX.size else _PREFIX.size
+        if self._needed > _LARGE_BYTES and not self.closed:
+            self._large = np.empty(self._needed, np.uint8).data
+            self._large[: len(rest)] = rest
+        else:
+            self._small[: len(rest)] = rest
+
+    def _frame_bytes(self, data: memoryview, at: int) -> int:
         header_bytes, blob_bytes = _PREFIX.unpack_from(data, at)
         total: int = _PREFIX.size + header_bytes + blob_bytes
-        if total > MAX_FRAME_BYTES:
+        if total > self.limit_bytes:
             self.close()
-            raise BadInput(f"lane frame of {total} bytes: the most is {MAX_FRAME_BYTES}")
+            raise BadInput(f"lane frame of {total} bytes: the most is {self.limit_bytes}")
         return total
 
-    def send(self, fields: list[Any], blob: Buffer = b"") -> None:
-        """Send a frame ``[op, field, ...]`` at the end of this tick; does nothing once the connection is closed."""
+    def send(self, fields: list[Any], *blobs: Buffer) -> None:
+        """Send a frame ``[op, field, ...]`` at the end of this tick; does nothing once the connection is closed.
+
+        The blobs, which make up the frame's blob together, must not change any more.
+        """
         if self.closed:
             return
+        if self.bounded and self._unsent > MAX_UNSENT_BYTES:
+            self._hang_up()
+            return
         header = msgpack.packb(fields)
-        self._out.append(_PREFIX.pack(len(header), len(blob)) + header)
-        if len(blob):
-            self._out.append(blob)
+        blob_bytes = sum(map(len, blobs))
+        self._out.append(_PREFIX.pack(len(header), blob_bytes) + header)
+        self._out.extend(blobs)
+        self._unsent += _PREFIX.size + len(header) + blob_bytes
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flush_due = False
-        if self._transport is not None and self._out and not self._transport.is_closing():
-            self._transport.write(self._out[0] if len(self._out) == 1 else b"".join(self._out))
+        if self._transport is None or self._transport.is_closing():
+            self._forget_output()
+            return
+        while self._out and not self.stuck:
+            self._write_some(self._transport)
+        self._mind_the_unread(self._transport)
+
+    def _write_some(self, transport: asyncio.Transport) -> None:
+        """Hand the transport small buffers together, or a piece of a large one."""
+        out = self._out
+        piece: Buffer
+        if self._unsent <= _JOIN_BYTES:
+            piece = b"".join(out)
+            out.clear()
+        elif len(out[0]) <= _JOIN_BYTES:
+            parts, left = [], _JOIN_BYTES
+            while out and len(out[0]) <= left:
+                left -= len(out[0])
+                parts.append(out.popleft())
+            piece = b"".join(parts)
+        else:
+            whole = memoryview(out.popleft())
+            piece = whole[:_WRITE_BYTES]
+            if len(whole) > _WRITE_BYTES:
+                out.appendleft(whole[_WRITE_BYTES:])
+        self._unsent -= len(piece)
+        self.bytes_out += len(piece)
+        if len(piece):
+            transport.write(piece)
+
+    def _mind_the_unread(self, transport: asyncio.Transport) -> None:
+        reading = not self.bounded or self._unsent <= PAUSE_BYTES
+        if reading != self._reading and not transport.is_closing():
+            self._reading = reading
+            if reading:
+                transport.resume_reading()
+            else:
+                transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        self.stuck = True
+
+    def resume_writing(self) -> None:
+        self.stuck = False
+        if not self.closed:
+            self._flush()
+            if self.on_drained is not None and not self.stuck:
+                self.on_drained()
+
+    def _hang_up(self) -> None:
+        assert self._transport is not None
+        text = "lane connection with %s closed: it left %d bytes unread, the most is %d"
+        logger.warning(text, self.describe(), self._unsent, MAX_UNSENT_BYTES)
+        self.closed = True
+        self._forget_output()
+        self._transport.abort()
+
+    def _forget_output(self) -> None:
         self._out.clear()
+        self._unsent = 0
 
     def close(self) -> None:
         """Close after what was sent has left."""
         if not self.closed and self._transport is not None:
-            self._flush()
+            self.stuck = False
+            while self._out and not self._transport.is_closing():
+                self._write_some(self._transport)
+            self._forget_output()
             self.closed = True
             self._transport.close()
 
@@ -202,6 +367,7 @@ async def connect(
         if op == PING:
             connection.send([PONG, fields[0]])
         elif op == WELCOME:
+            connection.welcome = fields[0]
             if not welcomed.done():
                 welcomed.set_result(None)
         else:

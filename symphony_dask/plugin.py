@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import dask.config
-from distributed.comm.addressing import get_address_host
 from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol.pickle import dumps
@@ -93,18 +92,19 @@ class SymphonyPlugin(SchedulerPlugin):
         self._workers: dict[str, WorkerState] = {}
         self._worker_joined = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
-        policy = self.policy or dask.config.get("symphony.policy")
-        max_requests = int(dask.config.get("symphony.max-requests"))
+        options: dict[str, Any] = {
+            "policy": self.policy or dask.config.get("symphony.policy"),
+            "max_requests": int(dask.config.get("symphony.max-requests")),
+            "inline_bytes": int(dask.config.get("symphony.lane.inline-bytes")),
+        }
         # Compiling the engine, where it is not in the disk cache yet, takes seconds: not on the event loop.
-        self.dispatcher = await asyncio.to_thread(
-            Dispatcher, policy=policy, max_requests=max_requests, on_worker=self._on_worker
-        )
+        self.dispatcher = await asyncio.to_thread(Dispatcher, **options, on_worker=self._on_worker)
         await asyncio.to_thread(warm_up)
         # What is here now stays; a full collection that walks all of it holds up every request for tens of ms.
         gc.collect()
         gc.freeze()
         ssl_context = scheduler.security.get_listen_args("scheduler").get("ssl_context")
-        host = dask.config.get("symphony.lane.host") or _listen_host(scheduler)
+        host = dask.config.get("symphony.lane.host") or config.listen_host(scheduler)
         await self.dispatcher.start(host, int(dask.config.get("symphony.lane.port")), ssl_context)
         for name in ("deploy", "undeploy", "status", "record", "stop_recording", "set_policy"):
             scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
@@ -328,15 +328,6 @@ def warm_up() -> None:
     engine.drain_gpu(0, gpu)
     engine.remove_gpu(0, gpu)
     engine.remove_model(0, model)
-
-
-def _listen_host(scheduler: Any) -> str:
-    """Where the scheduler itself listens; all interfaces of its address family if it is not reached over TCP."""
-    for listener in scheduler.listeners:
-        protocol, _, _ = listener.listen_address.partition("://")
-        if protocol in ("tcp", "tls", "ws", "wss") and (host := get_address_host(listener.listen_address)):
-            return host
-    return "::" if ":" in get_address_host(scheduler.address) else "0.0.0.0"
 
 
 def _failure(error: Exception) -> Reply:

@@ -23,7 +23,8 @@ class Rows(NamedTuple):
 class RequestTable:
     """Columns of ``size`` slots. A slot without a request, or whose client is gone, has client -1.
 
-    Times are ns on the host's clock; ``deadline`` is the client's, ``retries`` counts lost workers.
+    Times are ns on the host's clock; ``deadline`` is the client's, ``retries`` counts lost workers, ``held`` says whose
+    payload the client keeps until it knows the worker.
     """
 
     def __init__(self, size: int) -> None:
@@ -33,26 +34,28 @@ class RequestTable:
         self.deadline = np.zeros(size, np.int64)
         self.bytes = np.zeros(size, np.int64)
         self.retries = np.zeros(size, np.int8)
+        self.held = np.zeros(size, np.bool_)
         self._payload: list[memoryview] = [memoryview(b"")] * size
 
-    def put(self, slots: Slots, rows: Rows, blob: memoryview) -> None:
-        """Keep requests whose payloads follow each other in ``blob``; those with a negative slot are passed over."""
+    def put(self, slots: Slots, rows: Rows, held: npt.NDArray[np.bool_], blob: memoryview) -> None:
+        """Keep requests, but those with a negative slot; payloads not held follow each other in ``blob``."""
         kept = slots >= 0
-        held = slots[kept]
+        mine = slots[kept]
         columns: tuple[npt.NDArray[Any], ...] = (self.id, self.client, self.arrival, self.deadline, self.bytes)
         for column, values in zip(columns, rows, strict=True):
-            column[held] = values[kept]
-        self.retries[held] = 0
+            column[mine] = values[kept]
+        self.retries[mine] = 0
+        self.held[mine] = held[kept]
         payload, at = self._payload, 0
-        for slot, size in zip(slots.tolist(), rows.bytes.tolist(), strict=True):
+        for slot, size in zip(slots.tolist(), np.where(held, 0, rows.bytes).tolist(), strict=True):
             if slot >= 0:
                 payload[slot] = blob[at : at + size]
             at += size
 
-    def payloads(self, slots: Slots) -> bytes:
-        """The payloads of some requests, one after the other."""
+    def payloads(self, slots: Slots) -> list[memoryview]:
+        """The payloads of some requests in their order, empty for those that are held."""
         payload = self._payload
-        return b"".join([payload[slot] for slot in slots.tolist()])
+        return [payload[slot] for slot in slots.tolist()]
 
     def rows(self, slots: Slots) -> Rows:
         return Rows(self.id[slots], self.client[slots], self.arrival[slots], self.deadline[slots], self.bytes[slots])

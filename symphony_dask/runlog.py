@@ -40,6 +40,7 @@ class Flight:
     window: tuple[int, int]
     planned: tuple[int, int]
     waited: bool  #: whether another batch was at the GPU when this one left
+    held: bool  #: whether payloads of it come from clients
 
 
 class RunLog:

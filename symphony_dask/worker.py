@@ -1,8 +1,8 @@
 """The worker's side: loads models, runs batches on its GPU slots, one thread a slot.
 
-A Dask worker with a ``GPU`` resource becomes as many slots as it has units. The event loop reads batches from the lane
-and hands them to the slot's thread; the thread runs them one after the other, so that the next batch is already here
-when one ends.
+A Dask worker with a ``GPU`` resource becomes as many slots as it has units. The event loop reads batches from the lane,
+gathers their payloads (``inbox``) and hands them to the slot's thread; the thread runs them one after the other, so
+that the next batch is already here when one ends.
 """
 
 from __future__ import annotations
@@ -22,10 +22,22 @@ from distributed.comm.addressing import get_address_host
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.protocol.pickle import loads
 
-from symphony_dask import codec
+from symphony_dask import codec, config
 from symphony_dask.backends import BatchResult, ModelSpec, Runner, load
 from symphony_dask.backends.emulated import Emulated
-from symphony_dask.lane import DONE, EXECUTE, MAX_FRAME_BYTES, VERSION, Connection, connect, now_ns, read_column
+from symphony_dask.inbox import Batch, Inbox
+from symphony_dask.lane import (
+    DATA,
+    DONE,
+    EXECUTE,
+    GONE,
+    MAX_FRAME_BYTES,
+    VERSION,
+    Connection,
+    column,
+    connect,
+    now_ns,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -78,17 +90,34 @@ class Slot:
 
 @dataclass
 class SlotWorker:
-    """The slots of one Dask worker and its lane connection.
+    """The slots of one Dask worker, its lane connection, and its inbox for payloads from clients.
 
     gpu_class: what kind of GPU the slots are; workers of one class share profiles.
+    lane: host and port where clients reach the inbox, None: they cannot.
     """
 
     address: str
     slots: list[Slot]
     gpu_class: str
     connection: Connection | None = None
+    lane: tuple[str, int] | None = None
     _closing: bool = False
     _task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.inbox = Inbox(self._start_batch)
+
+    async def listen(self, worker: Any) -> None:
+        """Open the inbox to clients where the Dask worker listens, with its TLS settings."""
+        ports = config.ports("symphony.lane.worker-port")
+        ssl_context = worker.security.get_listen_args("worker").get("ssl_context")
+        try:
+            port = await self.inbox.listen(config.listen_host(worker), ports, ssl_context)
+        except OSError as error:
+            text = "no lane for clients on this worker, payloads are relayed: ports %s to %s: %s"
+            logger.warning(text, ports[0], ports[-1], error)
+        else:
+            self.lane = (get_address_host(worker.address), port)
 
     def start(self, scheduler: Any, security: Any) -> None:
         """Keep a lane connection to ``scheduler``, an RPC of Dask's, from now on."""
@@ -101,6 +130,7 @@ class SlotWorker:
             self._task.cancel()
         if self.connection is not None:
             self.connection.close()
+        self.inbox.close()
         for slot in self.slots:
             slot.stop()
 
@@ -110,6 +140,7 @@ class SlotWorker:
             gone = asyncio.Event()
 
             def lost(connection: Connection, error: Exception | None, gone: asyncio.Event = gone) -> None:
+                self.inbox.clear()
                 gone.set()
 
             try:
@@ -122,7 +153,9 @@ class SlotWorker:
                     "host": socket.gethostname(),
                     "slots": len(self.slots),
                     "gpu_class": self.gpu_class,
+                    "lane": self.lane,
                 }
+                self.inbox.token = info["token"]
                 self.connection = await connect(
                     get_address_host(scheduler.address),
                     info["port"],
@@ -131,6 +164,7 @@ class SlotWorker:
                     lost,
                     ssl_context=security.get_connection_args("worker").get("ssl_context"),
                 )
+                self.inbox.inline_bytes = self.connection.welcome["inline_bytes"]
                 attempt = 0
                 await gone.wait()
             except Exception as error:
@@ -168,46 +202,59 @@ class SlotWorker:
         return await asyncio.wrap_future(slot.call(measure))
 
     def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+        self.connection = connection
         if op == EXECUTE:
-            batch, slot, model_id, sizes = fields
-            self.slots[slot].post(self._run, connection, batch, slot, model_id, read_column(sizes), blob, now_ns())
+            self.inbox.execute(fields, blob)
+        elif op == DATA:
+            self.inbox.data(fields, blob)
+        elif op == GONE:
+            self.inbox.gone(fields[0])
 
-    def _run(
-        self,
-        connection: Connection,
-        batch: int,
-        slot: int,
-        model_id: int,
-        sizes: Any,
-        blob: memoryview,
-        received_ns: int,
-    ) -> None:
+    def _start_batch(self, batch: Batch) -> None:
+        self.slots[batch.slot].post(self._run, self.connection, batch)
+
+    def _run(self, connection: Connection, batch: Batch) -> None:
         """Run one batch in the slot's thread and answer from the event loop."""
         start_ns = now_ns()
+        sizes = batch.sizes if not batch.lost else batch.sizes[batch.present()]
         try:
-            runner = self.slots[slot].runners.get(model_id)
+            runner = self.slots[batch.slot].runners.get(batch.model_id)
             if runner is None:
-                raise LookupError(f"model {model_id} is not loaded on worker {self.address}")
-            result = runner.run(blob, sizes)
+                raise LookupError(f"model {batch.model_id} is not loaded on worker {self.address}")
+            result = runner.run(batch.blob, sizes) if len(sizes) else _no_answers(0)
             if len(result.blob) > MAX_ANSWER_BYTES:
                 raise ValueError(f"the answers of a batch have {len(result.blob)} bytes: at most {MAX_ANSWER_BYTES}")
         except BaseException:
-            text = traceback.format_exc()
-            result = BatchResult(
-                memoryview(b""), np.zeros(len(sizes), np.int64), dict.fromkeys(range(len(sizes)), text)
-            )
+            result = _no_answers(len(sizes), traceback.format_exc())
         end_ns = now_ns()
+        if batch.lost:
+            result = _spread(result, batch)
 
         def answer() -> None:
-            held_ns = now_ns() - received_ns
-            queued_ns, run_ns = start_ns - received_ns, end_ns - start_ns
-            sizes_raw = np.asarray(result.sizes, "<i8").tobytes()
-            connection.send([DONE, batch, slot, queued_ns, run_ns, held_ns, sizes_raw, result.errors], result.blob)
+            if connection.closed:  # whoever asked is gone, and numbers may begin anew
+                return
+            held_ns = now_ns() - batch.received_ns
+            queued_ns, run_ns = start_ns - batch.received_ns, end_ns - start_ns
+            links, parts = self.inbox.answer(batch, result)
+            fields = [DONE, batch.number, batch.slot, queued_ns, run_ns, held_ns, column(result.sizes), result.errors]
+            connection.send([*fields, links, column(sorted(batch.lost))], *parts)
 
         try:
             self._loop.call_soon_threadsafe(answer)
         except RuntimeError:  # the event loop is closed, and with it the connection
             pass
+
+
+def _no_answers(n: int, error: str = "") -> BatchResult:
+    return BatchResult(memoryview(b""), np.zeros(n, np.int64), dict.fromkeys(range(n), error))
+
+
+def _spread(result: BatchResult, batch: Batch) -> BatchResult:
+    """The answers of the requests that ran, as answers of the whole batch."""
+    ran = batch.present()
+    sizes = np.zeros(len(batch.sizes), np.int64)
+    sizes[ran] = result.sizes
+    return BatchResult(result.blob, sizes, {ran[i]: text for i, text in result.errors.items()})
 
 
 def gpu_class_of(worker: Any) -> str:
@@ -236,12 +283,14 @@ class SymphonyWorkerPlugin(WorkerPlugin):
         self._slot_worker: SlotWorker | None = None
         if units < 1:
             return
+        config.load()
         gpu_class = await asyncio.to_thread(gpu_class_of, worker)
         slots = [Slot(i, None) for i in range(units)]
         self._slot_worker = slot_worker = SlotWorker(worker.address, slots, gpu_class)
         worker.handlers["symphony_load"] = slot_worker.load
         worker.handlers["symphony_unload"] = slot_worker.unload
         worker.handlers["symphony_profile"] = slot_worker.profile
+        await slot_worker.listen(worker)
         slot_worker.start(worker.scheduler, worker.security)
 
     async def teardown(self, worker: Any) -> None:

@@ -57,6 +57,24 @@ def break_lane(dask_worker: Any) -> None:
     dask_worker.plugins["symphony"]._slot_worker.connection.close()
 
 
+def close_inbox(dask_worker: Any) -> None:
+    """Have a worker take no connections of clients any more, and hang up on those that it has."""
+    inbox = dask_worker.plugins["symphony"]._slot_worker.inbox
+    inbox._server.close()
+    for connection in list(inbox._connections):
+        connection.close()
+
+
+def reverse(batch: Any) -> list[bytes]:
+    """Each sample, bytes, from its end to its begin."""
+    return [sample[::-1] for sample in batch]
+
+
+def megabyte(batch: Any) -> list[bytes]:
+    """A million bytes for each sample."""
+    return [bytes(sample[:1]) * 1_000_000 for sample in batch]
+
+
 def linear() -> Any:
     """A torch module of 4 inputs and 3 outputs, with the same weights each time."""
     pytest.importorskip("torch")

@@ -88,10 +88,20 @@ def received(pieces: list[bytes]) -> list[Frame]:
         server = Server()
         connection = server.accept()
         for piece in pieces:
-            connection.data_received(piece)
+            feed(connection, piece)
         return server.frames
 
     return asyncio.run(main())
+
+
+def feed(connection: Connection, piece: bytes) -> None:
+    """Have a connection read ``piece``, as a transport does."""
+    while piece:
+        buffer = connection.get_buffer(-1)
+        n = min(len(piece), len(buffer))
+        buffer[:n] = piece[:n]
+        connection.buffer_updated(n)
+        piece = piece[n:]
 
 
 def exchanged(write: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> Server:
@@ -168,6 +178,9 @@ def test_frames_of_one_tick_leave_in_one_write() -> None:
             def is_closing(self) -> bool:
                 return False
 
+            def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+                pass
+
         connection = Server().accept()
         connection.connection_made(Transport({"socket": socket.socket()}))
         connection.send([PING, 1])
@@ -234,6 +247,100 @@ def test_a_closed_connection_sends_nothing_and_loses_nothing_twice() -> None:
     asyncio.run(main())
 
 
+def test_a_large_blob_that_the_peer_takes_slowly_arrives_whole_and_in_order() -> None:
+    async def main() -> None:
+        server, sender = Server(), Server()
+        blobs = [bytes([i]) * 3_000_000 for i in range(4)]
+        async with listening(server.accept) as port:
+            _, connection = await asyncio.get_running_loop().create_connection(sender.accept, "127.0.0.1", port)
+            await until(lambda: server.connections and server.connections[0]._transport)
+            assert server.connections[0]._transport is not None
+            server.connections[0]._transport.pause_reading()
+            for i, blob in enumerate(blobs):
+                connection.send([DONE, i], blob, b"tail")
+            await until(lambda: connection.stuck)
+            # What the kernel did not take stays uncopied: at most one piece of it is in the transport.
+            assert connection._transport is not None
+            assert connection._transport.get_write_buffer_size() <= lane._WRITE_BYTES
+            server.connections[0]._transport.resume_reading()
+            connection.on_drained = connection.close
+            await until(lambda: server.lost)
+        assert server.frames == [(DONE, [i], blob + b"tail") for i, blob in enumerate(blobs)]
+
+    asyncio.run(main())
+
+
+class Echo(Server):
+    """A server end that sends a megabyte for each frame, and does not serve whom it cannot send to."""
+
+    def accept(self) -> Connection:
+        connection = super().accept()
+        connection.bounded = True
+        return connection
+
+    def frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+        self.frames.append((op, fields, b""))
+        connection.send([RESULT, *fields], bytes(1_000_000))
+
+
+def test_who_does_not_read_answers_is_read_from_no_more_until_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane, "PAUSE_BYTES", 2_000_000)
+    n = 100
+
+    async def main() -> None:
+        server, client = Echo(), Server()
+        async with listening(server.accept) as port:
+            _, connection = await asyncio.get_running_loop().create_connection(client.accept, "127.0.0.1", port)
+            await until(lambda: server.connections and server.connections[0]._transport)
+            assert connection._transport is not None
+            connection._transport.pause_reading()
+            for i in range(n):
+                # A read of the server takes one of these at most, so that it can stop after any.
+                connection.send([PONG, i], bytes(lane._READ_BYTES))
+            await until(lambda: not server.connections[0]._reading)
+            served = len(server.frames)
+            assert served < n
+            assert server.connections[0]._unsent <= 2_000_000 + 2_100_000
+            connection._transport.resume_reading()
+            await until(lambda: len(client.frames) == n)
+            assert [fields for _, fields, _ in client.frames] == [[i] for i in range(n)]
+            connection.close()
+
+    asyncio.run(main())
+
+
+def test_who_leaves_too_much_unread_is_hung_up_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lane, "MAX_UNSENT_BYTES", 20_000_000)
+
+    async def main() -> None:
+        server, client = Echo(), Server()
+        async with listening(server.accept) as port:
+            _, connection = await asyncio.get_running_loop().create_connection(client.accept, "127.0.0.1", port)
+            await until(lambda: server.connections and server.connections[0]._transport)
+            assert connection._transport is not None
+            connection._transport.pause_reading()
+            for i in range(100):
+                connection.send([PONG, i])
+            await until(lambda: server.lost)
+            connection.close()
+
+    asyncio.run(main())
+    assert "bytes unread, the most is 20000000" in caplog.text
+
+
+def test_who_has_not_said_hello_cannot_reserve_memory() -> None:
+    async def main(bench: Bench) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", bench.dispatcher.port)
+        writer.write(struct.pack("<II", 10, lane.MAX_HELLO_BYTES))
+        async with asyncio.timeout(10):
+            assert await reader.read() == b""
+        writer.close()
+
+    on_bench(main)
+
+
 def test_a_silent_peer_is_probed_by_the_kernel() -> None:
     async def main() -> None:
         server = Server()
@@ -282,9 +389,9 @@ class Bench:
 
     def frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
         if op == EXECUTE:
-            batch, slot, _, sizes = fields
+            batch, slot, _, sizes, *_ = fields
             self.batches.append(len(read_column(sizes)))
-            connection.send([DONE, batch, slot, 0, 1000, 1000, sizes, {}], bytes(blob))
+            connection.send([DONE, batch, slot, 0, 1000, 1000, sizes, {}, b"", b""], bytes(blob))
         else:
             assert op == RESULT
             at = 0
@@ -297,7 +404,7 @@ class Bench:
     ) -> None:
         n, sizes = len(ids), [len(p) for p in payloads]
         columns = (column([model] * n, "<i4"), column([0] * n), column([0] * n), column(ids), column(sizes))
-        client.send([SUBMIT, *columns, column([priority] * n, "<i1")], b"".join(payloads))
+        client.send([SUBMIT, *columns, column([priority] * n, "<i1"), column([0] * n, "<i1")], b"".join(payloads))
 
     async def answered(self, *ids: int) -> list[bytes]:
         await until(lambda: all(i in self.answers for i in ids))
@@ -342,7 +449,7 @@ def test_each_request_gets_its_own_answer() -> None:
         [HELLO, {"version": VERSION, "role": "client"}],
         [HELLO, "token"],
         [HELLO],
-        [SUBMIT, b"", b"", b"", b"", b"", b""],
+        [SUBMIT, b"", b"", b"", b"", b"", b"", b""],
         [WELCOME, {}],
         [99],
     ],
@@ -385,7 +492,7 @@ def test_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None
 
 def _submit(*changes: tuple[int, bytes]) -> list[Any]:
     fields: list[Any] = [SUBMIT, column([0], "<i4"), column([0]), column([0]), column([1]), column([3])]
-    fields.append(column([0], "<i1"))
+    fields += [column([0], "<i1"), column([0], "<i1")]
     for at, value in changes:
         fields[at] = value
     return fields
@@ -435,7 +542,7 @@ def test_a_worker_that_reports_nonsense_is_cut_off_and_its_requests_are_run_else
     async def main(bench: Bench) -> None:
         def nonsense(connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
             batch, slot = fields[:2]
-            connection.send([DONE, batch, slot, 0, 0, 0, column(sizes), errors], bytes(blob))
+            connection.send([DONE, batch, slot, 0, 0, 0, column(sizes), errors, b"", b""], bytes(blob))
 
         good_frame, bench.frame = bench.frame, nonsense  # type: ignore[method-assign]
         bench.dispatcher.drop_worker("w")

@@ -62,6 +62,24 @@ def test_requests_are_served_over_tls(serving: Serving) -> None:
     serving.undeploy("m")
 
 
+def test_large_payloads_and_answers_pass_over_tls_between_client_and_worker(serving: Serving) -> None:
+    model = serving.deploy("m", models.double, slo="60s", profile="0.1,0.5", timeout="60s")
+    before = sum(serving.status()["lane"].values())
+    samples = [np.arange(i, i + 20_000) for i in range(20)]
+    for sample, future in zip(samples, model.map(samples), strict=True):
+        np.testing.assert_array_equal(future.result(30), sample * 2)
+    assert sum(serving.status()["lane"].values()) - before < samples[0].nbytes
+    assert serving._lane._direct is not None
+    (link,) = serving._lane._direct._open.values()
+    assert link.connection is not None
+    assert link.connection._transport is not None
+    assert link.connection._transport.get_extra_info("ssl_object").version() in ("TLSv1.2", "TLSv1.3")
+    gets_nothing_in_plaintext(link.port)
+    with pytest.raises(OSError, match=r"(?i)certificate"):
+        join({"port": link.port, "token": ""}, Security.temporary().get_connection_args("client")["ssl_context"])
+    serving.undeploy("m")
+
+
 def test_the_lane_speaks_tls_1_2_or_newer(serving: Serving) -> None:
     assert serving._lane._connection is not None
     assert serving._lane._connection._transport is not None
@@ -77,7 +95,11 @@ def test_a_client_of_the_cluster_may_join(serving: Serving, lane: dict[str, Any]
 def test_a_plaintext_connection_gets_nothing(lane: dict[str, Any]) -> None:
     with pytest.raises(OSError, match="turned the connection away"):
         join(lane, None)
-    with socket.create_connection(("127.0.0.1", lane["port"]), timeout=10) as plain:
+    gets_nothing_in_plaintext(lane["port"])
+
+
+def gets_nothing_in_plaintext(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
         plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
         answer = b""
         try:

@@ -1,0 +1,254 @@
+"""The worker's end of the direct path: its lane server for clients, and batches that wait for payloads from there.
+
+EXECUTE says which payloads of a batch are held by clients. They come as DATA, from a client itself or by way of the
+scheduler, before or after EXECUTE, in any number of frames. The batch starts when all are there, so that it is fetched
+while the one before runs; batches of a slot start in the order in which they became complete. What has not come after
+``wait_ns``, what a client says will not come, and what a client held that is gone (GONE), is *lost*: the batch starts
+without it, and DONE names it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from symphony_dask import codec
+from symphony_dask.backends import BatchResult
+from symphony_dask.errors import BadInput
+from symphony_dask.lane import (
+    ANSWER,
+    DATA,
+    HELLO,
+    HELLO_S,
+    MAX_FRAME_BYTES,
+    MAX_HELLO_BYTES,
+    WELCOME,
+    Connection,
+    check_hello,
+    column,
+    now_ns,
+    read_column,
+    read_data,
+)
+
+logger = logging.getLogger(__name__)
+
+Sizes = npt.NDArray[np.int64]
+
+
+@dataclass
+class Batch:
+    """A batch of n requests at the worker, from EXECUTE on.
+
+    sizes, clients, ids: (n,) columns.
+    blob: the payloads one after the other, those of ``present`` requests.
+    lost: indices of requests whose payload did not come.
+    """
+
+    number: int
+    slot: int
+    model_id: int
+    sizes: Sizes
+    clients: npt.NDArray[np.int32]
+    ids: npt.NDArray[np.int64]
+    blob: memoryview
+    received_ns: int
+    lost: set[int] = field(default_factory=set)
+
+    def present(self) -> list[int]:
+        """Indices of the requests that can run."""
+        return [i for i in range(len(self.sizes)) if i not in self.lost]
+
+
+@dataclass
+class _Waiting:
+    """A batch with payloads to come: ``missing`` has the index of each by (client, request id)."""
+
+    batch: Batch
+    payloads: list[memoryview]
+    missing: dict[tuple[int, int], int]
+    timer: asyncio.TimerHandle | None = None
+    whole: memoryview | None = None
+
+
+@dataclass(frozen=True)
+class _Peer:
+    """A client at the other end of a connection, and the number that it gave the connection."""
+
+    client: int
+    link: int
+
+
+class Inbox:
+    """Gathers payloads, and hands each batch to ``on_complete`` when they are there."""
+
+    def __init__(self, on_complete: Callable[[Batch], None]) -> None:
+        #: The cluster's, known once the scheduler was reached.
+        self.token: str | None = None
+        #: Answers above so many bytes leave on links, where there are any.
+        self.inline_bytes = MAX_FRAME_BYTES
+        self._on_complete = on_complete
+        self._waiting: dict[int, _Waiting] = {}
+        self._early: dict[int, list[tuple[int, list[int], list[int], memoryview]]] = {}
+        self._newest = -1
+        self._server: asyncio.Server | None = None
+        self._connections: set[Connection] = set()
+        self._links: dict[int, Connection] = {}
+
+    async def listen(self, host: str, ports: Iterable[int], ssl_context: ssl.SSLContext | None) -> int:
+        """Listen on the first of ``ports`` that is free (0: any) and return it; raises ``OSError``."""
+        loop = asyncio.get_running_loop()
+        failure = OSError("no port was given")
+        for port in ports:
+            try:
+                self._server = await loop.create_server(self._accept, host, port, ssl=ssl_context, backlog=512)
+            except OSError as error:
+                failure = error
+            else:
+                return int(self._server.sockets[0].getsockname()[1])
+        raise failure
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self.clear()
+
+    def clear(self) -> None:
+        """The scheduler is gone, or has given this worker up: forget its batches, and hang up on clients."""
+        for waiting in self._waiting.values():
+            if waiting.timer is not None:
+                waiting.timer.cancel()
+        self._waiting.clear()
+        self._early.clear()
+        self._newest = -1
+        for connection in list(self._connections):
+            connection.close()
+
+    # Batches
+
+    def execute(self, fields: list[Any], blob: memoryview) -> None:
+        """EXECUTE: a batch to run when its payloads are there."""
+        number, slot, model_id, sizes_raw, clients_raw, ids_raw, held_raw, wait_ns = fields
+        sizes, clients, ids = read_column(sizes_raw), read_column(clients_raw, "<i4"), read_column(ids_raw)
+        batch = Batch(number, slot, model_id, sizes, clients, ids, blob, now_ns())
+        self._newest = number
+        if not held_raw:
+            self._on_complete(batch)
+            return
+        held = read_column(held_raw, "?")
+        owners = zip(clients.tolist(), ids.tolist(), strict=True)
+        missing = {key: i for i, (key, is_held) in enumerate(zip(owners, held.tolist(), strict=True)) if is_held}
+        waiting = _Waiting(batch, codec.split(blob, np.where(held, 0, sizes)), missing)
+        self._waiting[number] = waiting
+        waiting.timer = asyncio.get_running_loop().call_later(wait_ns / 1e9, self._give_up, waiting, None)
+        for data in self._early.pop(number, ()):
+            self._take(number, *data)
+        # Batches come in the order of their numbers, so older ones will not come any more.
+        for old in [n for n in self._early if n < number]:
+            del self._early[old]
+
+    def data(self, fields: list[Any], blob: memoryview, client: int | None = None) -> None:
+        """DATA: payloads of ``client``, by default the one that the frame names."""
+        number, named, ids, sizes = read_data(fields, blob)
+        self._take(number, named if client is None else client, ids, sizes, blob)
+
+    def gone(self, client: int) -> None:
+        """GONE: a client is lost, and what it held."""
+        for waiting in list(self._waiting.values()):
+            self._give_up(waiting, client)
+        connection = self._links.get(client)
+        if connection is not None:
+            connection.close()
+
+    def _take(self, number: int, client: int, ids: list[int], sizes: list[int], blob: memoryview) -> None:
+        waiting = self._waiting.get(number)
+        if waiting is None:
+            if number > self._newest:
+                self._early.setdefault(number, []).append((client, ids, sizes, blob))
+            return  # otherwise its batch has started
+        batch = waiting.batch
+        at, taken, expected = 0, 0, batch.sizes
+        for request, size in zip(ids, sizes, strict=True):
+            i = waiting.missing.pop((client, request), None)
+            if i is not None and size == expected[i]:
+                waiting.payloads[i] = blob[at : at + size]
+                taken += 1
+            elif i is not None:
+                batch.lost.add(i)
+            at += max(size, 0)
+        if taken == len(expected) and ids == batch.ids.tolist():
+            waiting.whole = blob
+        if not waiting.missing:
+            self._complete(waiting)
+
+    def _give_up(self, waiting: _Waiting, client: int | None) -> None:
+        """Wait no longer for the payloads of a client, or of all."""
+        for key in [key for key in waiting.missing if client is None or key[0] == client]:
+            waiting.batch.lost.add(waiting.missing.pop(key))
+        if not waiting.missing:
+            self._complete(waiting)
+
+    def _complete(self, waiting: _Waiting) -> None:
+        if self._waiting.pop(waiting.batch.number, None) is None:
+            return
+        if waiting.timer is not None:
+            waiting.timer.cancel()
+        if waiting.whole is not None:
+            waiting.batch.blob = waiting.whole
+        else:
+            waiting.batch.blob = memoryview(b"".join([waiting.payloads[i] for i in waiting.batch.present()]))
+        self._on_complete(waiting.batch)
+
+    # Answers
+
+    def answer(self, batch: Batch, result: BatchResult) -> tuple[bytes, list[memoryview]]:
+        """Send large answers to their clients; returns the ``links`` column of DONE, and the answers left for it."""
+        large = result.sizes > self.inline_bytes
+        links = np.full(len(large), -1, np.int32)
+        parts: list[memoryview] = []
+        for client in np.unique(batch.clients[large]).tolist():
+            connection = self._links.get(client)
+            if connection is not None and not connection.closed:
+                at = np.flatnonzero(large & (batch.clients == client))
+                parts = parts or codec.split(result.blob, result.sizes)
+                connection.send([ANSWER, column(batch.ids[at]), column(result.sizes[at])], *[parts[i] for i in at])
+                links[at] = connection.peer.link
+        if not parts:
+            return b"", [result.blob]
+        return links.tobytes(), [parts[i] for i in np.flatnonzero(links < 0)]
+
+    # Connections
+
+    def _accept(self) -> Connection:
+        connection = Connection(self._frame, self._lost)
+        connection.limit_bytes = MAX_HELLO_BYTES
+        connection.bounded = True
+        self._connections.add(connection)
+        loop = asyncio.get_running_loop()
+        loop.call_later(HELLO_S, lambda: connection.close() if connection.peer is None else None)
+        return connection
+
+    def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+        peer = connection.peer
+        if peer is None and op == HELLO:
+            hello = check_hello(fields[0], self.token)
+            connection.limit_bytes = MAX_FRAME_BYTES
+            connection.peer = peer = _Peer(int(hello["client"]), int(hello["link"]))
+            self._links[peer.client] = connection
+            connection.send([WELCOME, {}])
+        elif peer is not None and op == DATA:
+            self.data(fields, blob, peer.client)
+        else:
+            raise BadInput(f"lane op {op} does not come from a client to a worker{'' if peer else ' before HELLO'}")
+
+    def _lost(self, connection: Connection, error: Exception | None) -> None:
+        self._connections.discard(connection)
+        if connection.peer is not None and self._links.get(connection.peer.client) is connection:
+            del self._links[connection.peer.client]
