@@ -6,7 +6,8 @@ thousands of requests a second:
 Rule 1. A timer rings when the next request is due; all that are due by then, or within TOGETHER_NS, leave in one frame.
         Frames are at least APART_NS apart. The generator never waits for an answer (open loop).
 Rule 2. Each request says how long ago it was due, so its deadline counts from its own time, however late it left.
-Rule 3. In a closed loop there are so many requests under way at any time; each answer sets off the next.
+Rule 3. Payloads that are too large for the scheduler go to the workers, as a user's client sends them (``direct``).
+Rule 4. In a closed loop there are so many requests under way at any time; each answer sets off the next.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.lane import RESULT, SUBMIT, VERSION, Connection, column, connect, now_ns, read_column
+from symphony_dask.direct import Direct
+from symphony_dask.lane import PLACE, RESULT, SUBMIT, VERSION, Connection, column, connect, now_ns, read_column
 from symphony_dask.timer import Timer
+from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_S
 
 #: Requests due within so long leave together, and frames leave so far apart, ns.
@@ -42,7 +45,7 @@ class Plan:
 
     due: (n,) rising, from the common start; None in a closed loop.
     models: (n,) the model's number on the lane; the first alone counts in a closed loop.
-    payloads: encoded sample by model number.
+    payloads: encoded sample by model number. relay: the setting ``symphony.lane.relay``.
     under_way: of a closed loop, how many requests at any time; then at most n requests in all.
     span: from the start to the last request.
     drain: how long to wait for the last answers.
@@ -55,6 +58,7 @@ class Plan:
     due: npt.NDArray[np.int64] | None
     models: npt.NDArray[np.int32]
     payloads: dict[int, bytes]
+    relay: str
     under_way: int
     span: int
     drain: int
@@ -84,6 +88,16 @@ class _Generator:
         ssl_context = plan.security.get_connection_args("client").get("ssl_context")
         hello = {"token": plan.token, "version": VERSION, "role": "client"}
         self._connection = await connect(plan.host, plan.port, hello, self._frame, self._gone, ssl_context=ssl_context)
+        self._direct = Direct(
+            self._connection,
+            plan.token,
+            ssl_context=ssl_context,
+            relay=plan.relay,
+            pending=range(len(self.done)),
+            on_answer=self._answered_directly,
+            on_broken=lambda request, text: self._answer(np.array([request]), Outcome.FAILED),
+        )
+        self._holds = [self._direct.keeps(int(size)) for size in self._sizes]
         print("ready", flush=True)
         self._start = int(await asyncio.to_thread(sys.stdin.readline))
         gc.collect()
@@ -102,6 +116,7 @@ class _Generator:
         except TimeoutError:
             pass
         self._timer.close()
+        self._direct.close()
         self._connection.close()
         sent = self._next
         return {
@@ -133,20 +148,44 @@ class _Generator:
         models = self._plan.models[i:j]
         ages = np.zeros(count, np.int64) if self._plan.due is None else np.maximum(now - self._due[i:j], 0)
         columns = (column(models, "<i4"), bytes(8 * count), column(ages), column(np.arange(i, j)))
-        if self._same is not None:
-            blob = self._same * count
+        payloads, held = self._plan.payloads, bytes(count)
+        if any(self._holds):
+            held = bytes(self._holds[m] for m in models.tolist())
+            for request, model in enumerate(models.tolist(), i):
+                if self._holds[model]:
+                    self._direct.hold(request, payloads[model])
+        if self._same is None or any(held):
+            blob = b"".join([payloads[m] for m, kept in zip(models.tolist(), held, strict=True) if not kept])
         else:
-            blob = b"".join([self._plan.payloads[m] for m in models.tolist()])
-        self._connection.send([SUBMIT, *columns, column(self._sizes[models]), bytes(count)], blob)
+            blob = self._same * count
+        self._connection.send([SUBMIT, *columns, column(self._sizes[models]), bytes(count), held], blob)
         self.submitted[i:j] = now
 
     def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
-        if op != RESULT:
-            return
+        if op == PLACE:
+            batch, host, port, requests = fields
+            self._direct.place(batch, host, port, read_column(requests).tolist())
+        elif op == RESULT:
+            ids, outcomes = read_column(fields[0]), np.frombuffer(fields[1], np.int8)
+            if fields[4]:
+                links = read_column(fields[4], "<i4")
+                far = links >= 0
+                for request, link, outcome in zip(ids[far].tolist(), links[far].tolist(), outcomes[far], strict=True):
+                    self._direct.outcome(request, link, Outcome(int(outcome)).name)
+                ids, outcomes = ids[~far], outcomes[~far]
+            if any(self._holds):
+                for request in ids.tolist():
+                    self._direct.forget(request)
+            self._answer(ids, outcomes)
+
+    def _answered_directly(self, request: int, outcome: str, payload: memoryview) -> None:
+        self._answer(np.array([request]), Outcome[outcome])
+
+    def _answer(self, ids: npt.NDArray[np.int64], outcomes: Any) -> None:
+        """These requests have ended."""
         now = now_ns()
-        ids = read_column(fields[0])
         self.done[ids] = now
-        self.outcome[ids] = np.frombuffer(fields[1], np.int8)
+        self.outcome[ids] = outcomes
         self._answered += len(ids)
         if self._plan.due is None:
             more = min(len(ids), len(self.done) - self._next)

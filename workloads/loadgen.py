@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import dask.config
 import numpy as np
 import numpy.typing as npt
 from distributed.comm.addressing import get_address_host
@@ -233,6 +234,7 @@ def _plan(
         due=due,
         models=models,
         payloads=payloads,
+        relay=str(dask.config.get("symphony.lane.relay")),
         under_way=under_way,
         span=int(due[-1]) if due is not None and span is None else span or 0,
         drain=round(drain_s * NS_PER_S),

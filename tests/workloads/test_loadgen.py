@@ -46,6 +46,13 @@ def test_each_request_is_offered_once_and_answered_to_the_process_that_sent_it(
     assert [served[name]["outcomes"]["ok"] + served[name]["outcomes"]["late"] for name in ("a", "b")] == [500, 500]
 
 
+def test_large_payloads_go_to_the_workers_and_are_answered_too(serving: Serving, models: list[Model]) -> None:
+    arrivals = np.arange(200, dtype=np.int64) * NS_PER_MS
+    choices = (np.arange(200) % 2).astype(np.int32)
+    loaded = loadgen.offer(serving, models, arrivals, choices, samples=[bytes(150_000), "small"])
+    assert loaded.answered.all()
+
+
 def test_lateness_counts_against_the_server(serving: Serving, models: list[Model]) -> None:
     arrivals = np.zeros(10, np.int64)
     loaded = loadgen.offer(serving, models, arrivals, np.zeros(10, np.int32))
