@@ -16,7 +16,7 @@ import logging
 import secrets
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -69,6 +69,18 @@ MIN_SLACK_NS = 200_000
 SLACK_SHARE = 0.05
 
 
+class LocalClient(Protocol):
+    """A client in this process, whose requests carry no payload: that gets to the worker on a way of its own."""
+
+    peer: Client
+
+    def send(self, fields: list[Any], blob: bytes = b"") -> None:
+        """Take a frame, as a connection does; does not raise."""
+
+    def dispatched(self, address: str, requests: list[int]) -> list[str]:
+        """Requests have left for a worker in one batch: the names under which it waits for them; does not raise."""
+
+
 class Dispatcher:
     """Serves models over the lane; one per scheduler process.
 
@@ -91,6 +103,8 @@ class Dispatcher:
         self._on_worker = on_worker
         self._clients: dict[int, Connection] = {}
         self._next_client = 0
+        self._local: Any = None
+        self._local_index = -2
         self._next_model = 0
         self._by_index: dict[int, ServedModel] = {}
         # Model id on the wire to the engine's index (-1: none) and SLO. Ids are never used twice.
@@ -244,6 +258,17 @@ class Dispatcher:
         self._due()
 
     # Connections
+
+    def add_local(self, client: LocalClient) -> None:
+        """Serve a client in this process as if it were connected; at most one."""
+        client.peer = Client(self._next_client)
+        self._local, self._local_index = client, self._next_client
+        self._clients[self._next_client] = self._local
+        self._next_client += 1
+
+    def hear_local(self, fields: list[Any]) -> None:
+        """A frame from the client in this process."""
+        self._frame(self._local, fields[0], fields[1:], memoryview(b""))
 
     def _accept(self) -> Connection:
         connection = Connection(self._frame, self._lost)
@@ -434,7 +459,12 @@ class Dispatcher:
         waited = self.engine.in_flight(gpu) > 1
         self._flights[batch] = Flight(batch, model, gpu, slots, now, (window_open, window_close), (start, end), waited)
         blob = self._requests.payloads(slots)
-        connection.send([EXECUTE, batch, slot, model.model_id, self._requests.bytes[slots].tobytes()], blob)
+        fields = [EXECUTE, batch, slot, model.model_id, self._requests.bytes[slots].tobytes()]
+        local = np.flatnonzero(self._requests.client[slots] == self._local_index)
+        if len(local):
+            names = self._local.dispatched(connection.peer.address, self._requests.id[slots[local]].tolist())
+            fields.append(dict(zip(local.tolist(), names, strict=True)))
+        connection.send(fields, blob)
         model.batches += 1
         model.batched += size
 
@@ -635,7 +665,7 @@ class Dispatcher:
             "policy": engine.policy,
             "models": models,
             "workers": workers,
-            "clients": len(self._clients),
+            "clients": len(self._clients) - (self._local is not None),
             "recording": recording,
             "timer_lateness_ns": self._timer_lateness.bound_ns(),
         }

@@ -19,7 +19,7 @@ malformed closes the connection.
                                   priorities i1[]
     CANCEL   from a client        ids i8[]
     RESULT   to a client          ids i8[], outcomes i1[], bytes i8[], {index: [error, text]}    answers
-    EXECUTE  to a worker          batch, slot, model, bytes i8[]                              payloads
+    EXECUTE  to a worker          batch, slot, model, bytes i8[], [{index: held task}]        payloads
     DONE     from a worker        batch, slot, queued_ns, run_ns, held_ns, bytes i8[], {index: text}  answers
 """
 

@@ -25,7 +25,9 @@ from distributed.protocol.pickle import loads
 from symphony_dask import codec
 from symphony_dask.backends import BatchResult, ModelSpec, Runner, load
 from symphony_dask.backends.emulated import Emulated
+from symphony_dask.graph import held_name
 from symphony_dask.lane import DONE, EXECUTE, MAX_FRAME_BYTES, VERSION, Connection, connect, now_ns, read_column
+from symphony_dask.rendezvous import Guests, Rendezvous
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ class SlotWorker:
     address: str
     slots: list[Slot]
     gpu_class: str
+    rendezvous: Rendezvous
     connection: Connection | None = None
     _closing: bool = False
     _task: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -169,8 +172,12 @@ class SlotWorker:
 
     def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
         if op == EXECUTE:
-            batch, slot, model_id, sizes = fields
-            self.slots[slot].post(self._run, connection, batch, slot, model_id, read_column(sizes), blob, now_ns())
+            batch, slot, model_id, sizes, *held = fields
+            job = (connection, batch, slot, model_id, read_column(sizes), blob, now_ns())
+            if held:
+                self.rendezvous.gather(held[0], lambda guests: self.slots[slot].post(self._run, *job, guests))
+            else:
+                self.slots[slot].post(self._run, *job)
 
     def _run(
         self,
@@ -181,6 +188,7 @@ class SlotWorker:
         sizes: Any,
         blob: memoryview,
         received_ns: int,
+        guests: Guests | None = None,
     ) -> None:
         """Run one batch in the slot's thread and answer from the event loop."""
         start_ns = now_ns()
@@ -188,11 +196,13 @@ class SlotWorker:
             runner = self.slots[slot].runners.get(model_id)
             if runner is None:
                 raise LookupError(f"model {model_id} is not loaded on worker {self.address}")
-            result = runner.run(blob, sizes)
+            result = runner.run(blob, sizes) if guests is None else guests.run(runner, blob, sizes)
             if len(result.blob) > MAX_ANSWER_BYTES:
                 raise ValueError(f"the answers of a batch have {len(result.blob)} bytes: at most {MAX_ANSWER_BYTES}")
         except BaseException:
             text = traceback.format_exc()
+            if guests is not None:
+                guests.fail(text)
             result = BatchResult(
                 memoryview(b""), np.zeros(len(sizes), np.int64), dict.fromkeys(range(len(sizes)), text)
             )
@@ -230,19 +240,34 @@ class SymphonyWorkerPlugin(WorkerPlugin):
 
     name = "symphony"
     idempotent = True
+    _slot_worker: SlotWorker | None = None
 
     async def setup(self, worker: Any) -> None:
         units = int(worker.state.total_resources.get("GPU", 0))
-        self._slot_worker: SlotWorker | None = None
         if units < 1:
             return
         gpu_class = await asyncio.to_thread(gpu_class_of, worker)
         slots = [Slot(i, None) for i in range(units)]
-        self._slot_worker = slot_worker = SlotWorker(worker.address, slots, gpu_class)
+        self._state = worker.state
+        self.rendezvous = Rendezvous(worker.state)
+        self._slot_worker = slot_worker = SlotWorker(worker.address, slots, gpu_class, self.rendezvous)
         worker.handlers["symphony_load"] = slot_worker.load
         worker.handlers["symphony_unload"] = slot_worker.unload
         worker.handlers["symphony_profile"] = slot_worker.profile
         slot_worker.start(worker.scheduler, worker.security)
+
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        """Watch where held tasks get to; called by Dask for every task."""
+        if self._slot_worker is None or finish not in ("waiting", "cancelled", "released", "forgotten"):
+            return
+        task = self._state.tasks.get(key)
+        name = None if task is None else held_name(task.run_spec)
+        if name is None:
+            return
+        if finish == "waiting":
+            self.rendezvous.seat(name)
+        else:
+            self.rendezvous.forget(name)
 
     async def teardown(self, worker: Any) -> None:
         if self._slot_worker is not None:
