@@ -44,13 +44,14 @@ _FIRST = -(2**31)
 class Held:
     """A task that is held, or was and may be again.
 
-    ts: the scheduler's state of it; name: what it is called at workers; request: its open request, -1 if there is none;
-    worker: where that was dispatched to; ready_ns: since when it could run.
+    ts: the scheduler's state of it; name: what it was called when it was last sent to a worker; request: its open
+    request, -1 if there is none; worker: where that was dispatched to; ready_ns: since when it could run; again: a new
+    request is due though Dask said nothing; misses: how often it came too late for its batch.
     """
 
     ts: Any
-    name: str
     wish: Wish | SymphonyError
+    name: str = ""
     request: int = -1
     worker: str = ""
     ready_ns: int = 0
@@ -83,14 +84,12 @@ class HeldTasks:
                 continue
             if self.peer is None:
                 self._dispatcher.add_local(self)
-            held = Held(ts, repr(key), wish)
             earlier = self._tasks.get(key)
             if earlier is not None:
+                if earlier.ts is ts:
+                    continue
                 self._close(earlier, cancel=True)
-            self._tasks[key] = held
-            if isinstance(wish, Wish):
-                spec = ts.run_spec
-                ts.run_spec = Task(spec.key, held_function(held.name, wish.model), *spec.args, **spec.kwargs)
+            self._tasks[key] = Held(ts, wish)
             ts.worker_restrictions = {NOWHERE}
             ts.host_restrictions = ts.resource_restrictions = None
             ts.loose_restrictions = False
@@ -200,7 +199,7 @@ class HeldTasks:
                 try:
                     self._failed(held, *failed[i])
                 except Exception:
-                    logger.exception("held task %s", held.name)
+                    logger.exception("held task %r", held.ts.key)
 
     def _failed(self, held: Held, kind: str, text: str) -> None:
         """A request got no answer: the task errs, or tries again where the reason is none of the request's."""
@@ -216,9 +215,7 @@ class HeldTasks:
         elif kind != "ModelError":  # that is raised on the worker
             if kind == "DeadlineExceeded" and isinstance(held.wish, Wish) and held.wish.slo_ns:
                 name, slo = held.wish.model.name, format_duration(held.wish.slo_ns)
-                text = (
-                    f"no GPU could answer within this task's SLO for model {name!r}, {slo}: raise it, or add GPUs"
-                )
+                text = f"no GPU could answer within this task's SLO for model {name!r}, {slo}: raise it, or add GPUs"
             self._err(held, getattr(errors, kind, RequestError)(text))
 
     def _request_again(self, held: Held) -> None:
@@ -262,6 +259,14 @@ class HeldTasks:
             logger.exception("held tasks could not be sent to %s", address)
             return [""] * len(requests)
 
+    def _prepare(self, held: Held, address: str) -> None:
+        """Have a task run at a worker, under a new name: what is still said there of an earlier run is not of this."""
+        assert isinstance(held.wish, Wish)
+        ts, spec = held.ts, held.ts.run_spec
+        held.name = f"{ts.key!r} for request {held.request}"
+        ts.run_spec = Task(spec.key, held_function(held.name, held.wish.model), *spec.args, **spec.kwargs)
+        ts.worker_restrictions = {address}
+
     def _release(self, address: str, batch: list[Held | None]) -> list[str]:
         scheduler = self._scheduler
         stimulus = f"symphony-dispatch-{time.time()}"
@@ -271,7 +276,7 @@ class HeldTasks:
             scheduler.transitions({h.ts.key: "released" for h in strayed}, stimulus)
         waiting = [h for h in tasks if h.ts.state == "no-worker"]
         for held in waiting:
-            held.ts.worker_restrictions = {address}
+            self._prepare(held, address)
         # Recommendations are followed from the last.
         scheduler.transitions({h.ts.key: "processing" for h in reversed(waiting)}, stimulus)
         for held in waiting:

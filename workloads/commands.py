@@ -98,6 +98,25 @@ def live(batch: int, payload: int, seconds: float, as_json: bool) -> None:
         click.echo(f"open loop            {rate:12,.0f} req/s  p50 {p50:.2f} ms  p99 {p99:.2f} ms")
 
 
+@bench.command("graph")
+@click.option("--tasks", default=1000, show_default=True, help="Tasks of each map.")
+@click.option("--rounds", default=5, show_default=True, help="Maps of each kind; the best counts.")
+@click.option("--batch", default=64, show_default=True, help="Largest batch.")
+@json_option
+@command
+def graph_(tasks: int, rounds: int, batch: int, as_json: bool) -> None:
+    """Tasks a second of client.map(model, xs), l(b)=0, beside client.map of a plain function."""
+    from workloads.bench.graph import bench_graph
+
+    found = bench_graph(tasks=tasks, rounds=rounds, batch=batch, on_progress=lambda text: click.echo(text, err=True))
+    if as_json:
+        print_json(found)
+        return
+    click.echo(f"client.map(model)     {found['model_hz']:8,.0f} tasks/s  (mean batch {found['mean_batch']:.1f})")
+    click.echo(f"client.map(function)  {found['function_hz']:8,.0f} tasks/s")
+    click.echo(f"ratio                 {found['ratio']:8.2f}")
+
+
 popularity_option = click.option(
     "--popularity", type=click.Choice(["equal", "zipf"]), default="equal", show_default=True, help="Of the models."
 )
