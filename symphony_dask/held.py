@@ -25,7 +25,7 @@ from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import RequestError, SymphonyError, UnknownModel
 from symphony_dask.graph import Wish, held_function, wish_of
 from symphony_dask.lane import CANCEL, RESULT, SUBMIT, Buffer, column, now_ns, read_column
-from symphony_dask.rendezvous import ABSENT, GATHER_S
+from symphony_dask.rendezvous import GATHER_S, LATE
 from symphony_dask.units import format_duration
 
 logger = logging.getLogger(__name__)
@@ -203,16 +203,16 @@ class HeldTasks:
 
     def _failed(self, held: Held, kind: str, text: str) -> None:
         """A request got no answer: the task errs, or tries again where the reason is none of the request's."""
-        if kind == "ModelError" and text == ABSENT:
+        if kind == "ModelError" and text == LATE:
             held.misses += 1
             if held.misses < MAX_MISSES:
                 self._request_again(held)
             else:
-                text = f"{ABSENT}, {held.misses} times: what it depends on took longer than {GATHER_S:g} s to get there"
+                text = f"{LATE}, {held.misses} times: what it depends on took longer than {GATHER_S:g} s to get there"
                 self._err(held, RequestError(text))
         elif kind == "WorkerLost":  # Dask counts lost workers for itself, and says when there were too many
             self._request_again(held)
-        elif kind != "ModelError":  # that is raised on the worker
+        elif kind != "ModelError":  # the task itself raises that, or ended before
             if kind == "DeadlineExceeded" and isinstance(held.wish, Wish) and held.wish.slo_ns:
                 name, slo = held.wish.model.name, format_duration(held.wish.slo_ns)
                 text = f"no GPU could answer within this task's SLO for model {name!r}, {slo}: raise it, or add GPUs"

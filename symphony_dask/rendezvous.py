@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from distributed import Reschedule
 
 from symphony_dask import codec
 from symphony_dask.backends.batch import BatchResult, Runner
@@ -22,8 +23,12 @@ from symphony_dask.errors import ModelError
 #: How long a batch waits for its tasks, s.
 GATHER_S = 1.0
 
-#: What the scheduler is told of a task that did not arrive in time.
-ABSENT = "the task did not reach the worker in time for its batch"
+#: So many tasks that left are remembered.
+MOST_GONE = 4096
+
+#: What the scheduler is told of a task that did not arrive in time, and of one that ended before: Dask says how.
+LATE = "the task did not reach the worker in time for its batch"
+GONE = "the task ended before its batch began"
 
 
 class Guests:
@@ -36,13 +41,18 @@ class Guests:
         self._loop = loop
         self._start = start
         self._arrived: dict[int, tuple[bytes, asyncio.Future[Any]]] = {}
+        self._absent = {place: LATE for place, name in names.items() if not name}
 
     def arrive(self, name: str, payload: bytes, answer: asyncio.Future[Any]) -> None:
         self._arrived[self.places[name]] = (payload, answer)
-        self.give_up(name)
+        self._settle(name)
 
-    def give_up(self, name: str) -> None:
-        """Do not wait for a task; starts the batch with the last one."""
+    def give_up(self, name: str, why: str) -> None:
+        """Do not wait for a task."""
+        self._absent[self.places[name]] = why
+        self._settle(name)
+
+    def _settle(self, name: str) -> None:
         self.waiting.discard(name)
         self.start_if_complete()
 
@@ -55,9 +65,8 @@ class Guests:
         payloads: list[Any] = list(codec.split(blob, sizes))
         for place, (payload, _) in self._arrived.items():
             payloads[place] = payload
-        absent = self._names.keys() - self._arrived.keys()
-        present = [i for i in range(len(payloads)) if i not in absent]
-        errors: dict[int, str] = dict.fromkeys(absent, ABSENT)
+        present = [i for i in range(len(payloads)) if i not in self._absent]
+        errors = dict(self._absent)
         answers: list[Any] = [b""] * len(payloads)
         if present:
             lengths = np.array([len(payloads[i]) for i in present], np.int64)
@@ -103,6 +112,8 @@ class Rendezvous:
         self._seats: set[str] = set()
         self._alone: dict[str, tuple[bytes, asyncio.Future[Any]]] = {}
         self._expected: dict[str, Guests] = {}
+        #: The last that left: of some the batch is still on its way, or the task that Dask gave up has yet to start.
+        self._gone: dict[str, None] = {}
 
     def arrive(self, name: str, payload: bytes) -> asyncio.Future[Any]:
         """The sample of a task is here; the future gets the answer's payload."""
@@ -110,6 +121,8 @@ class Rendezvous:
         guests = self._expected.pop(name, None)
         if guests is not None:
             guests.arrive(name, payload, answer)
+        elif name in self._gone:
+            answer.set_exception(Reschedule())
         else:
             self._alone[name] = (payload, answer)
         return answer
@@ -126,7 +139,7 @@ class Rendezvous:
         def time_up() -> None:
             for name in list(guests.waiting):
                 self._expected.pop(name, None)
-                guests.give_up(name)
+                guests.give_up(name, LATE)
 
         limit = loop.call_later(GATHER_S, time_up)
         if not guests.waiting:
@@ -134,6 +147,8 @@ class Rendezvous:
         for name in list(guests.waiting):
             if name in self._alone:
                 guests.arrive(name, *self._alone.pop(name))
+            elif name in self._gone:
+                guests.give_up(name, GONE)
             else:
                 self._expected[name] = guests
 
@@ -151,12 +166,13 @@ class Rendezvous:
         self._alone.pop(name, None)
         guests = self._expected.pop(name, None)
         if guests is not None:
-            guests.give_up(name)
+            guests.give_up(name, GONE)
+        self._gone[name] = None
+        if len(self._gone) > MOST_GONE:
+            del self._gone[next(iter(self._gone))]
 
     def forget(self, name: str) -> None:
         """Dask does not want a held task here any more: if it waits for a batch, have it end."""
-        from distributed import Reschedule
-
         if name not in self._alone:
             self.leave(name)
             return

@@ -249,6 +249,7 @@ class SymphonyWorkerPlugin(WorkerPlugin):
         gpu_class = await asyncio.to_thread(gpu_class_of, worker)
         slots = [Slot(i, None) for i in range(units)]
         self._state = worker.state
+        self._held: dict[Any, str] = {}
         self.rendezvous = Rendezvous(worker.state)
         self._slot_worker = slot_worker = SlotWorker(worker.address, slots, gpu_class, self.rendezvous)
         worker.handlers["symphony_load"] = slot_worker.load
@@ -257,17 +258,19 @@ class SymphonyWorkerPlugin(WorkerPlugin):
         slot_worker.start(worker.scheduler, worker.security)
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
-        """Watch where held tasks get to; called by Dask for every task."""
-        if self._slot_worker is None or finish not in ("waiting", "cancelled", "released", "forgotten"):
-            return
-        task = self._state.tasks.get(key)
-        name = None if task is None else held_name(task.run_spec)
-        if name is None:
+        """Watch when held tasks come and go; called by Dask for every task. What has gone has no ``run_spec``."""
+        if self._slot_worker is None:
             return
         if finish == "waiting":
-            self.rendezvous.seat(name)
-        else:
-            self.rendezvous.forget(name)
+            task = self._state.tasks.get(key)
+            name = None if task is None else held_name(task.run_spec)
+            if name is not None:
+                self._held[key] = name
+                self.rendezvous.seat(name)
+        elif self._held and finish not in ("ready", "executing"):
+            name = self._held.pop(key, None)
+            if name is not None:
+                self.rendezvous.forget(name)
 
     async def teardown(self, worker: Any) -> None:
         if self._slot_worker is not None:

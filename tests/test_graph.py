@@ -298,7 +298,9 @@ def test_a_task_that_is_cancelled_in_flight_is_counted_and_the_next_runs(
     model = deploy(gate.model(), profile=QUICK, max_batch=1)
     future = client.submit(model, sample(7))
     wait_until(lambda: in_flight(serving) == 1, "a task in flight")
+    key = future.key
     future.cancel()
+    wait_until(lambda: not client.run_on_scheduler(lambda dask_scheduler: key in dask_scheduler.tasks), "no such task")
     again = client.submit(model, sample(8))
     gate.open()
     assert again.result(LIMIT_S).tolist() == [16.0]

@@ -112,9 +112,12 @@ def graph_(tasks: int, rounds: int, batch: int, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    click.echo(f"client.map(model)     {found['model_hz']:8,.0f} tasks/s  (mean batch {found['mean_batch']:.1f})")
-    click.echo(f"client.map(function)  {found['function_hz']:8,.0f} tasks/s")
-    click.echo(f"ratio                 {found['ratio']:8.2f}")
+    for row in found["rows"]:
+        click.echo(f"{row['threads']} threads a worker: {row['ratio']:.2f} times plain tasks")
+        for name in ("model", "function"):
+            rate, scheduler, workers = (row[f"{name}_{key}"] for key in ("hz", "scheduler_cpu_us", "worker_cpu_us"))
+            cpu = f"CPU for each: {scheduler:.0f} us scheduler, {workers:.0f} us workers"
+            click.echo(f"  client.map({name}, ...)".ljust(28) + f"{rate:8,.0f} tasks/s  {cpu}")
 
 
 popularity_option = click.option(

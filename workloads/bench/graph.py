@@ -1,8 +1,12 @@
 """``symphony bench graph``: tasks a second of ``client.map(model, xs)``, beside a plain function in the same run.
 
-The model takes no time (l(b) = 0), and neither does the function, so what is measured is Dask's scheduler and what
-holding tasks adds to it. Both maps are of the same inputs, alternate, and run on the same workers; client and cluster
-share this machine's cores.
+The model takes no time (l(b) = 0), and neither does the function, so what is measured is Dask's own work for each task
+and what holding tasks adds to it. Both maps are of the same inputs, alternate, and run on the same workers; client and
+cluster share this machine's cores. Rates suffer from whatever else runs there, so the CPU time of each task is
+measured too.
+
+A plain task waits at the scheduler until its worker has a thread for it, and with one thread that wait is most of its
+time. So there is a row for workers of one thread and one for workers of eight, where plain Dask is at its best.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from symphony_dask.errors import BadInput
 from workloads.processes import ProcessCluster
 
 WORKERS = 2
+THREADS = (1, 8)
 
 
 def bench_graph(
@@ -32,36 +37,55 @@ def bench_graph(
     """
     if min(tasks, rounds, batch) < 1:
         raise BadInput(f"tasks={tasks}, rounds={rounds}, batch={batch}: all must be at least 1")
-    with ProcessCluster(WORKERS) as cluster, Client(cluster.address) as client, Serving(client) as serving:
-        serving.set_policy("eager")
-        model = serving.deploy("null", Emulated(0.0, 0.0), slo="60s", max_batch=batch, queue_limit=tasks)
-        rates: dict[str, list[float]] = {"model": [], "function": []}
-        for i in range(rounds + 1):
-            on_progress(f"round {i} of {rounds}")
-            for name, function in (("model", model), ("function", _nothing)):
-                hz = _map_hz(client, function, tasks)
-                if i:
-                    rates[name].append(hz)
-        status = serving.status()["models"]["null"]
-    best = {name: max(hz) for name, hz in rates.items()}
     return {
         "label": "measured; a model and a function that take no time, everything else real",
-        "model_hz": best["model"],
-        "function_hz": best["function"],
-        "ratio": best["model"] / best["function"],
-        "rounds": rates,
-        "mean_batch": status["mean_batch"],
-        "outcomes": status["outcomes"],
+        "rows": [_row(threads, tasks, rounds, batch, on_progress) for threads in THREADS],
         "tasks": tasks,
         "workers": WORKERS,
     }
 
 
-def _map_hz(client: Client, function: Any, tasks: int) -> float:
+def _row(threads: int, tasks: int, rounds: int, batch: int, on_progress: Callable[[str], None]) -> dict[str, Any]:
+    cluster = ProcessCluster(WORKERS, nthreads=threads)
+    with cluster, Client(cluster.address) as client, Serving(client) as serving:
+        serving.set_policy("eager")
+        model = serving.deploy("null", Emulated(0.0, 0.0), slo="60s", max_batch=batch, queue_limit=tasks)
+        seen: dict[str, list[tuple[float, float, float]]] = {"model": [], "function": []}
+        for i in range(rounds + 1):
+            on_progress(f"{threads} threads a worker, round {i} of {rounds}")
+            for name, function in (("model", model), ("function", _nothing)):
+                measured = _measure(client, function, tasks)
+                if i:
+                    seen[name].append(measured)
+        status = serving.status()["models"]["null"]
+    row: dict[str, Any] = {"threads": threads}
+    for name, rows in seen.items():
+        rates, scheduler, workers = zip(*rows, strict=True)
+        row |= {
+            f"{name}_hz": max(rates),
+            f"{name}_rounds_hz": rates,
+            f"{name}_scheduler_cpu_us": min(scheduler),
+            f"{name}_worker_cpu_us": min(workers),
+        }
+    return row | {
+        "ratio": row["model_hz"] / row["function_hz"],
+        "mean_batch": status["mean_batch"],
+        "outcomes": status["outcomes"],
+    }
+
+
+def _measure(client: Client, function: Any, tasks: int) -> tuple[float, float, float]:
+    """Tasks a second of one map, and the CPU time for each task in the scheduler and in all workers, us."""
+    before = _cpu_s(client)
     start = time.perf_counter()
-    futures = client.map(function, range(tasks), pure=False)
-    client.gather(futures)
-    return tasks / (time.perf_counter() - start)
+    client.gather(client.map(function, range(tasks), pure=False))
+    rate = tasks / (time.perf_counter() - start)
+    scheduler, workers = (1e6 * (now - then) / tasks for now, then in zip(_cpu_s(client), before, strict=True))
+    return rate, scheduler, workers
+
+
+def _cpu_s(client: Client) -> tuple[float, float]:
+    return client.run_on_scheduler(time.process_time), sum(client.run(time.process_time).values())
 
 
 def _nothing(i: int) -> None:
