@@ -12,15 +12,27 @@ _WHERE = {
     "Serving": "symphony_dask.client",
     "Model": "symphony_dask.client",
     "InferenceFuture": "symphony_dask.future",
+    "ModelRef": "symphony_dask.graph",
+    "infer": "symphony_dask.graph",
     "LatencyProfile": "symphony_dask.scheduling.profile",
     "SymphonyPlugin": "symphony_dask.plugin",
     "dask_setup": "symphony_dask.plugin",
 }
-__all__ = ["InferenceFuture", "LatencyProfile", "Model", "Serving", "SymphonyPlugin", "__version__"]
+__all__ = [
+    "InferenceFuture",
+    "LatencyProfile",
+    "Model",
+    "ModelRef",
+    "Serving",
+    "SymphonyPlugin",
+    "__version__",
+    "infer",
+]
 
 if TYPE_CHECKING:
     from symphony_dask.client import Model, Serving
     from symphony_dask.future import InferenceFuture
+    from symphony_dask.graph import ModelRef, infer
     from symphony_dask.plugin import SymphonyPlugin
     from symphony_dask.scheduling.profile import LatencyProfile
 

@@ -26,6 +26,7 @@ from symphony_dask.backends.emulated import Emulated
 from symphony_dask.direct import Direct
 from symphony_dask.errors import BadInput, ConnectionLost, NotServing, SymphonyError
 from symphony_dask.future import InferenceFuture
+from symphony_dask.graph import ModelRef, token
 from symphony_dask.lane import (
     CANCEL,
     PLACE,
@@ -224,7 +225,7 @@ class Serving:
 
 
 class Model:
-    """A served model; made by ``Serving.deploy``.
+    """A served model; made by ``Serving.deploy``. Also the function of Dask tasks (``graph``).
 
     profiles: l(b) by GPU class, as given or measured.
     """
@@ -275,9 +276,23 @@ class Model:
         submit = partial(self.submit, slo=slo, priority=priority)
         return [submit(x) for x in xs]
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Any, *, slo: str | float | None = None) -> Any:
         """Submit one sample and wait for the answer."""
-        return self.submit(x).result()
+        return self.submit(x, slo=slo).result()
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    @property
+    def _deployment(self) -> str:
+        return f"{self._lane.scheduler_id}-{self._id}"
+
+    def __dask_tokenize__(self) -> tuple[str, str, str]:
+        return token(self.name, self._deployment)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ModelRef, (self.name, self._signature, self._deployment)
 
     def __repr__(self) -> str:
         return f"<Model {self.name!r}: SLO {format_duration(self.slo_ns)}>"
@@ -297,6 +312,7 @@ class _Lane:
         self._next = 0
         self._numbering = threading.Lock()
         self._watch: asyncio.Task[None] | None = None
+        self.scheduler_id = ""
 
     @property
     def connected(self) -> bool:
@@ -305,6 +321,7 @@ class _Lane:
     async def open(self, host: str, info: dict[str, Any]) -> None:
         self._fail_all("the connection to the scheduler was lost")  # what an earlier connection may have left
         self._loop = asyncio.get_running_loop()
+        self.scheduler_id = info["scheduler"]
         self._thread = threading.get_ident()
         hello = {"token": info["token"], "version": VERSION, "role": "client"}
         ssl_context = self._client.security.get_connection_args("client").get("ssl_context")

@@ -16,7 +16,7 @@ import logging
 import secrets
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ from symphony_dask.lane import (
     RESULT,
     SUBMIT,
     WELCOME,
+    Buffer,
     Connection,
     check_hello,
     column,
@@ -77,6 +78,18 @@ SLACK_SHARE = 0.05
 MIN_WAIT_NS, MAX_WAIT_NS = NS_PER_S, 5 * NS_PER_S
 
 
+class LocalClient(Protocol):
+    """A client in this process, whose requests carry no payload: that gets to the worker on a way of its own."""
+
+    peer: Client
+
+    def send(self, fields: list[Any], *blobs: Buffer) -> None:
+        """Take a frame, as a connection does; does not raise."""
+
+    def dispatched(self, address: str, requests: list[int]) -> list[str]:
+        """Requests have left for a worker in one batch: the names under which it waits for them; does not raise."""
+
+
 class Dispatcher:
     """Serves models over the lane; one per scheduler process.
 
@@ -102,6 +115,8 @@ class Dispatcher:
         self._on_worker = on_worker
         self._clients: dict[int, Connection] = {}
         self._next_client = 0
+        self._local: Any = None
+        self._local_index = -2
         self._next_model = 0
         self._by_index: dict[int, ServedModel] = {}
         # Model id on the wire to the engine's index (-1: none) and SLO. Ids are never used twice.
@@ -257,6 +272,17 @@ class Dispatcher:
         self._due()
 
     # Connections
+
+    def add_local(self, client: LocalClient) -> None:
+        """Serve a client in this process as if it were connected; at most one."""
+        client.peer = Client(self._next_client)
+        self._local, self._local_index = client, self._next_client
+        self._clients[self._next_client] = self._local
+        self._next_client += 1
+
+    def hear_local(self, fields: list[Any]) -> None:
+        """A frame from the client in this process."""
+        self._frame(self._local, fields[0], fields[1:], memoryview(b""))
 
     def _accept(self) -> Connection:
         connection = Connection(self._frame, self._lost)
@@ -463,6 +489,10 @@ class Dispatcher:
         wait_ns = min(max(int(requests.deadline[slots].max()) - end, MIN_WAIT_NS), MAX_WAIT_NS) if any_held else 0
         columns = (requests.bytes[slots].tobytes(), requests.client[slots].tobytes(), requests.id[slots].tobytes())
         fields = [EXECUTE, batch, slot, model.model_id, *columns, held.tobytes() if any_held else b"", wait_ns]
+        local = np.flatnonzero(requests.client[slots] == self._local_index)
+        if len(local):
+            names = self._local.dispatched(connection.peer.address, requests.id[slots[local]].tolist())
+            fields.append(dict(zip(local.tolist(), names, strict=True)))
         connection.send(fields, *requests.payloads(slots))
         if any_held:
             self._place(batch, connection.peer, slots[held])
@@ -707,7 +737,7 @@ class Dispatcher:
             "policy": engine.policy,
             "models": models,
             "workers": workers,
-            "clients": len(self._clients),
+            "clients": len(self._clients) - (self._local is not None),
             "recording": recording,
             "lane": {
                 "bytes_in": self._bytes_in + sum(c.bytes_in for c in self._connections),

@@ -49,6 +49,7 @@ class Batch:
 
     sizes, clients, ids: (n,) columns.
     blob: the payloads one after the other, those of ``present`` requests.
+    tasks: name of each request that is a held Dask task (``rendezvous``), by its index; empty if it does not come.
     lost: indices of requests whose payload did not come.
     """
 
@@ -60,6 +61,7 @@ class Batch:
     ids: npt.NDArray[np.int64]
     blob: memoryview
     received_ns: int
+    tasks: dict[int, str] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)
 
     def present(self) -> list[int]:
@@ -135,9 +137,9 @@ class Inbox:
 
     def execute(self, fields: list[Any], blob: memoryview) -> None:
         """EXECUTE: a batch to run when its payloads are there."""
-        number, slot, model_id, sizes_raw, clients_raw, ids_raw, held_raw, wait_ns = fields
+        number, slot, model_id, sizes_raw, clients_raw, ids_raw, held_raw, wait_ns, *tasks = fields
         sizes, clients, ids = read_column(sizes_raw), read_column(clients_raw, "<i4"), read_column(ids_raw)
-        batch = Batch(number, slot, model_id, sizes, clients, ids, blob, now_ns())
+        batch = Batch(number, slot, model_id, sizes, clients, ids, blob, now_ns(), *tasks)
         self._newest = number
         if not held_raw:
             self._on_complete(batch)

@@ -29,7 +29,7 @@ the connection (``links``, -1: the answer is in the blob; an empty column: all o
     DATA     client to worker, client to scheduler to worker
                                   batch, client, ids i8[], bytes i8[] (-1: it will not come)  payloads
     EXECUTE  scheduler to worker  batch, slot, model, bytes i8[], clients i4[], ids i8[],     payloads not held
-                                  held i1[] or empty, wait_ns
+                                  held i1[] or empty, wait_ns, [{index: held task}]
     GONE     scheduler to worker  client: what it holds will not come
     ANSWER   worker to client     ids i8[], bytes i8[]                                        answers
     DONE     worker to scheduler  batch, slot, queued_ns, run_ns, held_ns, bytes i8[],        answers not sent on links

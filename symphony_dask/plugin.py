@@ -21,6 +21,7 @@ from distributed.protocol.pickle import dumps
 from symphony_dask import config
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import BadInput, DeploymentError, NoGPUWorker, SymphonyError, UnknownModel
+from symphony_dask.held import HeldTasks
 from symphony_dask.lane import Connection
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.units import format_duration
@@ -69,6 +70,7 @@ class SymphonyPlugin(SchedulerPlugin):
 
     def __init__(self, policy: str | None = None) -> None:
         self.policy = policy
+        self._held: HeldTasks | None = None
 
     async def start(self, scheduler: Any) -> None:
         """Open the lane server and register the RPCs; called by Dask once the scheduler runs."""
@@ -99,6 +101,7 @@ class SymphonyPlugin(SchedulerPlugin):
         }
         # Compiling the engine, where it is not in the disk cache yet, takes seconds: not on the event loop.
         self.dispatcher = await asyncio.to_thread(Dispatcher, **options, on_worker=self._on_worker)
+        self._held = HeldTasks(scheduler, self.dispatcher, asyncio.get_running_loop())
         await asyncio.to_thread(warm_up)
         # What is here now stays; a full collection that walks all of it holds up every request for tens of ms.
         gc.collect()
@@ -127,11 +130,19 @@ class SymphonyPlugin(SchedulerPlugin):
         self.dispatcher.drop_worker(worker)
         self._workers.pop(worker, None)
 
+    def update_graph(self, scheduler: Any, *, tasks: list[Any], **kwargs: Any) -> None:
+        if self._held is not None:
+            self._held.admit(tasks)
+
+    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        if self._held is not None:
+            self._held.moved(key, finish)
+
     # RPCs. They answer {"ok": value} or {"error": [class, message]}, so that the client can raise our own classes.
 
     async def _info(self) -> Reply:
         await asyncio.shield(self._starting)
-        return {"port": self.dispatcher.port, "token": self.dispatcher.token}
+        return {"port": self.dispatcher.port, "token": self.dispatcher.token, "scheduler": self.scheduler.id}
 
     async def _status(self) -> Reply:
         status = self.dispatcher.status()

@@ -25,6 +25,7 @@ from distributed.protocol.pickle import loads
 from symphony_dask import codec, config
 from symphony_dask.backends import BatchResult, ModelSpec, Runner, load
 from symphony_dask.backends.emulated import Emulated
+from symphony_dask.graph import held_name
 from symphony_dask.inbox import Batch, Inbox
 from symphony_dask.lane import (
     DATA,
@@ -38,6 +39,7 @@ from symphony_dask.lane import (
     connect,
     now_ns,
 )
+from symphony_dask.rendezvous import Guests, Rendezvous
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +101,7 @@ class SlotWorker:
     address: str
     slots: list[Slot]
     gpu_class: str
+    rendezvous: Rendezvous
     connection: Connection | None = None
     lane: tuple[str, int] | None = None
     _closing: bool = False
@@ -211,9 +214,13 @@ class SlotWorker:
             self.inbox.gone(fields[0])
 
     def _start_batch(self, batch: Batch) -> None:
-        self.slots[batch.slot].post(self._run, self.connection, batch)
+        slot, connection = self.slots[batch.slot], self.connection
+        if batch.tasks:
+            self.rendezvous.gather(batch.tasks, lambda guests: slot.post(self._run, connection, batch, guests))
+        else:
+            slot.post(self._run, connection, batch)
 
-    def _run(self, connection: Connection, batch: Batch) -> None:
+    def _run(self, connection: Connection, batch: Batch, guests: Guests | None = None) -> None:
         """Run one batch in the slot's thread and answer from the event loop."""
         start_ns = now_ns()
         sizes = batch.sizes if not batch.lost else batch.sizes[batch.present()]
@@ -221,13 +228,19 @@ class SlotWorker:
             runner = self.slots[batch.slot].runners.get(batch.model_id)
             if runner is None:
                 raise LookupError(f"model {batch.model_id} is not loaded on worker {self.address}")
-            result = runner.run(batch.blob, sizes) if len(sizes) else _no_answers(0)
+            if guests is not None:
+                result = guests.run(runner, batch)
+            else:
+                result = runner.run(batch.blob, sizes) if len(sizes) else _no_answers(0)
             if len(result.blob) > MAX_ANSWER_BYTES:
                 raise ValueError(f"the answers of a batch have {len(result.blob)} bytes: at most {MAX_ANSWER_BYTES}")
         except BaseException:
-            result = _no_answers(len(sizes), traceback.format_exc())
+            text = traceback.format_exc()
+            if guests is not None:
+                guests.fail(text)
+            result = _no_answers(len(sizes) if guests is None else len(batch.sizes), text)
         end_ns = now_ns()
-        if batch.lost:
+        if batch.lost and guests is None:
             result = _spread(result, batch)
 
         def answer() -> None:
@@ -277,21 +290,39 @@ class SymphonyWorkerPlugin(WorkerPlugin):
 
     name = "symphony"
     idempotent = True
+    _slot_worker: SlotWorker | None = None
 
     async def setup(self, worker: Any) -> None:
         units = int(worker.state.total_resources.get("GPU", 0))
-        self._slot_worker: SlotWorker | None = None
         if units < 1:
             return
         config.load()
         gpu_class = await asyncio.to_thread(gpu_class_of, worker)
         slots = [Slot(i, None) for i in range(units)]
-        self._slot_worker = slot_worker = SlotWorker(worker.address, slots, gpu_class)
+        self._state = worker.state
+        self._held: dict[Any, str] = {}
+        self.rendezvous = Rendezvous(worker.state)
+        self._slot_worker = slot_worker = SlotWorker(worker.address, slots, gpu_class, self.rendezvous)
         worker.handlers["symphony_load"] = slot_worker.load
         worker.handlers["symphony_unload"] = slot_worker.unload
         worker.handlers["symphony_profile"] = slot_worker.profile
         await slot_worker.listen(worker)
         slot_worker.start(worker.scheduler, worker.security)
+
+    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+        """Watch when held tasks come and go; called by Dask for every task. What has gone has no ``run_spec``."""
+        if self._slot_worker is None:
+            return
+        if finish == "waiting":
+            task = self._state.tasks.get(key)
+            name = None if task is None else held_name(task.run_spec)
+            if name is not None:
+                self._held[key] = name
+                self.rendezvous.seat(name)
+        elif self._held and finish not in ("ready", "executing"):
+            name = self._held.pop(key, None)
+            if name is not None:
+                self.rendezvous.forget(name)
 
     async def teardown(self, worker: Any) -> None:
         if self._slot_worker is not None:

@@ -113,3 +113,18 @@ class Gate:
             return then(batch)
 
         return wait
+
+
+class FailsAtFirst:
+    """A model that raises at the first ``times`` batches, on whichever worker of this machine, and then doubles."""
+
+    def __init__(self, folder: Path, times: int = 1) -> None:
+        self.folder = str(folder)
+        self.times = times
+
+    def __call__(self, batch: Any) -> Any:
+        seen = sorted(Path(self.folder).glob("failed-*"))
+        if len(seen) < self.times:
+            (Path(self.folder) / f"failed-{len(seen)}").touch()
+            raise RuntimeError("not today")
+        return batch * 2

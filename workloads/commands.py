@@ -201,6 +201,28 @@ def peers(names: tuple[str, ...], peers_: tuple[str, ...], folder: str, seconds:
         click.echo(f"{row['setting']:16} {row['system']:14} {row['goodput_hz']:10,.0f} req/s{knobs}")
 
 
+@bench.command("graph")
+@click.option("--tasks", default=1000, show_default=True, help="Tasks of each map.")
+@click.option("--rounds", default=5, show_default=True, help="Maps of each kind; the best counts.")
+@click.option("--batch", default=64, show_default=True, help="Largest batch.")
+@json_option
+@command
+def graph_(tasks: int, rounds: int, batch: int, as_json: bool) -> None:
+    """Tasks a second of client.map(model, xs), l(b)=0, beside client.map of a plain function."""
+    from workloads.bench.graph import bench_graph
+
+    found = bench_graph(tasks=tasks, rounds=rounds, batch=batch, on_progress=lambda text: click.echo(text, err=True))
+    if as_json:
+        print_json(found)
+        return
+    for row in found["rows"]:
+        click.echo(f"{row['threads']} threads a worker: {row['ratio']:.2f} times plain tasks")
+        for name in ("model", "function"):
+            rate, scheduler, workers = (row[f"{name}_{key}"] for key in ("hz", "scheduler_cpu_us", "worker_cpu_us"))
+            cpu = f"CPU for each: {scheduler:.0f} us scheduler, {workers:.0f} us workers"
+            click.echo(f"  client.map({name}, ...)".ljust(28) + f"{rate:8,.0f} tasks/s  {cpu}")
+
+
 popularity_option = click.option(
     "--popularity", type=click.Choice(["equal", "zipf"]), default="equal", show_default=True, help="Of the models."
 )

@@ -58,11 +58,6 @@ class ProcessCluster:
                 process.wait()
         self._directory.cleanup()
 
-    def scheduler_cpu_s(self) -> float:
-        """CPU time that the scheduler process has taken, s."""
-        fields = Path(f"/proc/{self._processes[0].pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     def _start(self) -> None:
         path = Path(self._directory.name)
         file = path / "scheduler.json"

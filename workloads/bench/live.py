@@ -57,9 +57,9 @@ def bench_live(
         model = serving.deploy("null", Emulated(0.0, 0.0), slo="1s", max_batch=batch)
         on_progress("closed loop over the lane")
         loadgen.keep_under_way(serving, model, under_way, min(1.0, seconds), sample=sample)
-        before, cpu_before = _served(serving), cluster.scheduler_cpu_s()
+        before, cpu_before = _served(serving), client.run_on_scheduler(time.process_time)
         loaded = loadgen.keep_under_way(serving, model, under_way, seconds, sample=sample)
-        cpu_s = cluster.scheduler_cpu_s() - cpu_before
+        cpu_s = client.run_on_scheduler(time.process_time) - cpu_before
         requests, batches = (now - then for now, then in zip(_served(serving), before, strict=True))
         lane_hz = float(loaded.answered.sum()) / seconds
         on_progress("closed loop of futures")
