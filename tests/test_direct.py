@@ -133,6 +133,8 @@ def test_payloads_are_relayed_where_workers_cannot_be_reached(unreachable: Servi
     assert lane_bytes(unreachable) - before > 4 * 30 * LARGE
     assert outcomes(unreachable, model) == {"ok": 30}
     assert not links(unreachable)
+    assert unreachable._lane._direct is not None
+    assert not unreachable._lane._direct.keeps(LARGE)  # from here on they go with SUBMIT, without a round trip more
 
 
 def test_without_a_relay_they_end_as_payload_lost(unreachable: Serving) -> None:
@@ -147,7 +149,9 @@ def test_without_a_relay_they_end_as_payload_lost(unreachable: Serving) -> None:
 def test_a_link_that_breaks_under_way_loses_nothing(serving: Serving, deploy: Deploy, gate: models.Gate) -> None:
     model = deploy(gate.model(), profile=QUICK, max_batch=2)
     futures = model.map(arrays(20))
-    wait_until(lambda: len(links(serving)) == 2, "links to both workers")
+    assert serving._lane._direct is not None
+    held = serving._lane._direct._held
+    wait_until(lambda: sum(h.link >= 0 for h in held.copy().values()) == 8, "two batches of two at both workers")
     for connection in links(serving):
         serving.client.loop.add_callback(connection.close)
     wait_until(lambda: not links(serving), "the loss of the links")
@@ -174,17 +178,34 @@ def test_another_setting_of_the_relay_is_refused(cluster: Cluster) -> None:
         Serving(cluster.client())
 
 
+def direct_of(sent: list[list[Any]], broken: list[int]) -> Direct:
+    """The direct path of client 3, whose request 1 is pending: what it relays, and the requests it ends."""
+    lane = Connection(lambda *frame: None, lambda *lost: None)
+    lane.welcome = {"connection": 3, "inline_bytes": 10}
+    lane.send = lambda fields, *blobs: sent.append([fields, *blobs])  # type: ignore[method-assign]
+    return Direct(
+        lane, "token", ssl_context=None, relay="auto", pending={1},
+        on_answer=lambda *answer: None, on_broken=lambda request, text: broken.append(request),
+    )  # fmt: skip
+
+
+def test_an_answer_that_was_under_way_on_a_link_that_broke_ends_its_request() -> None:
+    async def main() -> None:
+        broken: list[int] = []
+        direct = direct_of([], broken)
+        direct.hold(1, b"payload")
+        direct.outcome(1, 5, "ok")
+        assert broken == [1]
+        assert not direct._held
+
+    asyncio.run(main())
+
+
 def test_a_worker_that_accepts_and_says_nothing_is_given_up_soon() -> None:
     async def main() -> None:
         sent: list[list[Any]] = []
-        lane = Connection(lambda *frame: None, lambda *lost: None)
-        lane.welcome = {"connection": 3, "inline_bytes": 10}
-        lane.send = lambda fields, *blobs: sent.append([fields, *blobs])  # type: ignore[method-assign]
         silent = await asyncio.start_server(lambda *streams: None, "127.0.0.1", 0)
-        direct = Direct(
-            lane, "token", ssl_context=None, relay="auto", pending={1},
-            on_answer=lambda *answer: None, on_broken=lambda *broken: None,
-        )  # fmt: skip
+        direct = direct_of(sent, [])
         assert direct.keeps(11)
         assert not direct.keeps(10)
         direct.hold(1, b"payload")
@@ -277,6 +298,27 @@ def test_a_payload_that_never_comes_ends_its_request_alone(serving: Serving, dep
 
     with_raw_client(serving, main)
     assert outcomes(serving, model) == {"ok": 1, "failed": 2}
+
+
+def test_the_time_that_a_payload_takes_is_allowed_for_in_the_control_latency(serving: Serving, deploy: Deploy) -> None:
+    model = deploy(models.double, profile=QUICK)
+    sample = codec.encode(np.ones(2))
+
+    def control() -> dict[str, int]:
+        return {address: worker["control_ns"] for address, worker in serving.status()["workers"].items()}
+
+    async def main(raw: RawClient) -> None:
+        before = await asyncio.to_thread(control)
+        raw.submit(model, 1, held_bytes=len(sample))
+        await until(lambda: raw.placed)
+        await asyncio.sleep(0.3)  # what is measured
+        raw.connection.send([DATA, raw.placed[0][0], 0, column([0]), column([len(sample)])], sample)
+        await until(lambda: raw.ended)
+        after = await asyncio.to_thread(control)
+        assert any(after[address] > before[address] for address in after)
+
+    with_raw_client(serving, main)
+    assert outcomes(serving, model) == {"ok": 1}
 
 
 def test_a_payload_of_another_size_than_said_does_not_run(serving: Serving, deploy: Deploy) -> None:
