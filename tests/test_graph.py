@@ -34,6 +34,9 @@ from tests.cluster import Cluster, wait_until
 from tests.models import Gate
 from tests.test_serving import EAGER, LIMIT_S, PLACES, QUICK, Deploy, in_flight, occupy, outcomes, queued
 
+#: Dask checks its own invariants after every event.
+CHECKED = {**EAGER, "DASK_DISTRIBUTED__SCHEDULER__VALIDATE": "true", "DASK_DISTRIBUTED__WORKER__VALIDATE": "true"}
+
 
 @pytest.fixture
 def client(serving: Serving) -> Client:
@@ -364,7 +367,7 @@ def test_recorded_requests_add_up(client: Client, serving: Serving, deploy: Depl
 
 def test_a_killed_worker_costs_no_result(tmp_path: Path) -> None:
     gate = Gate(tmp_path)
-    with Cluster(2, settings=EAGER) as cluster, Serving(cluster.client()) as serving:
+    with Cluster(2, settings=CHECKED) as cluster, Serving(cluster.client()) as serving:
         client = serving.client
         wait_until(lambda: len(serving.status()["workers"]) == 2, "two workers on the lane", 60)
         model = serving.deploy("gated", gate.model(), slo="60s", profile=QUICK, max_batch=8)
@@ -395,9 +398,28 @@ def test_a_killed_worker_costs_no_result(tmp_path: Path) -> None:
         assert isinstance(lost.exception(LIMIT_S), NoGPUWorker)
 
 
+def test_a_sample_that_takes_long_to_fetch_gets_into_a_later_batch() -> None:
+    def hurry(dask_worker: Any) -> None:
+        from symphony_dask import rendezvous
+
+        rendezvous.GATHER_S = 0.05
+
+    with Cluster(1, settings=CHECKED) as cluster, Serving(cluster.client()) as serving:
+        client = serving.client
+        wait_until(lambda: len(serving.status()["workers"]) == 1, "a worker on the lane", 60)
+        cluster.add_worker(gpu=False)
+        wait_until(lambda: len(client.scheduler_info()["workers"]) == 2, "a worker without GPU", 60)
+        model = serving.deploy("values", models.values, slo="60s", profile=QUICK)
+        client.run(hurry)
+        (far,) = client.scheduler_info()["workers"].keys() - serving.status()["workers"].keys()
+        samples = client.map(models.SlowToLoad, [{"value": float(i)} for i in range(3)], workers=[far])
+        assert client.gather(client.map(model, samples)) == [0.0, 1.0, 2.0]
+        wait_until(lambda: outcomes(serving, model)["ok"] == 3, "three answers")
+
+
 def test_a_worker_whose_lane_breaks_costs_no_result(tmp_path: Path) -> None:
     gate = Gate(tmp_path)
-    with Cluster(2, settings=EAGER) as cluster, Serving(cluster.client()) as serving:
+    with Cluster(2, settings=CHECKED) as cluster, Serving(cluster.client()) as serving:
         client = serving.client
         wait_until(lambda: len(serving.status()["workers"]) == 2, "two workers on the lane", 60)
         model = serving.deploy("gated", gate.model(), slo="60s", profile=QUICK, max_batch=8)
