@@ -141,8 +141,9 @@ class HeldTasks:
             return held.request < 0
         if ts.state == "processing":
             return held.again and held.request < 0
-        # One that is in flight ends with its batch; one that is queued would run for nobody.
-        self._close(held, cancel=not (ts.state in ("memory", "erred") and held.worker))
+        # One that is in flight ends with its batch; one that is queued, again or still, would run for nobody.
+        in_flight = held.worker in self._scheduler.workers
+        self._close(held, cancel=not (ts.state in ("memory", "erred") and in_flight))
         return False
 
     # Requests

@@ -128,3 +128,20 @@ class FailsAtFirst:
             (Path(self.folder) / f"failed-{len(seen)}").touch()
             raise RuntimeError("not today")
         return batch * 2
+
+
+class SlowToLoad(dict[str, float]):
+    """A sample that takes half a second to be unpickled, as something large that a worker fetches from another."""
+
+    def __reduce__(self) -> Any:
+        return _load_slowly, (dict(self),)
+
+
+def _load_slowly(sample: dict[str, float]) -> SlowToLoad:
+    time.sleep(0.5)
+    return SlowToLoad(sample)
+
+
+def values(batch: Any) -> list[float]:
+    """The "value" of each sample, a dict."""
+    return [sample["value"] for sample in batch]

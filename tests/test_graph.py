@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 from dask.base import tokenize
-from distributed import Client
+from distributed import Client, KilledWorker
 
 import symphony_dask
 from symphony_dask.backends import Emulated
@@ -33,6 +33,9 @@ from tests import models
 from tests.cluster import Cluster, wait_until
 from tests.models import Gate
 from tests.test_serving import EAGER, LIMIT_S, PLACES, QUICK, Deploy, in_flight, occupy, outcomes, queued
+
+#: Dask checks its own invariants after every event.
+CHECKED = {**EAGER, "DASK_DISTRIBUTED__SCHEDULER__VALIDATE": "true", "DASK_DISTRIBUTED__WORKER__VALIDATE": "true"}
 
 
 @pytest.fixture
@@ -343,6 +346,27 @@ def test_held_tasks_run_beside_plain_ones_that_take_all_threads(client: Client, 
     assert client.gather(blocking) == [path] * 8
 
 
+def test_nothing_is_kept_of_tasks_that_are_gone(client: Client, deploy: Deploy, tmp_path: Path) -> None:
+    def held(name: str, dask_scheduler: Any) -> tuple[int, int]:
+        tasks = dask_scheduler.plugins["symphony"]._held
+        mine = [str(key) for key in tasks._tasks if str(key).startswith(name)]  # futures of other tests may live on
+        return len(mine), len(tasks._open)
+
+    def at_worker(dask_worker: Any) -> tuple[int, ...]:
+        plugin = dask_worker.plugins["symphony"]
+        meeting = plugin.rendezvous
+        return len(plugin._held), len(meeting._seats), len(meeting._alone), len(meeting._expected)
+
+    model = deploy(models.FailsAtFirst(tmp_path), profile=QUICK, max_batch=8)
+    futures = client.map(model, [sample(i) for i in range(50)], pure=False)
+    futures += client.map(model, [sample(i) for i in range(50)], pure=False, retries=1)
+    client.cancel(futures[25:50])
+    wait_until(lambda: all(f.done() for f in futures), "the end of all tasks")
+    futures.clear()
+    wait_until(lambda: client.run_on_scheduler(held, model.name) == (0, 0), "no held task at the scheduler")
+    wait_until(lambda: set(client.run(at_worker).values()) == {(0, 0, 0, 0)}, "no held task at the workers")
+
+
 def test_recorded_requests_add_up(client: Client, serving: Serving, deploy: Deploy, tmp_path: Path) -> None:
     model = deploy(models.double, profile=QUICK)
     folder = serving.record(str(tmp_path / "run"))
@@ -364,7 +388,7 @@ def test_recorded_requests_add_up(client: Client, serving: Serving, deploy: Depl
 
 def test_a_killed_worker_costs_no_result(tmp_path: Path) -> None:
     gate = Gate(tmp_path)
-    with Cluster(2, settings=EAGER) as cluster, Serving(cluster.client()) as serving:
+    with Cluster(2, settings=CHECKED) as cluster, Serving(cluster.client()) as serving:
         client = serving.client
         wait_until(lambda: len(serving.status()["workers"]) == 2, "two workers on the lane", 60)
         model = serving.deploy("gated", gate.model(), slo="60s", profile=QUICK, max_batch=8)
@@ -395,9 +419,47 @@ def test_a_killed_worker_costs_no_result(tmp_path: Path) -> None:
         assert isinstance(lost.exception(LIMIT_S), NoGPUWorker)
 
 
+def test_a_sample_that_takes_long_to_fetch_gets_into_a_later_batch() -> None:
+    def hurry(dask_worker: Any) -> None:
+        from symphony_dask import rendezvous
+
+        rendezvous.GATHER_S = 0.05
+
+    with Cluster(1, settings=CHECKED) as cluster, Serving(cluster.client()) as serving:
+        client = serving.client
+        wait_until(lambda: len(serving.status()["workers"]) == 1, "a worker on the lane", 60)
+        cluster.add_worker(gpu=False)
+        wait_until(lambda: len(client.scheduler_info()["workers"]) == 2, "a worker without GPU", 60)
+        model = serving.deploy("values", models.values, slo="60s", profile=QUICK)
+        client.run(hurry)
+        (far,) = client.scheduler_info()["workers"].keys() - serving.status()["workers"].keys()
+        samples = client.map(models.SlowToLoad, [{"value": float(i)} for i in range(3)], workers=[far])
+        assert client.gather(client.map(model, samples)) == [0.0, 1.0, 2.0]
+        wait_until(lambda: outcomes(serving, model)["ok"] == 3, "three answers")
+
+
+def test_tasks_whose_workers_were_lost_too_often_err_as_any_task(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    settings = {**CHECKED, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+    with Cluster(2, settings=settings) as cluster, Serving(cluster.client()) as serving:
+        client = serving.client
+        wait_until(lambda: len(serving.status()["workers"]) == 2, "two workers on the lane", 60)
+        model = serving.deploy("gated", gate.model(), slo="60s", profile=QUICK, max_batch=8)
+        futures = client.map(model, [sample(i) for i in range(50)])
+        wait_until(lambda: in_flight(serving) == 4, "two batches at each worker")
+        cluster.workers[0].kill()
+        wait_until(lambda: len(serving.status()["workers"]) == 1, "the loss of the worker")
+        gate.open()
+        wait_until(lambda: all(f.done() for f in futures), "the end of all tasks")
+        lost = [f for f in futures if f.status == "error"]
+        assert {type(f.exception()) for f in lost} == {KilledWorker}
+        assert 0 < len(lost) <= 16
+        expect(serving, model, {"ok": 50 - len(lost), "cancelled": len(lost)})
+
+
 def test_a_worker_whose_lane_breaks_costs_no_result(tmp_path: Path) -> None:
     gate = Gate(tmp_path)
-    with Cluster(2, settings=EAGER) as cluster, Serving(cluster.client()) as serving:
+    with Cluster(2, settings=CHECKED) as cluster, Serving(cluster.client()) as serving:
         client = serving.client
         wait_until(lambda: len(serving.status()["workers"]) == 2, "two workers on the lane", 60)
         model = serving.deploy("gated", gate.model(), slo="60s", profile=QUICK, max_batch=8)
