@@ -151,7 +151,8 @@ def test_a_link_that_breaks_under_way_loses_nothing(serving: Serving, deploy: De
     futures = model.map(arrays(20))
     assert serving._lane._direct is not None
     held = serving._lane._direct._held
-    wait_until(lambda: sum(h.link >= 0 for h in held.copy().values()) == 8, "two batches of two at both workers")
+    # How many requests each has depends on how many came before the first left.
+    wait_until(lambda: len({h.batch for h in held.copy().values() if h.link >= 0}) == 4, "two batches at both workers")
     for connection in links(serving):
         serving.client.loop.add_callback(connection.close)
     wait_until(lambda: not links(serving), "the loss of the links")
