@@ -16,6 +16,7 @@ import asyncio
 import gc
 import pickle
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,11 +206,12 @@ class _Generator:
             self._finished.set_result(None)
 
 
-def main(plan_file: str, result_file: str) -> None:
-    plan: Plan = pickle.loads(Path(plan_file).read_bytes())
-    result = asyncio.run(_Generator(plan).run())
-    Path(result_file).write_bytes(pickle.dumps(result))
+def main(make: Callable[[Any], Any]) -> None:
+    """Run ``make(plan).run()`` on the plan in the file named first, and write what it returns into the second."""
+    plan_file, result_file = sys.argv[1:]
+    plan = pickle.loads(Path(plan_file).read_bytes())
+    Path(result_file).write_bytes(pickle.dumps(asyncio.run(make(plan).run())))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(_Generator)

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import pickle
 import sys
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from symphony_dask.lane import now_ns
 from symphony_dask.timer import Timer
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_S
-from workloads.generator import NO_ANSWER, TOGETHER_NS
+from workloads.generator import NO_ANSWER, TOGETHER_NS, main
 
 
 @dataclass(frozen=True)
@@ -172,11 +170,5 @@ class _HttpGenerator:
             self._finished.set_result(None)
 
 
-def main(plan_file: str, result_file: str) -> None:
-    plan: HttpPlan = pickle.loads(Path(plan_file).read_bytes())
-    result = asyncio.run(_HttpGenerator(plan).run())
-    Path(result_file).write_bytes(pickle.dumps(result))
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(_HttpGenerator)
