@@ -70,10 +70,17 @@ class SymphonyPlugin(SchedulerPlugin):
 
     def __init__(self, policy: str | None = None) -> None:
         self.policy = policy
-        self._held: HeldTasks | None = None
+        self._held: HeldTasks | None = None  # until the dispatcher runs
+        self._deployments: dict[int, Deployment] = {}
+        self._workers: dict[str, WorkerState] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, scheduler: Any) -> None:
-        """Open the lane server and register the RPCs; called by Dask once the scheduler runs."""
+        """Open the lane server and register the RPCs; called by Dask, at the scheduler's start or when installed later.
+
+        A starting scheduler answers nobody before this returns, and clients give up after 30 s: there the rest goes on
+        beside it, and only who asks where the lane is waits.
+        """
         other = scheduler.handlers.get("symphony_info")
         if other is not None:  # another client is installing the plugin
             await other()
@@ -81,19 +88,27 @@ class SymphonyPlugin(SchedulerPlugin):
         # From here on whoever asks where the lane is waits for it.
         scheduler.handlers["symphony_info"] = self._info
         self._starting = asyncio.ensure_future(self._start(scheduler))
+        if scheduler.status is not Status.running:
+            self._watching = asyncio.ensure_future(self._watch_start(scheduler))
+            return
         try:
             await self._starting
         except BaseException:
             del scheduler.handlers["symphony_info"]
             raise
 
+    async def _watch_start(self, scheduler: Any) -> None:
+        """End a scheduler that was to run Symphony and cannot, as any preload that fails does."""
+        try:
+            await asyncio.shield(self._starting)
+        except Exception as error:
+            logger.exception("Symphony could not start, so the scheduler ends: %s", error)
+            await scheduler.close(reason=f"symphony-could-not-start-{type(error).__name__}")
+
     async def _start(self, scheduler: Any) -> None:
         config.load()
         self.scheduler = scheduler
-        self._deployments: dict[int, Deployment] = {}
-        self._workers: dict[str, WorkerState] = {}
         self._worker_joined = asyncio.Condition()
-        self._tasks: set[asyncio.Task[None]] = set()
         options: dict[str, Any] = {
             "policy": self.policy or dask.config.get("symphony.policy"),
             "max_requests": int(dask.config.get("symphony.max-requests")),
@@ -122,13 +137,16 @@ class SymphonyPlugin(SchedulerPlugin):
         )
 
     async def close(self) -> None:
+        self._starting.cancel()
         for task in self._tasks:
             task.cancel()
-        await self.dispatcher.stop()
+        if self._held is not None:
+            await self.dispatcher.stop()
 
     def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
-        self.dispatcher.drop_worker(worker)
-        self._workers.pop(worker, None)
+        if self._held is not None:
+            self.dispatcher.drop_worker(worker)
+            self._workers.pop(worker, None)
 
     def update_graph(self, scheduler: Any, *, tasks: list[Any], **kwargs: Any) -> None:
         if self._held is not None:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from distributed import Client
-
 from symphony_dask.errors import NotServing
 
 _START_S = 240.0
@@ -73,8 +71,6 @@ class ProcessCluster:
             where = ["--scheduler-file", str(file), "--local-directory", str(path), "--nthreads", str(self._nthreads)]
             self._spawn(f"worker-{i}", ["worker", *where, "--no-nanny", *common, *self._resources])
         self.address = _address(file)
-        # A scheduler answers nobody before its plugins have started, and the engine may have to be compiled first.
-        Client(self.address, timeout=_START_S).close()
 
     def _spawn(self, name: str, arguments: Sequence[str]) -> None:
         log = Path(self._directory.name) / f"{name}.log"
