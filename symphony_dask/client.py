@@ -88,6 +88,7 @@ class Serving:
         example: Any = None,
         max_batch: int = DEFAULT_MAX_BATCH,
         queue_limit: int = DEFAULT_QUEUE_LIMIT,
+        optimize: str | None = None,
         timeout: str | float = "60s",
     ) -> Any:
         """Load ``model`` on every GPU worker and serve it under ``name``; returns a ``Model`` when it is ready.
@@ -99,6 +100,8 @@ class Serving:
         example: one sample. Needed to measure the profile; requests of another dtype or shape are refused.
         max_batch: the largest batch to form.
         queue_limit: requests beyond it are rejected as ``Overloaded``.
+        optimize: of torch modules, "compile" (``torch.compile``) or "cuda-graphs". Batches are then padded to a few
+            sizes, each compiled or captured on deployment with ``example``.
         timeout: how long to wait for a first GPU worker.
 
         Raises ``BadInput``, ``NoGPUWorker``, or ``DeploymentError`` with the worker's traceback.
@@ -110,7 +113,9 @@ class Serving:
         for what, value in (("max_batch", max_batch), ("queue_limit", queue_limit)):
             if not isinstance(value, int) or value < 1:
                 raise BadInput(f"{what}={value!r}: give a whole number, at least 1")
-        spec = as_spec(model)
+        spec = as_spec(model, optimize, max_batch)
+        if optimize is not None and example is None:
+            raise BadInput(f"optimize={optimize!r} prepares the model with a sample: pass example=one_sample")
         given = _profile(profile, max_batch)
         if given is None and isinstance(spec.target, Emulated):
             given = spec.target.profile(max_batch)

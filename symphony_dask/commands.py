@@ -81,9 +81,10 @@ def status(scheduler: str, as_json: bool) -> None:
 @click.option("--example", required=True, help="A sample, as dtype and shape: float32:3,224,224.")
 @click.option("--max-batch", default=128, show_default=True, help="Largest batch to measure.")
 @click.option("--device", help='Where a torch model runs, such as "cuda:0"; by default a GPU if there is one.')
+@click.option("--optimize", type=click.Choice(["compile", "cuda-graphs"]), help="Of a torch module, as in deploy().")
 @json_option
 @command
-def profile(model: str, example: str, max_batch: int, device: str | None, as_json: bool) -> None:
+def profile(model: str, example: str, max_batch: int, device: str | None, optimize: str | None, as_json: bool) -> None:
     """Measure l(b) of MODEL on this machine.
 
     MODEL is "module:attribute" of a torch module, a callable on a batch, or a loader of either.
@@ -95,7 +96,7 @@ def profile(model: str, example: str, max_batch: int, device: str | None, as_jso
 
     sys.path.insert(0, "")
     sample = _sample(example)
-    runner = load(as_spec(_attribute(model)), device, sample)
+    runner = load(as_spec(_attribute(model), optimize, max_batch), device, sample)
     measured = profile_runner(runner, sample, max_batch)
     if as_json:
         print_json({"model": model, "label": "measured", **measured.to_dict()})

@@ -68,6 +68,10 @@ class Batch:
         """Indices of the requests that can run."""
         return [i for i in range(len(self.sizes)) if i not in self.lost]
 
+    def present_sizes(self) -> Sizes:
+        """The sizes of the payloads in ``blob``."""
+        return self.sizes[self.present()] if self.lost else self.sizes
+
 
 @dataclass
 class _Waiting:

@@ -29,6 +29,7 @@ def measure(
     budget_s: float = 5.0,
     repeats: int = 5,
     stop_above_ms: float = math.inf,
+    sizes: Sequence[int] = (),
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> list[tuple[int, float]]:
     """l(b) as (batch size, ms) for b = 1, 2, 4, ... and ``max_batch``: medians of ``repeats`` runs after a warm-up.
@@ -36,13 +37,14 @@ def measure(
     Ends early once ``budget_s`` is spent, after the first size that takes more than ``stop_above_ms``, or before a size
     that runs out of memory; the last size in the table is then the largest batch known to work. Size 1 is always there.
 
+    sizes: other batch sizes to measure, rising; those up to ``max_batch`` are.
     clock: the time in ns.
 
     Raises what ``run_batch`` raises, except for running out of memory at a size above 1.
     """
     end_ns = clock() + budget_s * NS_PER_S
     table: list[tuple[int, float]] = []
-    for b in _sizes(max_batch):
+    for b in [b for b in sizes if b <= max_batch] or _sizes(max_batch):
         try:
             times_ns = _time(run_batch, b, repeats, end_ns, clock)
         except Exception as error:
@@ -74,6 +76,8 @@ def fit(table: Sequence[tuple[int, float]]) -> LatencyProfile:
 def profile_runner(runner: Runner, example: Any, max_batch: int, slo_ns: int | None = None) -> LatencyProfile:
     """l(b) of ``runner`` on batches of copies of ``example``, up to ``max_batch`` or the first l(b) above ``slo_ns``.
 
+    Where batches are padded (``BatchRunner.batch_sizes``), l(b) has steps.
+
     Raises ``BadInput`` if the example cannot be encoded and ``DeploymentError`` if the model fails on it.
     """
     payload = codec.encode(example)
@@ -88,7 +92,20 @@ def profile_runner(runner: Runner, example: Any, max_batch: int, slo_ns: int | N
         if errors:
             raise DeploymentError(f"model failed on a batch of {b} x {codec.describe(payload)}:\n{errors[min(errors)]}")
 
-    return fit(measure(run_batch, max_batch, stop_above_ms=math.inf if slo_ns is None else slo_ns / NS_PER_MS))
+    padded = getattr(runner, "batch_sizes", ())
+    stop_above_ms = math.inf if slo_ns is None else slo_ns / NS_PER_MS
+    table = measure(run_batch, max_batch, stop_above_ms=stop_above_ms, sizes=padded)
+    return fit(_steps(table) if padded else table)
+
+
+def _steps(table: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """A table in which sizes between two of ``table`` take as long as the larger."""
+    steps: list[tuple[int, float]] = []
+    for b, ms in table:
+        if steps and b > steps[-1][0] + 1:
+            steps.append((steps[-1][0] + 1, ms))
+        steps.append((b, ms))
+    return steps
 
 
 def _sizes(max_batch: int) -> list[int]:

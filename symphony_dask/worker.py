@@ -13,6 +13,7 @@ import queue
 import socket
 import threading
 import traceback
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.protocol.pickle import loads
 
 from symphony_dask import codec, config
-from symphony_dask.backends import BatchResult, ModelSpec, Runner, load
+from symphony_dask.backends import BatchResult, ModelSpec, Runner, Staging, load
 from symphony_dask.backends.emulated import Emulated
 from symphony_dask.graph import held_name
 from symphony_dask.inbox import Batch, Inbox
@@ -46,21 +47,26 @@ logger = logging.getLogger(__name__)
 #: Waits between attempts to reach the lane server, s.
 RECONNECT_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
+#: From so many bytes of payloads on, a batch is stacked and sent to its device ahead, while the one before runs.
+STAGE_BYTES = 1 << 18
 
 #: The answers of a batch together, bytes; the rest of a frame is for its header.
 MAX_ANSWER_BYTES = MAX_FRAME_BYTES - (1 << 24)
 
 
 class Slot:
-    """One GPU slot: a thread and the runners that it has loaded. Everything a runner does happens in this thread."""
+    """One GPU slot: a thread, and the runners that it has loaded, which run in this thread.
+
+    Large batches pass through a second thread first, which stages them (``backends.Staging``) one after the other.
+    """
 
     def __init__(self, number: int, device: str | None) -> None:
         self.number = number
         self.device = device
         self.runners: dict[int, Runner] = {}
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name=f"symphony-slot-{number}", daemon=True)
-        self._thread.start()
+        self._ahead: queue.SimpleQueue[Any] | None = None
+        self._start("slot", self._jobs)
 
     def call(self, function: Any, *args: Any) -> Future[Any]:
         """Run ``function(*args)`` in the slot's thread."""
@@ -72,11 +78,23 @@ class Slot:
         """Run ``function(*args)``, which does not raise, in the slot's thread."""
         self._jobs.put((None, function, args))
 
+    def post_ahead(self, function: Any, *args: Any) -> None:
+        """Run ``function(*args)``, which does not raise, in the thread that stages batches."""
+        if self._ahead is None:
+            self._ahead = queue.SimpleQueue()
+            self._start("stage", self._ahead)
+        self._ahead.put((None, function, args))
+
     def stop(self) -> None:
         self._jobs.put(None)
+        if self._ahead is not None:
+            self._ahead.put(None)
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+    def _start(self, what: str, jobs: queue.SimpleQueue[Any]) -> None:
+        threading.Thread(target=self._work, args=(jobs,), name=f"symphony-{what}-{self.number}", daemon=True).start()
+
+    def _work(self, jobs: queue.SimpleQueue[Any]) -> None:
+        while (job := jobs.get()) is not None:
             future, function, args = job
             try:
                 result = function(*args)
@@ -217,19 +235,34 @@ class SlotWorker:
         slot, connection = self.slots[batch.slot], self.connection
         if batch.tasks:
             self.rendezvous.gather(batch.tasks, lambda guests: slot.post(self._run, connection, batch, guests))
+        elif len(batch.blob) >= STAGE_BYTES and isinstance(runner := slot.runners.get(batch.model_id), Staging):
+            slot.post_ahead(self._stage, connection, batch, runner)
         else:
             slot.post(self._run, connection, batch)
 
-    def _run(self, connection: Connection, batch: Batch, guests: Guests | None = None) -> None:
-        """Run one batch in the slot's thread and answer from the event loop."""
+    def _stage(self, connection: Connection, batch: Batch, runner: Staging) -> None:
+        rest = runner.stage(batch.blob, batch.present_sizes())
+        batch.blob = memoryview(b"")  # its samples have been copied
+        self.slots[batch.slot].post(self._run, connection, batch, None, rest)
+
+    def _run(
+        self,
+        connection: Connection,
+        batch: Batch,
+        guests: Guests | None = None,
+        rest: Callable[[], BatchResult] | None = None,
+    ) -> None:
+        """Run one batch, or the rest of a staged one, in the slot's thread and answer from the event loop."""
         start_ns = now_ns()
-        sizes = batch.sizes if not batch.lost else batch.sizes[batch.present()]
+        sizes = batch.present_sizes()
         try:
             runner = self.slots[batch.slot].runners.get(batch.model_id)
             if runner is None:
                 raise LookupError(f"model {batch.model_id} is not loaded on worker {self.address}")
             if guests is not None:
                 result = guests.run(runner, batch)
+            elif rest is not None:
+                result = rest()
             else:
                 result = runner.run(batch.blob, sizes) if len(sizes) else _no_answers(0)
             if len(result.blob) > MAX_ANSWER_BYTES:

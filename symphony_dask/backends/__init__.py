@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from symphony_dask import codec
-from symphony_dask.backends.batch import BatchCallable, BatchResult, BatchRunner, Runner
+from symphony_dask.backends.batch import BatchCallable, BatchResult, BatchRunner, Runner, Staging
 from symphony_dask.backends.emulated import Emulated
 from symphony_dask.backends.sample import check_sample, sample_signature
 from symphony_dask.errors import BadInput, DeploymentError
+from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH
 
 __all__ = [
     "BatchCallable",
@@ -23,6 +24,7 @@ __all__ = [
     "Emulated",
     "ModelSpec",
     "Runner",
+    "Staging",
     "as_spec",
     "check_sample",
     "load",
@@ -42,13 +44,33 @@ class ModelSpec:
     kind: "torch" (a module), "function" (a callable on a batch), "loader" (a callable without parameters that returns
         one of the other kinds, called on the worker) or "emulated".
     target: the module, callable or ``Emulated``.
+    optimize: how a torch module is made faster, "compile" or "cuda-graphs" (``backends.torch.TorchModel``).
+    max_batch: the largest batch to prepare for, where ``optimize`` is given.
     """
 
     kind: Literal["torch", "function", "loader", "emulated"]
     target: Any
+    optimize: str | None = None
+    max_batch: int = DEFAULT_MAX_BATCH
 
 
-def as_spec(obj: Any) -> ModelSpec:
+#: What ``ModelSpec.optimize`` may be.
+OPTIMIZE = ("compile", "cuda-graphs")
+
+
+def as_spec(obj: Any, optimize: str | None = None, max_batch: int = DEFAULT_MAX_BATCH) -> ModelSpec:
+    """The spec of ``obj`` (``_kind``). Raises ``BadInput``, also where ``obj`` cannot be optimized."""
+    spec = _kind(obj)
+    if optimize is None:
+        return spec
+    if optimize not in OPTIMIZE:
+        raise BadInput(f"optimize={optimize!r}: give one of {', '.join(map(repr, OPTIMIZE))}")
+    if spec.kind not in ("torch", "loader"):
+        raise BadInput(f"optimize={optimize!r} is for torch modules; got a {type(obj).__name__}: leave it out")
+    return replace(spec, optimize=optimize, max_batch=max_batch)
+
+
+def _kind(obj: Any) -> ModelSpec:
     """The spec of ``obj``: a torch module, a batch callable, a loader, an ``Emulated``, or a pair (alpha_ms, beta_ms).
 
     A callable is a loader if it has no required positional parameter, and takes a batch if it has one.
@@ -79,7 +101,8 @@ def load(spec: ModelSpec, device: str | None = None, example: Any = None) -> Run
     """The runner of ``spec``, loaded on this machine.
 
     device: of torch modules, such as "cuda:0"; by default "cuda" if there is one, else "cpu".
-    example: one sample; if given, it is run once, so that a model that cannot answer it fails here.
+    example: one sample; if given, it is run once, so that a model that cannot answer it fails here. An optimized module
+        is compiled or captured for each padded batch size with it.
 
     Raises ``DeploymentError`` with the traceback if loading or the example fails.
     """
@@ -92,12 +115,16 @@ def load(spec: ModelSpec, device: str | None = None, example: Any = None) -> Run
         errors = runner.run(memoryview(payload), np.array([len(payload)])).errors
         if errors:
             raise DeploymentError(f"model failed on its example, {codec.describe(payload)}:\n{errors[0]}")
+        for b in getattr(runner, "batch_sizes", ()):
+            errors = runner.run(memoryview(payload * b), np.full(b, len(payload))).errors
+            if errors:
+                raise DeploymentError(f"model failed on a batch of {b} x {codec.describe(payload)}:\n{errors[0]}")
     return runner
 
 
 def _runner(spec: ModelSpec, device: str | None) -> Runner:
     if spec.kind == "loader":
-        spec = as_spec(spec.target())
+        spec = as_spec(spec.target(), spec.optimize, spec.max_batch)
         if spec.kind == "loader":
             raise BadInput(f"loader returned {spec.target!r}, another loader: return a module or a callable on a batch")
     if spec.kind == "emulated":
@@ -106,7 +133,7 @@ def _runner(spec: ModelSpec, device: str | None) -> Runner:
     if spec.kind == "torch":
         from symphony_dask.backends.torch import TorchModel
 
-        return BatchRunner(TorchModel(spec.target, device))
+        return BatchRunner(TorchModel(spec.target, device, spec.optimize, spec.max_batch))
     return BatchRunner(spec.target)
 
 

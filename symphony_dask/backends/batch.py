@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -43,26 +43,54 @@ class Runner(Protocol):
         ...
 
 
+@runtime_checkable
+class Staging(Runner, Protocol):
+    """A runner that can do a part of a batch ahead, in another thread, while the batch before runs."""
+
+    def stage(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> Callable[[], BatchResult]:
+        """Decode and stack the samples, and have them on the device; what is returned runs them, as ``run`` does."""
+        ...
+
+
 @dataclass(frozen=True)
 class BatchRunner:
     """Runs ``call`` on batches.
 
     Samples that stack share one call. A batch of several shapes or dtypes is run as one call for each of them, and if a
-    call raises, only its own samples fail.
+    call raises, only its own samples fail. A ``call`` with a method ``stage`` has stacked samples passed to that first,
+    and is called with what it returns.
     """
 
     call: BatchCallable
 
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        """The sizes to which batches are padded, rising; empty if they are not."""
+        return getattr(self.call, "batch_sizes", ())
+
     def run(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> BatchResult:
         """See ``Runner.run``."""
+        return self.stage(blob, sizes)()
+
+    def stage(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> Callable[[], BatchResult]:
+        """See ``Staging.stage``."""
         n = len(sizes)
         try:
             samples = codec.stack(blob, sizes)
-            if samples is not None:
-                return BatchResult(*codec.encode_batch(self.call(samples), n))
+            if samples is not None and (stage := getattr(self.call, "stage", None)) is not None:
+                samples = stage(samples)
         except Exception:
-            return BatchResult(memoryview(b""), np.zeros(n, np.int64), dict.fromkeys(range(n), traceback.format_exc()))
-        return self._run_groups(codec.split(blob, sizes))
+            result = _all_failed(n)
+            return lambda: result
+        if samples is None:
+            return lambda: self._run_groups(codec.split(blob, sizes))
+        return lambda: self._run_stacked(samples, n)
+
+    def _run_stacked(self, samples: Any, n: int) -> BatchResult:
+        try:
+            return BatchResult(*codec.encode_batch(self.call(samples), n))
+        except Exception:
+            return _all_failed(n)
 
     def _run_groups(self, payloads: list[memoryview]) -> BatchResult:
         groups: dict[tuple[bytes | None, int], list[int]] = {}
@@ -86,6 +114,11 @@ class BatchRunner:
             except Exception:
                 errors.update(dict.fromkeys(members, traceback.format_exc()))
         return BatchResult(memoryview(b"".join(answers)), np.array([len(a) for a in answers], np.int64), errors)
+
+
+def _all_failed(n: int) -> BatchResult:
+    """For an ``except`` clause."""
+    return BatchResult(memoryview(b""), np.zeros(n, np.int64), dict.fromkeys(range(n), traceback.format_exc()))
 
 
 def _decode_each(payloads: list[memoryview], members: list[int], errors: dict[int, str]) -> tuple[list[int], list[Any]]:

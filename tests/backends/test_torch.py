@@ -6,7 +6,10 @@ import cloudpickle
 import numpy as np
 import pytest
 
+from symphony_dask import codec
 from symphony_dask.backends import as_spec, load
+from symphony_dask.errors import BadInput, DeploymentError
+from symphony_dask.profiling import profile_runner
 from tests.backends.helpers import answers, run
 
 torch = pytest.importorskip("torch")
@@ -101,9 +104,87 @@ def test_a_module_travels_by_cloudpickle() -> None:
     assert answers(run(load(spec, "cpu"), np.array([1, 2], "f4")))[0].tolist() == [3]
 
 
+def test_optimized_batches_are_padded_and_answers_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def compile_(module: Any, dynamic: bool) -> Any:
+        assert not dynamic
+        return lambda x: sizes.append(len(x)) or {"y": module(x), "x": x}
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    runner = load(as_spec(scaler(), "compile", 10), "cpu", np.array([1, 1], "f4"))
+    assert sizes == [1, 1, 2, 3, 4, 6, 8, 10]  # the example, then what is to be compiled
+    got = answers(run(runner, *[np.array([i, 1], "f4") for i in range(5)]))
+    assert sizes[-1] == 6
+    assert [a["y"].tolist() for a in got] == [[i + 1] for i in range(5)]
+    assert len(answers(run(runner, *[np.zeros(2, "f4")] * 11))) == 11
+    assert sizes[-1] == 11
+
+
+def test_an_output_without_the_batch_dimension_fails_padded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)
+    runner = load(as_spec(Probe(lambda x: x[:5]), "compile", 8), "cpu")
+    result = run(runner, *[np.zeros(1, "f4")] * 7)
+    assert "module returned a tensor of shape (5, 1) for a batch of 8" in result.errors[0]
+
+
+def test_the_profile_of_padded_batches_has_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)
+    example = np.array([1, 1], "f4")
+    profile = profile_runner(load(as_spec(scaler(), "compile", 8), "cpu", example), example, 8)
+    assert [b for b, _ in profile.table] == [1, 2, 3, 4, 5, 6, 7, 8]
+    ms = dict(profile.table)
+    assert (ms[5], ms[7]) == (ms[6], ms[8])
+
+
+def test_cuda_graphs_elsewhere_are_refused_with_the_remedy() -> None:
+    with pytest.raises(DeploymentError, match='optimize="cuda-graphs" needs a CUDA device; the model is on cpu'):
+        load(as_spec(scaler(), "cuda-graphs", 4), "cpu")
+
+
+@pytest.mark.parametrize("model", [lambda batch: batch, (1.0, 2.0)])
+def test_only_torch_modules_are_optimized(model: Any) -> None:
+    with pytest.raises(BadInput, match="optimize='compile' is for torch modules; got a"):
+        as_spec(model, "compile")
+
+
+def test_an_unknown_way_to_optimize_is_refused() -> None:
+    with pytest.raises(BadInput, match="optimize='fast': give one of 'compile', 'cuda-graphs'"):
+        as_spec(scaler(), "fast")
+
+
+@pytest.mark.slow
+def test_a_compiled_module_answers_as_the_module_does() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    plain, compiled = serve(module), load(as_spec(module, "compile", 4), "cpu", np.zeros(8, "f4"))
+    samples = [np.random.default_rng(i).normal(size=8).astype("f4") for i in range(3)]
+    for got, expected in zip(answers(run(compiled, *samples)), answers(run(plain, *samples)), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.gpu
 def test_modules_go_to_the_gpu_and_answers_come_back() -> None:
     module = scaler()
     runner = load(as_spec(module))
     assert next(module.parameters()).is_cuda
     assert answers(run(runner, np.array([1, 2], "f4")))[0].tolist() == [3]
+
+
+@pytest.mark.gpu
+def test_staged_batches_answer_as_others_do() -> None:
+    runner = load(as_spec(scaler()))
+    payloads = [codec.encode(np.array([i, 1], "f4")) for i in range(3)]
+    sizes = np.array([len(p) for p in payloads])
+    rest = [runner.stage(memoryview(b"".join(payloads)), sizes) for _ in range(2)]
+    for run_staged in rest:
+        assert [a.tolist() for a in answers(run_staged())] == [[1], [2], [3]]
+
+
+@pytest.mark.gpu
+def test_captured_graphs_answer_as_the_module_does() -> None:
+    example = np.array([1, 2], "f4")
+    runner = load(as_spec(scaler(), "cuda-graphs", 8), None, example)
+    for n in (1, 5, 8, 9, 5):
+        got = answers(run(runner, *[np.array([i, n], "f4") for i in range(n)]))
+        assert [a.tolist() for a in got] == [[i + n] for i in range(n)]

@@ -1,0 +1,80 @@
+"""A worker's slot: the next batch is staged while the current one runs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import numpy as np
+
+from symphony_dask import codec
+from symphony_dask.backends import BatchRunner
+from symphony_dask.inbox import Batch
+from symphony_dask.lane import DONE, now_ns, read_column
+from symphony_dask.worker import STAGE_BYTES, Slot, SlotWorker
+
+
+class Sum:
+    """Sums each sample; holds up the first batch until the second has been staged."""
+
+    def __init__(self) -> None:
+        self.staged: list[int] = []
+        self.second_staged = threading.Event()
+
+    def stage(self, samples: Any) -> Any:
+        self.staged.append(len(samples))
+        if len(self.staged) == 2:
+            self.second_staged.set()
+        return samples
+
+    def __call__(self, samples: Any) -> Any:
+        assert self.second_staged.wait(30), "the second batch was not staged while the first one ran"
+        return samples.sum(axis=1)
+
+
+class Answers:
+    """Stands for the connection to the scheduler."""
+
+    closed = False
+
+    def __init__(self, expected: int) -> None:
+        self.frames: list[tuple[list[Any], bytes]] = []
+        self.all_here = asyncio.Event()
+        self._expected = expected
+
+    def send(self, fields: list[Any], *parts: Any) -> None:
+        self.frames.append((fields, b"".join(parts)))
+        if len(self.frames) == self._expected:
+            self.all_here.set()
+
+
+def batch(number: int, n: int, lost: set[int]) -> Batch:
+    payload = codec.encode(np.full(STAGE_BYTES // 8, number, np.float64))
+    sizes = np.full(n, len(payload), np.int64)
+    blob = memoryview(payload * (n - len(lost)))
+    return Batch(number, 0, 7, sizes, np.zeros(n, np.int32), np.arange(n), blob, now_ns(), lost=lost)
+
+
+def test_a_large_batch_is_staged_while_the_one_before_runs() -> None:
+    async def run() -> None:
+        slot = Slot(0, None)
+        model = Sum()
+        slot.runners[7] = BatchRunner(model)
+        worker = SlotWorker("tcp://w", [slot], "cpu", rendezvous=None)  # type: ignore[arg-type]
+        worker._loop = asyncio.get_running_loop()
+        worker.connection = answers = Answers(2)  # type: ignore[assignment]
+        worker._start_batch(batch(1, 3, lost=set()))
+        worker._start_batch(batch(2, 3, lost={1}))
+        async with asyncio.timeout(60):
+            await answers.all_here.wait()
+        slot.stop()
+        assert model.staged == [3, 2]
+        for (fields, blob), number, ran in zip(answers.frames, (1, 2), ([0, 1, 2], [0, 2]), strict=True):
+            assert (fields[0], fields[1]) == (DONE, number)
+            sizes, errors = read_column(fields[6]), fields[7]
+            assert not errors
+            assert np.flatnonzero(sizes).tolist() == ran
+            assert [codec.decode(p) for p in codec.split(blob, sizes[ran])] == [number * STAGE_BYTES / 8] * len(ran)
+
+    asyncio.run(run())
