@@ -48,14 +48,16 @@ class ProcessCluster:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for process in self._processes:
-            process.send_signal(signal.SIGTERM)
-        for process in self._processes:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        # Workers first: Dask's workers may hang when their scheduler goes while they are being ended.
+        for processes in (self._processes[1:], self._processes[:1]):
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+            for process in processes:
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
         self._directory.cleanup()
 
     def _start(self) -> None:
