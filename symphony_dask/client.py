@@ -31,13 +31,17 @@ from symphony_dask.lane import (
     CANCEL,
     PLACE,
     RESULT,
+    RESULT_ROW,
     SUBMIT,
+    SUBMIT_ROW,
     VERSION,
     Connection,
     column,
     connect,
     now_ns,
+    pack_rows,
     read_column,
+    read_rows,
 )
 from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY
 from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH, LatencyProfile
@@ -427,10 +431,11 @@ class _Lane:
                 left -= len(payload)
         if rows:
             models, slos, times, requests, priorities, samples = zip(*rows, strict=True)
-            ages = now_ns() - np.array(times, np.int64)
-            sizes = [len(p) for p in samples]
-            columns = (column(models, "<i4"), column(slos), column(ages), column(requests), column(sizes))
-            connection.send([SUBMIT, *columns, column(priorities, "<i1"), column(held, "<i1")], *payloads)
+            frame = pack_rows(
+                SUBMIT_ROW, len(rows), id=requests, slo=slos, age=now_ns() - np.array(times, np.int64), model=models,
+                bytes=[len(p) for p in samples], priority=priorities, held=held,
+            )  # fmt: skip
+            connection.send([SUBMIT, frame], *payloads)
         if self._cancels:
             cancels = [self._cancels.popleft() for _ in range(len(self._cancels))]
             connection.send([CANCEL, column(cancels)])
@@ -448,13 +453,11 @@ class _Lane:
             return
         if op != RESULT:
             raise BadInput(f"lane op {op} does not come from a scheduler")
-        requests, outcomes, sizes = read_column(fields[0]).tolist(), fields[1], read_column(fields[2]).tolist()
-        failed = fields[3]
-        links = read_column(fields[4], "<i4").tolist() if fields[4] else None
+        failed = fields[1]
         at = 0
-        for i, (request, outcome, size) in enumerate(zip(requests, outcomes, sizes, strict=True)):
-            if links is not None and links[i] >= 0:
-                direct.outcome(request, links[i], _OUTCOMES[outcome])
+        for i, (request, size, link, outcome) in enumerate(read_rows(fields[0], RESULT_ROW).tolist()):
+            if link >= 0:
+                direct.outcome(request, link, _OUTCOMES[outcome])
                 continue
             direct.forget(request)
             future = self._pending.pop(request, None)

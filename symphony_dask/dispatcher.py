@@ -26,6 +26,7 @@ from symphony_dask.lane import (
     CANCEL,
     DATA,
     DONE,
+    DONE_ROW,
     EXECUTE,
     GONE,
     HELLO,
@@ -36,21 +37,26 @@ from symphony_dask.lane import (
     PLACE,
     PONG,
     RESULT,
+    RESULT_ROW,
     SUBMIT,
+    SUBMIT_ROW,
     WELCOME,
     Buffer,
     Connection,
     check_hello,
     column,
     now_ns,
+    pack_rows,
     read_column,
     read_data,
+    read_rows,
 )
 from symphony_dask.latency import Latency
 from symphony_dask.peers import FIRST_ROUND_TRIP_NS, Client, Worker
-from symphony_dask.requests import RequestTable, Rows
+from symphony_dask.requests import RequestTable, Rows, Settled
 from symphony_dask.runlog import Flight, RunLog, ServedModel
-from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY, NEVER, NO_MODEL, Engine
+from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, NEVER, Engine
+from symphony_dask.scheduling.intake import MIXED
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.timer import Timer
 from symphony_dask.trace import BatchOutcome, Outcome
@@ -277,6 +283,7 @@ class Dispatcher:
         """Serve a client in this process as if it were connected; at most one."""
         client.peer = Client(self._next_client)
         self._local, self._local_index = client, self._next_client
+        self._requests.set_one_way(self._next_client, 0)
         self._clients[self._next_client] = self._local
         self._next_client += 1
 
@@ -303,6 +310,7 @@ class Dispatcher:
             elif op == PONG:
                 round_trip = now_ns() - int(fields[0])
                 peer.round_trip.add(round_trip)
+                self._requests.set_one_way(peer.index, peer.one_way_ns())
                 self._round_trip.add(round_trip)
             else:
                 raise BadInput(f"lane op {op} does not come from a client")
@@ -328,6 +336,7 @@ class Dispatcher:
         else:
             connection.bounded = True
             connection.peer = Client(self._next_client)
+            self._requests.set_one_way(self._next_client, 0)
             self._clients[self._next_client] = connection
             self._next_client += 1
         index = getattr(connection.peer, "index", -1)
@@ -360,73 +369,52 @@ class Dispatcher:
 
     def _submit(self, connection: Connection, client: Client, fields: list[Any], blob: memoryview) -> None:
         now = now_ns()
-        models = read_column(fields[0], "<i4")
-        slos, ages, ids, sizes = (read_column(f).copy() for f in fields[1:5])
-        priorities, held = read_column(fields[5], "<i1").astype(np.int32), read_column(fields[6], "<i1") != 0
-        n = len(ids)
-        columns = (models, slos, ages, sizes, priorities, held)
-        if any(len(c) != n for c in columns) or (sizes < 0).any():
-            raise BadInput("lane SUBMIT has columns of different lengths, or negative sizes")
-        if (inline := int(sizes[~held].sum())) != len(blob):
-            raise BadInput(f"lane SUBMIT has {len(blob)} bytes of payload: its sizes add up to {inline}")
-        priorities = np.clip(priorities, 0, MOST_PRIORITY)
-        known = (models >= 0) & (models < len(self._index_of))
-        models = np.where(known, models, 0)
-        indices = np.where(known, self._index_of[models], -1).astype(np.int32)
-        slos = np.where(slos > 0, slos, self._slo_of[models])
-        one_way = client.one_way_ns()
-        arrivals = now - np.maximum(ages, 0) - one_way
-        deadlines = arrivals + slos
-        if not self._gpu_worker:
-            slots = np.full(n, NO_MODEL, np.int32)
-        else:
-            due = deadlines - (client.one_way_bound_ns() + self._reply_ns)
-            slots = self.engine.submit(now, indices, due, ids, priorities if priorities.any() else None)
-            if len(self.engine.evicted):
-                self._evict()
-        rows = Rows(ids, np.full(n, client.index), arrivals, deadlines, sizes)
-        if (slots < 0).any():
-            self._refuse(connection, models, indices, rows, slots)
-        self._requests.put(slots, rows, held, blob)
+        rows = read_rows(fields[0], SUBMIT_ROW)
+        requests, slo_of = self._requests, self._slo_of
+        serving = bool(self._gpu_worker)
+        taken = requests.admit(
+            self.engine, rows, blob, client=client.index, now=now, margin_ns=client.one_way_bound_ns() + self._reply_ns,
+            index_of=self._index_of, slo_of=slo_of, serving=serving,
+        )  # fmt: skip
+        if taken is None:
+            raise BadInput(f"lane SUBMIT of {len(rows)} requests does not fit its {len(blob)} bytes of payload")
+        slots, evicted = taken
+        if len(evicted):
+            self._evict(evicted)
+            requests.keep(slots, rows, blob, client=client.index, now=now, slo_of=slo_of)
+        if len(slots) and slots.min() < 0:
+            refused = rows[slots < 0]
+            record = requests.refused(refused, client=client.index, now=now, slo_of=slo_of)
+            self._refuse(connection, refused["model"], record)
         self._due()
 
-    def _refuse(
-        self,
-        connection: Connection,
-        models: npt.NDArray[Any],
-        indices: npt.NDArray[Any],
-        rows: Rows,
-        slots: npt.NDArray[Any],
-    ) -> None:
+    def _refuse(self, connection: Connection, models: npt.NDArray[np.int32], rows: Rows) -> None:
         """Answer the requests of a SUBMIT that got no slot: no such model, no GPU, or a full queue."""
-        at = np.flatnonzero(slots < 0)
         errors: dict[int, tuple[str, str]] = {}
-        for k, i in enumerate(at.tolist()):
-            model = self._by_index.get(int(indices[i])) if indices[i] >= 0 else None
+        for i, model_id in enumerate(models.tolist()):
+            model = self.models.get(model_id)
             if model is None:
-                errors[k] = ("UnknownModel", f"model {int(models[i])} is not deployed: deploy it first")
-            elif not self._gpu_worker:
+                errors[i] = ("UnknownModel", f"model {model_id} is not deployed: deploy it first")
+                continue
+            if not self._gpu_worker:
                 text = f'no worker serves model {model.name!r}: start one with dask worker --resources "GPU=1"'
-                errors[k] = ("NoGPUWorker", text)
+                errors[i] = ("NoGPUWorker", text)
             else:
                 queued = self.engine.queued(model.index)
                 text = f"queue of model {model.name!r} is full with {queued} requests: slow down, or add GPUs"
-                errors[k] = ("Overloaded", text)
-            if model is not None:
-                model.counts[Outcome.REJECTED] += 1
-        outcomes = np.full(len(at), Outcome.REJECTED, np.int8)
-        none = np.zeros(len(at), np.int64)
-        connection.send([RESULT, column(rows.ids[at]), column(outcomes, "<i1"), column(none), errors, b""])
+                errors[i] = ("Overloaded", text)
+            model.counts[Outcome.REJECTED] += 1
+        _send_errors(connection, rows.ids, Outcome.REJECTED, errors)
         if self.log is not None:
-            for index in np.unique(indices[at]).tolist():
-                model = self._by_index.get(index)
+            for model_id in np.unique(models).tolist():
+                model = self.models.get(model_id)
                 if model is not None:
-                    mine = Rows(*(values[at[indices[at] == index]] for values in rows))
+                    mine = Rows(*(values[models == model_id] for values in rows))
                     self.log.requests(model, mine, Outcome.REJECTED, reply=now_ns())
 
-    def _evict(self) -> None:
+    def _evict(self, evicted: npt.NDArray[Any]) -> None:
         """Answer the requests that had to make room for those just submitted, before these take over their slots."""
-        for _, slot, index in self.engine.evicted.tolist():
+        for _, slot, index in evicted.tolist():
             model = self._by_index[index]
             text = (
                 f"queue of model {model.name!r} is full, and a request of higher priority came: slow down, or add GPUs"
@@ -461,13 +449,12 @@ class Dispatcher:
         engine = self.engine
         while True:
             now = now_ns()
-            decisions = engine.advance(now)
+            decisions, at = engine.step(now)
             drops = decisions.drops.copy()
             for row in decisions.batches.tolist():
                 self._dispatch(now, row, decisions.members)
             if len(drops):
                 self._drop(drops)
-            at = engine.next_event()
             if at > now_ns():
                 break
         # A timer that rings too early costs one idle look; moving it later each time would cost a system call.
@@ -481,21 +468,18 @@ class Dispatcher:
         slots = members[offset : offset + size].copy()
         model = self._by_index[index]
         waited = self.engine.in_flight(gpu) > 1
-        requests = self._requests
-        held = requests.held[slots]
-        any_held = bool(held.any())
+        rows, n_held, last, n_local = self._requests.lay_out(slots, self._local_index)
         window, planned = (window_open, window_close), (start, end)
-        self._flights[batch] = Flight(batch, model, gpu, slots, now, window, planned, waited, any_held)
-        wait_ns = min(max(int(requests.deadline[slots].max()) - end, MIN_WAIT_NS), MAX_WAIT_NS) if any_held else 0
-        columns = (requests.bytes[slots].tobytes(), requests.client[slots].tobytes(), requests.id[slots].tobytes())
-        fields = [EXECUTE, batch, slot, model.model_id, *columns, held.tobytes() if any_held else b"", wait_ns]
-        local = np.flatnonzero(requests.client[slots] == self._local_index)
-        if len(local):
-            names = self._local.dispatched(connection.peer.address, requests.id[slots[local]].tolist())
+        self._flights[batch] = Flight(batch, model, gpu, slots, now, window, planned, waited, n_held > 0)
+        wait_ns = min(max(last - end, MIN_WAIT_NS), MAX_WAIT_NS) if n_held else 0
+        fields = [EXECUTE, batch, slot, model.model_id, rows.tobytes(), wait_ns]
+        if n_local:
+            local = np.flatnonzero(rows["client"] == self._local_index)
+            names = self._local.dispatched(connection.peer.address, rows["id"][local].tolist())
             fields.append(dict(zip(local.tolist(), names, strict=True)))
-        connection.send(fields, *requests.payloads(slots))
-        if any_held:
-            self._place(batch, connection.peer, slots[held])
+        connection.send(fields, *self._requests.payloads(slots))
+        if n_held:
+            self._place(batch, connection.peer, slots[rows["held"] != 0])
         model.batches += 1
         model.batched += size
 
@@ -534,23 +518,24 @@ class Dispatcher:
     def _done(self, connection: Connection, worker: Worker, fields: list[Any], blob: memoryview) -> None:
         """A batch came back: correct the engine, answer the clients, record."""
         now = now_ns()
-        batch, _, queued_ns, run_ns, held_ns, sizes_raw, raised, links_raw, lost_raw = fields
+        batch, _, queued_ns, run_ns, held_ns, answers_raw, raised, lost_raw = fields
         flight = self._flights.get(batch)
         if flight is None or self._gpu_worker.get(flight.gpu, (None, 0))[0] is not connection:
             return
-        sizes, lost = read_column(sizes_raw), read_column(lost_raw).tolist()
+        answers, lost = read_rows(answers_raw, DONE_ROW), read_column(lost_raw).tolist()
         slots = flight.slots
-        links = read_column(links_raw, "<i4") if links_raw else None
-        fit = len(sizes) == len(slots) and (links is None or len(links) == len(slots)) and not (sizes < 0).any()
-        here = sizes if links is None or not fit else np.where(links < 0, sizes, 0)
-        if not fit or int(here.sum()) != len(blob):
-            raise BadInput(f"lane DONE of batch {batch} has {len(sizes)} sizes for {len(slots)} requests")
-        if not raised.keys() | set(lost) <= set(range(len(slots))):
+        if (raised or lost) and not raised.keys() | set(lost) <= set(range(len(slots))):
             raise BadInput(f"lane DONE of batch {batch} has errors of {[*raised, *lost]} in {len(slots)} requests")
         errors = {i: ("ModelError", text) for i, text in raised.items()}
         if lost:
             text = f"its payload did not reach worker {worker.address} in time, and it did not run: check the network"
             errors |= dict.fromkeys(lost, ("PayloadLost", text))
+        rows = self._requests.rows(slots) if self.log is not None else None
+        counts = flight.model.counts
+        settled = self._requests.settle(slots, answers, len(blob), now=now, failed=set(errors), counts=counts)
+        if settled is None:
+            text = f"lane DONE of batch {batch} has {len(answers)} answers that do not fit {len(slots)} requests"
+            raise BadInput(f"{text} and {len(blob)} bytes")
         del self._flights[batch]
         one_way = max(0, now - flight.dispatch_ns - held_ns) // 2
         start = flight.dispatch_ns + one_way + queued_ns
@@ -560,64 +545,36 @@ class Dispatcher:
         if not flight.waited and not lost:
             worker.control.add(start - flight.dispatch_ns)
         self.engine.completed(now, flight.gpu, batch, int(NEVER) if errors else start, end)
-
-        owners = self._requests.client[slots]
-        outcomes = np.where(now + self._one_way_of(owners) <= self._requests.deadline[slots], Outcome.OK, Outcome.LATE)
-        outcomes = outcomes.astype(np.int8)
-        for i in errors:
-            outcomes[i] = Outcome.FAILED
-        outcomes[owners < 0] = Outcome.CANCELLED
-        self._reply(slots, owners, outcomes, sizes, here, links, blob, errors)
+        self._reply(settled, blob, errors)
         if len(blob) > self._inline_bytes:
-            self._introduce(worker, owners[here > self._inline_bytes])
-        flight.model.counts += np.bincount(outcomes, minlength=len(Outcome))
-        if self.log is not None:
+            large = (answers["link"] < 0) & (answers["bytes"] > self._inline_bytes)
+            self._introduce(worker, settled.owners[large])
+        if self.log is not None and rows is not None:
             self.log.batch(flight, BatchOutcome.FAILED if len(errors) == len(slots) else BatchOutcome.DONE, start, end)
             self.log.requests(
-                flight.model, self._requests.rows(slots), outcomes,
+                flight.model, rows, settled.results["outcome"],
                 dispatch=flight.dispatch_ns, start=start, end=end, reply=now, batch=batch, gpu=flight.gpu,
             )  # fmt: skip
-        self._requests.forget(slots)
         self._due()
 
-    def _one_way_of(self, owners: npt.NDArray[np.int32]) -> npt.NDArray[np.int64] | int:
-        first = int(owners[0])
-        if (owners == first).all():
-            return self._clients[first].peer.one_way_ns() if first in self._clients else 0
-        ways = {c: self._clients[c].peer.one_way_ns() for c in set(owners.tolist()) if c in self._clients}
-        return np.array([ways.get(c, 0) for c in owners.tolist()], np.int64)
-
-    def _reply(
-        self,
-        slots: npt.NDArray[np.int32],
-        owners: npt.NDArray[np.int32],
-        outcomes: npt.NDArray[np.int8],
-        sizes: npt.NDArray[np.int64],
-        here: npt.NDArray[np.int64],
-        links: npt.NDArray[np.int32] | None,
-        blob: memoryview,
-        errors: dict[int, tuple[str, str]],
-    ) -> None:
-        """Send each client its answers, those that are in the blob; it passes through whole where one client has all.
-
-        here: sizes of the answers in the blob, 0 for those that left on ``links``.
-        """
-        first = int(owners[0])
-        if (owners == first).all():
-            groups = [(first, np.arange(len(slots)), [blob])]
-        else:
+    def _reply(self, settled: Settled, blob: memoryview, errors: dict[int, tuple[str, str]]) -> None:
+        """Send each client its answers; the blob passes through whole where one client has all."""
+        owner, results, owners = settled
+        if owner >= 0:
+            connection = self._clients.get(owner)
+            if connection is not None:
+                connection.send([RESULT, results.tobytes(), errors], blob)
+        elif owner == MIXED:
+            here = np.where(results["link"] < 0, results["bytes"], 0)
             ends = np.cumsum(here)
-            groups = []
             for c in np.unique(owners).tolist():
+                connection = self._clients.get(c)
+                if connection is None:
+                    continue
                 at = np.flatnonzero(owners == c)
                 parts = [blob[end - size : end] for end, size in zip(ends[at].tolist(), here[at].tolist(), strict=True)]
-                groups.append((c, at, parts))
-        for c, at, parts in groups:
-            connection = self._clients.get(c)
-            if connection is not None:
                 named = {k: errors[i] for k, i in enumerate(at.tolist()) if i in errors} if errors else {}
-                columns = (column(self._requests.id[slots[at]]), outcomes[at].tobytes(), column(sizes[at]))
-                connection.send([RESULT, *columns, named, b"" if links is None else links[at].tobytes()], *parts)
+                connection.send([RESULT, results[at].tobytes(), named], *parts)
 
     def _introduce(self, worker: Worker, owners: npt.NDArray[np.int32]) -> None:
         """Have clients connect to a worker whose large answers came this way: the next ones need not."""
@@ -635,9 +592,7 @@ class Dispatcher:
             connection = self._clients.get(c)
             if connection is not None:
                 ids = self._requests.id[slots[owners == c]]
-                outcomes = np.full(len(ids), outcome, np.int8).tobytes()
-                named = dict.fromkeys(range(len(ids)), (error, text))
-                connection.send([RESULT, column(ids), outcomes, column(np.zeros(len(ids))), named, b""])
+                _send_errors(connection, ids, outcome, dict.fromkeys(range(len(ids)), (error, text)))
         model.counts[outcome] += len(slots)
         if self.log is not None:
             self.log.requests(model, self._requests.rows(slots), outcome, reply=now_ns())
@@ -747,3 +702,13 @@ class Dispatcher:
             "client_round_trip_mean_ns": int(self._round_trip.mean_ns),
             "slack_ns": int(engine.state.g["slack"][0]),
         }
+
+
+def _send_errors(
+    connection: Connection | LocalClient,
+    ids: npt.NDArray[np.int64],
+    outcome: Outcome,
+    errors: dict[int, tuple[str, str]],
+) -> None:
+    """RESULT of requests without an answer, all of one outcome."""
+    connection.send([RESULT, pack_rows(RESULT_ROW, len(ids), id=ids, link=-1, outcome=outcome), errors])

@@ -16,7 +16,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from dask._task_spec import Task
 from distributed.protocol import pickle
 
@@ -24,7 +23,18 @@ from symphony_dask import errors
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import RequestError, SymphonyError, UnknownModel
 from symphony_dask.graph import Wish, held_function, wish_of
-from symphony_dask.lane import CANCEL, RESULT, SUBMIT, Buffer, column, now_ns, read_column
+from symphony_dask.lane import (
+    CANCEL,
+    RESULT,
+    RESULT_ROW,
+    SUBMIT,
+    SUBMIT_ROW,
+    Buffer,
+    column,
+    now_ns,
+    pack_rows,
+    read_rows,
+)
 from symphony_dask.rendezvous import GATHER_S, LATE
 from symphony_dask.units import format_duration
 
@@ -172,8 +182,8 @@ class HeldTasks:
         if not ids:
             return
         models, slos, ages, priorities = zip(*rows, strict=True)
-        columns = (column(models, "<i4"), column(slos), column(ages), column(ids), column(np.zeros(len(ids))))
-        self._dispatcher.hear_local([SUBMIT, *columns, column(priorities, "<i1"), bytes(len(ids))])
+        frame = pack_rows(SUBMIT_ROW, len(ids), id=ids, slo=slos, age=ages, model=models, priority=priorities)
+        self._dispatcher.hear_local([SUBMIT, frame])
 
     def _close(self, held: Held, *, cancel: bool = False) -> None:
         """Nothing more is to be heard of a task's open request."""
@@ -190,8 +200,8 @@ class HeldTasks:
         """A frame of the dispatcher's; RESULT says how requests ended."""
         if fields[0] != RESULT:
             return
-        failed = fields[4]
-        for i, request in enumerate(read_column(fields[1]).tolist()):
+        failed = fields[2]
+        for i, request in enumerate(read_rows(fields[1], RESULT_ROW)["id"].tolist()):
             held = self._open.pop(request, None)
             if held is None:
                 continue

@@ -25,6 +25,8 @@ from symphony_dask.errors import BadInput
 from symphony_dask.lane import (
     ANSWER,
     DATA,
+    DONE_ROW,
+    EXECUTE_ROW,
     HELLO,
     HELLO_S,
     MAX_FRAME_BYTES,
@@ -34,8 +36,9 @@ from symphony_dask.lane import (
     check_hello,
     column,
     now_ns,
-    read_column,
+    pack_rows,
     read_data,
+    read_rows,
 )
 
 logger = logging.getLogger(__name__)
@@ -141,14 +144,15 @@ class Inbox:
 
     def execute(self, fields: list[Any], blob: memoryview) -> None:
         """EXECUTE: a batch to run when its payloads are there."""
-        number, slot, model_id, sizes_raw, clients_raw, ids_raw, held_raw, wait_ns, *tasks = fields
-        sizes, clients, ids = read_column(sizes_raw), read_column(clients_raw, "<i4"), read_column(ids_raw)
+        number, slot, model_id, rows_raw, wait_ns, *tasks = fields
+        requests = read_rows(rows_raw, EXECUTE_ROW)
+        sizes, clients, ids = requests["bytes"], requests["client"], requests["id"]
         batch = Batch(number, slot, model_id, sizes, clients, ids, blob, now_ns(), *tasks)
         self._newest = number
-        if not held_raw:
+        if not wait_ns:
             self._on_complete(batch)
             return
-        held = read_column(held_raw, "?")
+        held = requests["held"] != 0
         owners = zip(clients.tolist(), ids.tolist(), strict=True)
         missing = {key: i for i, (key, is_held) in enumerate(zip(owners, held.tolist(), strict=True)) if is_held}
         waiting = _Waiting(batch, codec.split(blob, np.where(held, 0, sizes)), missing)
@@ -215,20 +219,19 @@ class Inbox:
     # Answers
 
     def answer(self, batch: Batch, result: BatchResult) -> tuple[bytes, list[memoryview]]:
-        """Send large answers to their clients; returns the ``links`` column of DONE, and the answers left for it."""
+        """Send large answers to their clients; returns the rows of DONE, and the answers left for it."""
         large = result.sizes > self.inline_bytes
         links = np.full(len(large), -1, np.int32)
         parts: list[memoryview] = []
-        for client in np.unique(batch.clients[large]).tolist():
+        for client in np.unique(batch.clients[large]).tolist() if large.any() else ():
             connection = self._links.get(client)
             if connection is not None and not connection.closed:
                 at = np.flatnonzero(large & (batch.clients == client))
                 parts = parts or codec.split(result.blob, result.sizes)
                 connection.send([ANSWER, column(batch.ids[at]), column(result.sizes[at])], *[parts[i] for i in at])
                 links[at] = connection.peer.link
-        if not parts:
-            return b"", [result.blob]
-        return links.tobytes(), [parts[i] for i in np.flatnonzero(links < 0)]
+        done = pack_rows(DONE_ROW, len(links), bytes=result.sizes, link=links)
+        return done, [parts[i] for i in np.flatnonzero(links < 0)] if parts else [result.blob]
 
     # Connections
 

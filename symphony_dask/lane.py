@@ -4,10 +4,11 @@ A frame is a length-prefixed msgpack header and a blob of raw bytes:
 
     header bytes u32 LE | blob bytes u32 LE | header: msgpack [op, field, ...] | blob
 
-One frame carries many requests: its fields are columns (raw little-endian int64 or int32 arrays), its blob the payloads
-one after the other. So a request costs no object of its own until its payload is cut out. What is sent during one tick
-of the event loop leaves together. A large frame is read into the one buffer that its payloads stay in, and large blobs
-are handed to the kernel as they are, without joining them first.
+One frame carries many requests: its fields are records (``SUBMIT_ROW`` and others below) or columns (raw little-endian
+int64 arrays), one entry for each request, its blob the payloads one after the other. So a request costs no object of
+its own until its payload is cut out. What is sent during one tick of the event loop leaves together. A large frame is
+read into the one buffer that its payloads stay in, and large blobs are handed to the kernel as they are, without joining
+them first.
 
 The first frame on a connection is HELLO with the cluster's token, which travels only over Dask's own channel. Anything
 malformed closes the connection.
@@ -15,27 +16,25 @@ malformed closes the connection.
 Workers have a lane server too, for payloads too large to pass through the scheduler. A client keeps such a payload
 (``held``); PLACE says to which worker it goes, and DATA brings it there, on the client's own connection or by way of
 the scheduler. An answer that left on such a connection is named in DONE and RESULT by the number that the client gave
-the connection (``links``, -1: the answer is in the blob; an empty column: all of them).
+the connection (``link``, -1: the answer is in the blob).
 
     op       direction            fields                                                      blob
     HELLO    to a server          {token, version, role, ...}                                 to the scheduler from a
                                   worker: worker, host, slots, gpu_class, lane; to a worker: client, link
     WELCOME  from a server        {connection, inline_bytes}
     PING     from a server        t_ns                                                        (answered by PONG t_ns)
-    SUBMIT   client to scheduler  models i4[], slos_ns i8[], ages_ns i8[], ids i8[], bytes i8[],  payloads not held
-                                  priorities i1[], held i1[]
+    SUBMIT   client to scheduler  SUBMIT_ROW[]                                                payloads not held
     CANCEL   client to scheduler  ids i8[]
     PLACE    scheduler to client  batch, host, port, ids i8[]; without ids: a worker that has large answers
     DATA     client to worker, client to scheduler to worker
                                   batch, client, ids i8[], bytes i8[] (-1: it will not come)  payloads
-    EXECUTE  scheduler to worker  batch, slot, model, bytes i8[], clients i4[], ids i8[],     payloads not held
-                                  held i1[] or empty, wait_ns, [{index: held task}]
+    EXECUTE  scheduler to worker  batch, slot, model, EXECUTE_ROW[], wait_ns (0: none held),  payloads not held
+                                  [{index: held task}]
     GONE     scheduler to worker  client: what it holds will not come
     ANSWER   worker to client     ids i8[], bytes i8[]                                        answers
-    DONE     worker to scheduler  batch, slot, queued_ns, run_ns, held_ns, bytes i8[],        answers not sent on links
-                                  {index: text}, links i4[], lost i8[]: indices whose payload did not come
-    RESULT   scheduler to client  ids i8[], outcomes i1[], bytes i8[],                        answers not sent on links
-                                  {index: [error, text]}, links i4[]
+    DONE     worker to scheduler  batch, slot, queued_ns, run_ns, held_ns, DONE_ROW[],        answers not sent on links
+                                  {index: text}, lost i8[]: indices whose payload did not come
+    RESULT   scheduler to client  RESULT_ROW[], {index: [error, text]}                        answers not sent on links
 
 Back-pressure: an end that serves clients (``Connection.bounded``) stops reading from a client that leaves more than
 ``PAUSE_BYTES`` unread, until that is read, and hangs up on one that leaves more than ``MAX_UNSENT_BYTES``. Clients read
@@ -65,7 +64,7 @@ from symphony_dask.errors import BadInput
 logger = logging.getLogger(__name__)
 
 #: Raised by one when frames change their meaning; both ends must agree.
-VERSION = 3
+VERSION = 4
 
 HELLO, WELCOME, PING, PONG, SUBMIT, CANCEL, RESULT, EXECUTE, DONE, PLACE, DATA, GONE, ANSWER = range(1, 14)
 
@@ -101,6 +100,29 @@ _WRITE_BYTES = 1 << 18
 
 Buffer = bytes | bytearray | memoryview
 
+#: A request. slo: ns, 0 for the model's; age: ns since the client took it; held: the client keeps the payload.
+SUBMIT_ROW = np.dtype(
+    [
+        ("id", "<i8"),
+        ("slo", "<i8"),
+        ("age", "<i8"),
+        ("bytes", "<i8"),
+        ("model", "<i4"),
+        ("priority", "i1"),
+        ("held", "i1"),
+    ],
+    align=True,
+)
+
+#: A request of a batch. held: its payload comes from the client.
+EXECUTE_ROW = np.dtype([("id", "<i8"), ("bytes", "<i8"), ("client", "<i4"), ("held", "i1")], align=True)
+
+#: Its answer. link: the number of the connection that it left on, -1: it is in the blob.
+DONE_ROW = np.dtype([("bytes", "<i8"), ("link", "<i4")], align=True)
+
+#: How a request ended. outcome: a ``trace.Outcome``.
+RESULT_ROW = np.dtype([("id", "<i8"), ("bytes", "<i8"), ("link", "<i4"), ("outcome", "i1")], align=True)
+
 
 def column(values: Any, dtype: str = "<i8") -> bytes:
     """A column of a frame: ``values`` as raw little-endian bytes."""
@@ -113,6 +135,22 @@ def read_column(data: bytes, dtype: str = "<i8") -> npt.NDArray[Any]:
         return np.frombuffer(data, dtype)
     except (ValueError, TypeError) as error:
         raise BadInput(f"lane column cannot be read as {dtype}: {error}") from None
+
+
+def pack_rows(dtype: np.dtype[Any], n: int, **fields: Any) -> bytes:
+    """n records of a frame; fields not given are 0."""
+    records = np.zeros(n, dtype)
+    for name, values in fields.items():
+        records[name] = values
+    return records.tobytes()
+
+
+def read_rows(data: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The records of a frame, read only; raises ``BadInput`` if its bytes do not make whole ones."""
+    try:
+        return np.frombuffer(data, dtype)
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"lane records cannot be read as {dtype.names}: {error}") from None
 
 
 def check_hello(hello: dict[str, Any], token: str | None) -> dict[str, Any]:

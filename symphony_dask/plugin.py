@@ -22,8 +22,10 @@ from symphony_dask import config
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import BadInput, DeploymentError, NoGPUWorker, SymphonyError, UnknownModel
 from symphony_dask.held import HeldTasks
-from symphony_dask.lane import Connection
+from symphony_dask.lane import DONE_ROW, SUBMIT_ROW, Connection, pack_rows, read_rows
+from symphony_dask.requests import RequestTable
 from symphony_dask.scheduling.profile import LatencyProfile
+from symphony_dask.trace import Outcome
 from symphony_dask.units import format_duration
 from symphony_dask.worker import SymphonyWorkerPlugin
 
@@ -352,6 +354,19 @@ def warm_up() -> None:
     batch = engine.advance(0).batches
     engine.next_event()
     for row in batch.tolist():
+        engine.completed(0, gpu, row[0], 0, 10**6)
+    table = RequestTable(4)
+    frame = read_rows(pack_rows(SUBMIT_ROW, 1), SUBMIT_ROW)
+    host: dict[str, Any] = {"client": 0, "now": 0, "slo_of": np.zeros(1, np.int64)}
+    index_of = np.zeros(1, np.int32)
+    taken = table.admit(engine, frame, memoryview(b""), margin_ns=0, index_of=index_of, serving=True, **host)
+    assert taken is not None
+    table.keep(taken.slots, frame, memoryview(b""), **host)
+    decisions, _ = engine.step(10**9)
+    table.lay_out(decisions.members, -1)
+    answers = read_rows(pack_rows(DONE_ROW, 1, link=-1), DONE_ROW)
+    table.settle(taken.slots, answers, 0, now=0, failed=set(), counts=np.zeros(len(Outcome), np.int64))
+    for row in decisions.batches.tolist():
         engine.completed(0, gpu, row[0], 0, 10**6)
     engine.set_control(0, 0, gpu)
     engine.drain_gpu(0, gpu)

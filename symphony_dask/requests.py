@@ -1,4 +1,4 @@
-"""The requests that the dispatcher holds, as columns indexed by the slot that the engine gave each."""
+"""The requests that the dispatcher holds, as records indexed by the slot that the engine gave each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.lane import EXECUTE_ROW, RESULT_ROW
+from symphony_dask.scheduling import intake
+from symphony_dask.scheduling.engine import Engine
+from symphony_dask.scheduling.state import EVICTED, fielded, records
+
 Slots = npt.NDArray[np.int32]
+
+_NONE_FAILED = np.zeros(0, np.int8)
 
 
 class Rows(NamedTuple):
@@ -20,37 +27,139 @@ class Rows(NamedTuple):
     bytes: npt.NDArray[Any]
 
 
-class RequestTable:
-    """Columns of ``size`` slots. A slot without a request, or whose client is gone, has client -1.
+class Intake(NamedTuple):
+    """A frame of requests taken in: their slots, negative where refused, and records of those evicted for them."""
 
-    Times are ns on the host's clock; ``deadline`` is the client's, ``retries`` counts lost workers, ``held`` says whose
-    payload the client keeps until it knows the worker.
+    slots: Slots
+    evicted: npt.NDArray[Any]
+
+
+class Settled(NamedTuple):
+    """How a batch ended: the one client of all its requests (or ``intake.MIXED``, ``NOBODY``), the rows of RESULT, and
+    the client of each, -1 where it is gone.
+    """
+
+    owner: int
+    results: npt.NDArray[Any]
+    owners: npt.NDArray[np.int32]
+
+
+class RequestTable:
+    """An entry (``intake.ENTRY``) and a payload for each of ``size`` slots; without a request, the client is -1.
+
+    Times are ns on the host's clock.
     """
 
     def __init__(self, size: int) -> None:
-        self.client = np.full(size, -1, np.int32)
-        self.id = np.zeros(size, np.int64)
-        self.arrival = np.zeros(size, np.int64)
-        self.deadline = np.zeros(size, np.int64)
-        self.bytes = np.zeros(size, np.int64)
-        self.retries = np.zeros(size, np.int8)
-        self.held = np.zeros(size, np.bool_)
+        self._entries = records(size, intake.ENTRY)
+        #: Views of the entries' fields.
+        self.client: npt.NDArray[np.int32] = np.asarray(self._entries["client"])
+        self.id: npt.NDArray[np.int64] = np.asarray(self._entries["id"])
+        self.retries: npt.NDArray[np.int8] = np.asarray(self._entries["retries"])
+        self.client[:] = -1
         self._payload: list[memoryview] = [memoryview(b"")] * size
+        self._evicted = records(1, EVICTED)
+        # How long an answer takes to get to each client, ns.
+        self._one_way = np.zeros(64, np.int64)
 
-    def put(self, slots: Slots, rows: Rows, held: npt.NDArray[np.bool_], blob: memoryview) -> None:
-        """Keep requests, but those with a negative slot; payloads not held follow each other in ``blob``."""
-        kept = slots >= 0
-        mine = slots[kept]
-        columns: tuple[npt.NDArray[Any], ...] = (self.id, self.client, self.arrival, self.deadline, self.bytes)
-        for column, values in zip(columns, rows, strict=True):
-            column[mine] = values[kept]
-        self.retries[mine] = 0
-        self.held[mine] = held[kept]
+    def set_one_way(self, client: int, one_way_ns: int) -> None:
+        """An answer takes so long to get to a client."""
+        if client >= len(self._one_way):
+            self._one_way = np.append(self._one_way, np.zeros(max(client, len(self._one_way)), np.int64))
+        self._one_way[client] = one_way_ns
+
+    def admit(
+        self,
+        engine: Engine,
+        rows: npt.NDArray[Any],
+        blob: memoryview,
+        *,
+        client: int,
+        now: int,
+        margin_ns: int,
+        index_of: npt.NDArray[np.int32],
+        slo_of: npt.NDArray[np.int64],
+        serving: bool,
+    ) -> Intake | None:
+        """Queue the requests of a SUBMIT (``lane.SUBMIT_ROW``), see ``intake.admit``; None if it does not add up.
+
+        Where some are evicted, ``keep`` must follow once they have been told.
+        """
+        n = len(rows)
+        slots = np.empty(n, np.int32)
+        if n > len(self._evicted):
+            self._evicted = records(2 * n, EVICTED)
+        one_way = int(self._one_way[client])
+        found = intake.admit(
+            engine.state, self._entries, index_of, slo_of, fielded(rows), len(blob), client, now, one_way, margin_ns,
+            serving, slots, self._evicted,
+        )  # fmt: skip
+        if found < 0:
+            return None
+        if found == 0:
+            self._keep_payloads(slots, rows, blob)
+        return Intake(slots, self._evicted[:found])
+
+    def keep(
+        self,
+        slots: Slots,
+        rows: npt.NDArray[Any],
+        blob: memoryview,
+        *,
+        client: int,
+        now: int,
+        slo_of: npt.NDArray[np.int64],
+    ) -> None:
+        """Keep requests that ``admit`` could not, for those it evicted."""
+        intake.keep(self._entries, slo_of, fielded(rows), client, now, int(self._one_way[client]), slots)
+        self._keep_payloads(slots, rows, blob)
+
+    def _keep_payloads(self, slots: Slots, rows: npt.NDArray[Any], blob: memoryview) -> None:
         payload, at = self._payload, 0
-        for slot, size in zip(slots.tolist(), np.where(held, 0, rows.bytes).tolist(), strict=True):
+        for slot, size, held in zip(slots.tolist(), rows["bytes"].tolist(), rows["held"].tolist(), strict=True):
+            end = at if held else at + size
             if slot >= 0:
-                payload[slot] = blob[at : at + size]
-            at += size
+                payload[slot] = blob[at:end]
+            at = end
+
+    def refused(self, rows: npt.NDArray[Any], *, client: int, now: int, slo_of: npt.NDArray[np.int64]) -> Rows:
+        """What to record of requests that were not kept."""
+        arrivals = now - np.maximum(rows["age"], 0) - int(self._one_way[client])
+        known = (rows["model"] >= 0) & (rows["model"] < len(slo_of))
+        slos = np.where(rows["slo"] > 0, rows["slo"], np.where(known, slo_of[np.where(known, rows["model"], 0)], 0))
+        return Rows(rows["id"], np.full(len(rows), client), arrivals, arrivals + slos, rows["bytes"])
+
+    def lay_out(self, slots: Slots, local: int) -> tuple[npt.NDArray[Any], int, int, int]:
+        """The rows of EXECUTE for a batch, and what ``intake.lay_out`` returns."""
+        out = np.zeros(len(slots), EXECUTE_ROW)
+        held, last, mine = intake.lay_out(self._entries, slots, local, fielded(out))
+        return out, held, last, mine
+
+    def settle(
+        self,
+        slots: Slots,
+        answers: npt.NDArray[Any],
+        blob_bytes: int,
+        *,
+        now: int,
+        failed: set[int],
+        counts: npt.NDArray[np.int64],
+    ) -> Settled | None:
+        """How the requests of a batch ended, see ``intake.settle``; None if the answers do not add up."""
+        n = len(slots)
+        marks = _NONE_FAILED
+        if failed:
+            marks = np.zeros(n, np.int8)
+            marks[list(failed)] = 1
+        results, owners = np.zeros(n, RESULT_ROW), np.empty(n, np.int32)
+        owner = intake.settle(
+            self._entries, slots, fielded(answers), blob_bytes, now, self._one_way, marks, fielded(results), owners,
+            counts,
+        )  # fmt: skip
+        if owner == intake.MALFORMED:
+            return None
+        self._drop_payloads(slots)
+        return Settled(owner, results, owners)
 
     def payloads(self, slots: Slots) -> list[memoryview]:
         """The payloads of some requests in their order, empty for those that are held."""
@@ -58,14 +167,21 @@ class RequestTable:
         return [payload[slot] for slot in slots.tolist()]
 
     def rows(self, slots: Slots) -> Rows:
-        return Rows(self.id[slots], self.client[slots], self.arrival[slots], self.deadline[slots], self.bytes[slots])
+        entries = self._entries[slots]
+        return Rows(*(np.asarray(entries[name]) for name in ("id", "client", "arrival", "deadline", "bytes")))
 
     def forget(self, slots: Slots) -> None:
         self.client[slots] = -1
+        self._drop_payloads(slots)
+
+    def _drop_payloads(self, slots: Slots) -> None:
         for slot in slots.tolist():
-            self._payload[slot] = memoryview(b"")
+            self._payload[slot] = _EMPTY
 
     def of_client(self, client: int, ids: Any = None) -> npt.NDArray[np.int64]:
         """Slots of a client's requests, of those with the given ids if there are any."""
         mine = np.flatnonzero(self.client == client)
         return mine if ids is None else mine[np.isin(self.id[mine], ids)]
+
+
+_EMPTY = memoryview(b"")

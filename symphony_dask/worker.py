@@ -281,9 +281,9 @@ class SlotWorker:
                 return
             held_ns = now_ns() - batch.received_ns
             queued_ns, run_ns = start_ns - batch.received_ns, end_ns - start_ns
-            links, parts = self.inbox.answer(batch, result)
-            fields = [DONE, batch.number, batch.slot, queued_ns, run_ns, held_ns, column(result.sizes), result.errors]
-            connection.send([*fields, links, column(sorted(batch.lost))], *parts)
+            rows, parts = self.inbox.answer(batch, result)
+            fields = [DONE, batch.number, batch.slot, queued_ns, run_ns, held_ns, rows, result.errors]
+            connection.send([*fields, column(sorted(batch.lost))], *parts)
 
         try:
             self._loop.call_soon_threadsafe(answer)

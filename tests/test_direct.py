@@ -17,7 +17,21 @@ from symphony_dask import codec
 from symphony_dask.client import Model, Serving
 from symphony_dask.direct import Direct
 from symphony_dask.errors import BadInput, PayloadLost
-from symphony_dask.lane import CANCEL, DATA, PLACE, RESULT, SUBMIT, VERSION, Connection, column, connect, read_column
+from symphony_dask.lane import (
+    CANCEL,
+    DATA,
+    PLACE,
+    RESULT,
+    RESULT_ROW,
+    SUBMIT,
+    SUBMIT_ROW,
+    VERSION,
+    Connection,
+    column,
+    connect,
+    pack_rows,
+    read_rows,
+)
 from tests import models
 from tests.cluster import Cluster, wait_until
 
@@ -239,15 +253,15 @@ class RawClient:
             self.placed.append(fields)
         else:
             assert op == RESULT
-            self.ended += zip(read_column(fields[0]).tolist(), fields[1], strict=True)
-            self.errors += [text for _, text in fields[3].values()]
+            self.ended += [(request, outcome) for request, _, _, outcome in read_rows(fields[0], RESULT_ROW).tolist()]
+            self.errors += [text for _, text in fields[1].values()]
 
     def submit(self, model: Model, n: int, *, payload: bytes = b"", held_bytes: int = 0, slo_ns: int = 0) -> None:
         """n requests with ``payload``, or that hold so many bytes."""
         size = held_bytes or len(payload)
-        columns = (column([model._id] * n, "<i4"), column([slo_ns] * n), column([0] * n), column(range(n)))
-        held = column([held_bytes > 0] * n, "<i1")
-        self.connection.send([SUBMIT, *columns, column([size] * n), column([0] * n, "<i1"), held], payload * n)
+        held = held_bytes > 0
+        frame = pack_rows(SUBMIT_ROW, n, id=range(n), slo=slo_ns, bytes=size, model=model._id, held=held)
+        self.connection.send([SUBMIT, frame], payload * n)
 
 
 def with_raw_client(serving: Serving, main: Callable[[RawClient], Awaitable[None]]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from symphony_dask.errors import BadInput
 from symphony_dask.inbox import Batch, Inbox
-from symphony_dask.lane import column
+from symphony_dask.lane import EXECUTE_ROW, column, pack_rows
 
 HOUR_NS = 3_600 * 10**9
 
@@ -21,10 +21,9 @@ TWO_CLIENTS: list[Request] = [(1, 10, b"aa", True), (2, 10, b"b", True), (1, 11,
 
 def execute(inbox: Inbox, number: int, requests: list[Request], wait_ns: int = HOUR_NS) -> None:
     clients, ids, payloads, held = zip(*requests, strict=True)
-    columns = (column([len(p) for p in payloads]), column(clients, "<i4"), column(ids))
+    rows = pack_rows(EXECUTE_ROW, len(ids), id=ids, bytes=[len(p) for p in payloads], client=clients, held=held)
     inline = b"".join(p for p, h in zip(payloads, held, strict=True) if not h)
-    held_raw = column(held, "?") if any(held) else b""
-    inbox.execute([number, 0, 5, *columns, held_raw, wait_ns], memoryview(inline))
+    inbox.execute([number, 0, 5, rows, wait_ns if any(held) else 0], memoryview(inline))
 
 
 def data(inbox: Inbox, number: int, client: int, payloads: dict[int, bytes | None]) -> None:
@@ -134,7 +133,7 @@ def test_malformed_data_is_refused(ids: list[int], sizes: list[int]) -> None:
 
 def test_forgetting_ends_the_timers_and_the_numbers_may_begin_anew() -> None:
     async def main(inbox: Inbox) -> None:
-        execute(inbox, 9, TWO_CLIENTS, wait_ns=0)
+        execute(inbox, 9, TWO_CLIENTS, wait_ns=1)
         inbox.clear()
         await asyncio.sleep(0)
         execute(inbox, 0, [(1, 1, b"a", True)])

@@ -19,18 +19,24 @@ from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import BadInput
 from symphony_dask.lane import (
     DONE,
+    DONE_ROW,
     EXECUTE,
+    EXECUTE_ROW,
     HELLO,
     PING,
     PONG,
     RESULT,
+    RESULT_ROW,
     SUBMIT,
+    SUBMIT_ROW,
     VERSION,
     WELCOME,
     Connection,
     column,
     connect,
+    pack_rows,
     read_column,
+    read_rows,
 )
 from symphony_dask.latency import Latency
 from symphony_dask.scheduling.profile import LatencyProfile
@@ -389,22 +395,24 @@ class Bench:
 
     def frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
         if op == EXECUTE:
-            batch, slot, _, sizes, *_ = fields
-            self.batches.append(len(read_column(sizes)))
-            connection.send([DONE, batch, slot, 0, 1000, 1000, sizes, {}, b"", b""], bytes(blob))
+            batch, slot, _, rows, *_ = fields
+            sizes = read_rows(rows, EXECUTE_ROW)["bytes"]
+            self.batches.append(len(sizes))
+            done = pack_rows(DONE_ROW, len(sizes), bytes=sizes, link=-1)
+            connection.send([DONE, batch, slot, 0, 1000, 1000, done, {}, b""], bytes(blob))
         else:
             assert op == RESULT
             at = 0
-            for request, size in zip(read_column(fields[0]).tolist(), read_column(fields[2]).tolist(), strict=True):
+            for request, size, *_ in read_rows(fields[0], RESULT_ROW).tolist():
                 self.answers[request] = bytes(blob[at : at + size])
                 at += size
 
     def submit(
         self, client: Connection, ids: list[int], payloads: list[bytes], model: int = 0, priority: int = 0
     ) -> None:
-        n, sizes = len(ids), [len(p) for p in payloads]
-        columns = (column([model] * n, "<i4"), column([0] * n), column([0] * n), column(ids), column(sizes))
-        client.send([SUBMIT, *columns, column([priority] * n, "<i1"), column([0] * n, "<i1")], b"".join(payloads))
+        sizes = [len(p) for p in payloads]
+        frame = pack_rows(SUBMIT_ROW, len(ids), id=ids, bytes=sizes, model=model, priority=priority)
+        client.send([SUBMIT, frame], b"".join(payloads))
 
     async def answered(self, *ids: int) -> list[bytes]:
         await until(lambda: all(i in self.answers for i in ids))
@@ -449,7 +457,7 @@ def test_each_request_gets_its_own_answer() -> None:
         [HELLO, {"version": VERSION, "role": "client"}],
         [HELLO, "token"],
         [HELLO],
-        [SUBMIT, b"", b"", b"", b"", b"", b"", b""],
+        [SUBMIT, b""],
         [WELCOME, {}],
         [99],
     ],
@@ -490,32 +498,34 @@ def test_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None
     on_bench(main)
 
 
-def _submit(*changes: tuple[int, bytes]) -> list[Any]:
-    fields: list[Any] = [SUBMIT, column([0], "<i4"), column([0]), column([0]), column([1]), column([3])]
-    fields += [column([0], "<i1"), column([0], "<i1")]
-    for at, value in changes:
-        fields[at] = value
-    return fields
+def _submit(n: int = 1, **fields: Any) -> list[Any]:
+    return [SUBMIT, pack_rows(SUBMIT_ROW, n, **{"id": 1, "bytes": 3, **fields})]
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        _submit((5, column([4]))),
-        _submit((5, column([-3]))),
-        _submit((4, column([1, 2]))),
-        _submit((1, b"123")),
-        _submit((6, b"\0\0")),
-        _submit()[:4],
+        _submit(bytes=4),
+        _submit(bytes=-3),
+        _submit(2),
+        _submit(2, bytes=[2**62, 3 - 2**62]),
+        _submit(4, bytes=[2**62, 2**62, 2**63 - 1, 4]),
+        _submit(held=1),
+        [SUBMIT, b"123"],
+        [SUBMIT, 7],
+        [SUBMIT],
         [DONE, 0, 0, 0, 0, 0, b"", {}],
         [EXECUTE],
     ],
     ids=[
-        "sizes above the blob",
+        "size above the blob",
         "negative size",
-        "ragged",
-        "half a column",
-        "ragged priorities",
+        "sizes above the blob",
+        "sizes that cancel out",
+        "sizes that wrap around",
+        "a blob of what is held",
+        "half a record",
+        "a number",
         "short",
         "of a worker",
         "of the scheduler",
@@ -542,7 +552,8 @@ def test_a_worker_that_reports_nonsense_is_cut_off_and_its_requests_are_run_else
     async def main(bench: Bench) -> None:
         def nonsense(connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
             batch, slot = fields[:2]
-            connection.send([DONE, batch, slot, 0, 0, 0, column(sizes), errors, b"", b""], bytes(blob))
+            done = pack_rows(DONE_ROW, len(sizes), bytes=sizes, link=-1)
+            connection.send([DONE, batch, slot, 0, 0, 0, done, errors, b""], bytes(blob))
 
         good_frame, bench.frame = bench.frame, nonsense  # type: ignore[method-assign]
         bench.dispatcher.drop_worker("w")

@@ -18,7 +18,7 @@ from symphony_dask.plugin import SymphonyPlugin
 
 
 def starting_scheduler() -> Scheduler:
-    return Scheduler(dashboard=False, host="127.0.0.1", port=0, preload=["symphony_dask"])
+    return Scheduler(dashboard_address=":0", host="127.0.0.1", port=0, preload=["symphony_dask"])
 
 
 def test_a_starting_scheduler_answers_while_the_engine_compiles(monkeypatch: pytest.MonkeyPatch) -> None:

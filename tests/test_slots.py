@@ -11,7 +11,7 @@ import numpy as np
 from symphony_dask import codec
 from symphony_dask.backends import BatchRunner
 from symphony_dask.inbox import Batch
-from symphony_dask.lane import DONE, now_ns, read_column
+from symphony_dask.lane import DONE, DONE_ROW, now_ns, read_rows
 from symphony_dask.worker import STAGE_BYTES, Slot, SlotWorker
 
 
@@ -72,7 +72,7 @@ def test_a_large_batch_is_staged_while_the_one_before_runs() -> None:
         assert model.staged == [3, 2]
         for (fields, blob), number, ran in zip(answers.frames, (1, 2), ([0, 1, 2], [0, 2]), strict=True):
             assert (fields[0], fields[1]) == (DONE, number)
-            sizes, errors = read_column(fields[6]), fields[7]
+            sizes, errors = read_rows(fields[6], DONE_ROW)["bytes"], fields[7]
             assert not errors
             assert np.flatnonzero(sizes).tolist() == ran
             assert [codec.decode(p) for p in codec.split(blob, sizes[ran])] == [number * STAGE_BYTES / 8] * len(ran)

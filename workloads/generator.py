@@ -25,7 +25,20 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.direct import Direct
-from symphony_dask.lane import PLACE, RESULT, SUBMIT, VERSION, Connection, column, connect, now_ns, read_column
+from symphony_dask.lane import (
+    PLACE,
+    RESULT,
+    RESULT_ROW,
+    SUBMIT,
+    SUBMIT_ROW,
+    VERSION,
+    Connection,
+    connect,
+    now_ns,
+    pack_rows,
+    read_column,
+    read_rows,
+)
 from symphony_dask.timer import Timer
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_S
@@ -148,7 +161,6 @@ class _Generator:
         self._next = j
         models = self._plan.models[i:j]
         ages = np.zeros(count, np.int64) if self._plan.due is None else np.maximum(now - self._due[i:j], 0)
-        columns = (column(models, "<i4"), bytes(8 * count), column(ages), column(np.arange(i, j)))
         payloads, held = self._plan.payloads, bytes(count)
         if any(self._holds):
             held = bytes(self._holds[m] for m in models.tolist())
@@ -159,7 +171,11 @@ class _Generator:
             blob = b"".join([payloads[m] for m, kept in zip(models.tolist(), held, strict=True) if not kept])
         else:
             blob = self._same * count
-        self._connection.send([SUBMIT, *columns, column(self._sizes[models]), bytes(count), held], blob)
+        frame = pack_rows(
+            SUBMIT_ROW, count, id=np.arange(i, j), age=ages, bytes=self._sizes[models], model=models,
+            held=np.frombuffer(held, np.int8),
+        )  # fmt: skip
+        self._connection.send([SUBMIT, frame], blob)
         self.submitted[i:j] = now
 
     def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
@@ -167,13 +183,13 @@ class _Generator:
             batch, host, port, requests = fields
             self._direct.place(batch, host, port, read_column(requests).tolist())
         elif op == RESULT:
-            ids, outcomes = read_column(fields[0]), np.frombuffer(fields[1], np.int8)
-            if fields[4]:
-                links = read_column(fields[4], "<i4")
-                far = links >= 0
-                for request, link, outcome in zip(ids[far].tolist(), links[far].tolist(), outcomes[far], strict=True):
-                    self._direct.outcome(request, link, Outcome(int(outcome)).name)
-                ids, outcomes = ids[~far], outcomes[~far]
+            results = read_rows(fields[0], RESULT_ROW)
+            far = results["link"] >= 0
+            if far.any():
+                for request, _, link, outcome in results[far].tolist():
+                    self._direct.outcome(request, link, Outcome(outcome).name)
+                results = results[~far]
+            ids, outcomes = results["id"], results["outcome"]
             if any(self._holds):
                 for request in ids.tolist():
                     self._direct.forget(request)

@@ -243,11 +243,14 @@ class Engine:
 
     def advance(self, now: int) -> Decisions:
         """Decide all that is due at ``now``."""
+        return self.step(now)[0]
+
+    def step(self, now: int) -> tuple[Decisions, int]:
+        """``advance`` and ``next_event`` in one call."""
         state = self.state
-        kernels.clear_output(state)
-        kernels.advance(state, now)
+        at = int(kernels.step(state, now))
         g = state.g[0]
-        return Decisions(state.batches[: g["n_batches"]], state.members[: g["n_members"]], self._drops())
+        return Decisions(state.batches[: g["n_batches"]], state.members[: g["n_members"]], self._drops()), at
 
     def next_event(self) -> int:
         """When to call ``advance`` next if nothing else happens; ``NEVER`` when there is nothing to wait for."""

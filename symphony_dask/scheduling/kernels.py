@@ -358,6 +358,14 @@ def advance(s: State, now: int) -> None:
     out.opened = 0
 
 
+@compiled
+def step(s: State, now: int) -> int:
+    """``clear_output``, ``advance`` and ``next_event`` in one call."""
+    clear_output(s)
+    advance(s, now)
+    return next_event(s)
+
+
 @inlined
 def next_event(s: State) -> int:
     """When ``advance`` has something to do if nothing else happens; NEVER when it has not."""

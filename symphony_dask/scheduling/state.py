@@ -215,6 +215,11 @@ def records(n: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     return array.view(np.recarray) if _plain() else array
 
 
+def fielded(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Records from elsewhere, with fields as attributes where the kernels run as Python."""
+    return array.view(np.recarray) if _plain() else array
+
+
 def _padded(dtype: np.dtype[Any], size: int) -> np.dtype[Any]:
     """``dtype`` with its records ``size`` bytes apart."""
     fields: Any = dtype.fields
