@@ -7,8 +7,7 @@ A frame is a length-prefixed msgpack header and a blob of raw bytes:
 One frame carries many requests: its fields are records (``SUBMIT_ROW`` and others below) or columns (raw little-endian
 int64 arrays), one entry for each request, its blob the payloads one after the other. So a request costs no object of
 its own until its payload is cut out. What is sent during one tick of the event loop leaves together. A large frame is
-read into the one buffer that its payloads stay in, and large blobs are handed to the kernel as they are, without joining
-them first.
+read into the one buffer that its payloads stay in, and large blobs are handed to the kernel as they are, not joined.
 
 The first frame on a connection is HELLO with the cluster's token, which travels only over Dask's own channel. Anything
 malformed closes the connection.
@@ -53,7 +52,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import msgpack
 import numpy as np
@@ -212,10 +211,9 @@ class Connection(asyncio.BufferedProtocol):
         self.bytes_out = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none, and has all its methods
         # What the kernel does not take stays here, uncopied, and not in the transport.
-        transport.set_write_buffer_limits(1, 0)
+        self._transport.set_write_buffer_limits(1, 0)
         _notice_silence(transport.get_extra_info("socket"))
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -566,6 +566,19 @@ def test_a_worker_that_dies_while_it_loads_fails_the_deployment() -> None:
         assert list(serving.status()["models"]) == ["m"]
 
 
+def test_uvloop_serves_small_and_large_payloads() -> None:
+    pytest.importorskip("uvloop")
+    with Cluster(1, settings={**EAGER, "DASK_DISTRIBUTED__ADMIN__EVENT_LOOP": "uvloop"}) as cluster:
+        loop = cluster.client().run_on_scheduler(lambda: type(asyncio.get_running_loop()).__module__)
+        assert loop.startswith("uvloop")
+        with Serving(cluster.client()) as serving:
+            model = serving.deploy("m", partial(models.double), slo="60s", profile=QUICK)
+            for size in (1, 100_000):
+                futures = model.map([np.full(size, i, np.float64) for i in range(50)])
+                for i, future in enumerate(futures):
+                    assert (future.result(LIMIT_S) == 2 * i).all()
+
+
 def test_a_local_cluster_of_processes_serves() -> None:
     with (
         LocalCluster(

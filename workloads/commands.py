@@ -75,6 +75,30 @@ def bench() -> None:
 
 
 @bench.command()
+@click.option("--requests", default=2_000_000, show_default=True, help="How many in all.")
+@click.option("--batch", default=32, show_default=True, help="Largest batch.")
+@click.option("--payload", default=100, show_default=True, help="Bytes of each request.")
+@json_option
+@command
+def memory(requests: int, batch: int, payload: int, as_json: bool) -> None:
+    """Resident memory of scheduler, workers and client over millions of requests."""
+    from workloads.bench.memory import bench_memory
+
+    found = bench_memory(
+        requests=requests, batch=batch, payload_bytes=payload, on_progress=lambda text: click.echo(text, err=True)
+    )
+    if as_json:
+        print_json(found)
+        return
+    click.echo(f"{found['requests']:,} requests at {found['rate_hz']:,.0f} a second; MiB after the first tenth")
+    for row in found["rows"]:
+        click.echo(
+            f"  {row['process']:10} {row['begin_mib']:7.1f}, at most {row['most_mib']:7.1f} ({row['growth']:+.1%}), "
+            f"at the end {row['end_mib']:7.1f}"
+        )
+
+
+@bench.command()
 @click.option("--batch", default=8, show_default=True, help="Largest batch.")
 @click.option("--payload", default=100, show_default=True, help="Bytes of each request.")
 @click.option("--seconds", default=5.0, show_default=True, help="Length of each measurement.")

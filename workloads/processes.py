@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ _START_S = 240.0
 
 class ProcessCluster:
     """A context manager: starts ``dask scheduler`` and ``workers`` single-slot workers, and ends them.
+
+    They run on uvloop where it is installed.
 
     gpu: whether the workers have a GPU resource, and so become slots; emulated GPUs, no device is looked for.
     preload: whether the scheduler loads the Symphony plugin.
@@ -37,7 +40,15 @@ class ProcessCluster:
         self._environment = dict(os.environ)
         if threads is not None:
             self._environment |= {"OMP_NUM_THREADS": str(threads), "DASK_SYMPHONY__GPU_CLASS": "emulated"}
+        # Dask's own setting; what the user chose stays.
+        if find_spec("uvloop") is not None:
+            self._environment.setdefault("DASK_DISTRIBUTED__ADMIN__EVENT_LOOP", "uvloop")
         self.address = ""
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the scheduler, then of the workers."""
+        return [process.pid for process in self._processes]
 
     def __enter__(self) -> ProcessCluster:
         try:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from symphony_dask.scheduling.compiled import compiled, inlined, wide
-from symphony_dask.scheduling.kernels import NO_MODEL, QUEUE_FULL, submit_one
+from symphony_dask.scheduling.kernels import NO_MODEL, list_evicted, submit_one
 from symphony_dask.scheduling.priorities import MOST_PRIORITY
 from symphony_dask.scheduling.state import State
 
@@ -84,8 +84,7 @@ def admit(
             inline += row.bytes
     if inline != blob_bytes:
         return MALFORMED
-    g = s.g[0]
-    n = 0
+    n = wide(0)
     for i in range(len(rows)):
         row = rows[i]
         m = wide(NO_MODEL)
@@ -94,18 +93,7 @@ def admit(
         priority = min(max(wide(row.priority), 0), MOST_PRIORITY)
         due = _deadline(slo_of, row, now - max(int(row.age), 0) - one_way) - margin
         slots[i] = submit_one(s, now, m, due, int(row.id), priority) if m >= 0 else NO_MODEL
-        if g.evicted >= 0:
-            j = i - 1
-            while j >= 0 and slots[j] != g.evicted:
-                j -= 1
-            if j >= 0:  # came in by this very frame
-                slots[j] = QUEUE_FULL
-            else:
-                evicted[n].slot = g.evicted
-                evicted[n].model = g.evicted_model
-                evicted[n].request = g.evicted_request
-                n += 1
-            g.evicted = -1
+        n = list_evicted(s, slots, i, evicted, n)
     if n == 0:
         keep(table, slo_of, rows, client, now, one_way, slots)
     return n

@@ -125,27 +125,38 @@ def _evict(s: State, m: int, priority: int) -> bool:
     return True
 
 
+@inlined
+def list_evicted(s: State, slots: Any, i: int, evicted: Any, n: int) -> int:
+    """Put down whom request ``i`` of a call evicted, if any: of the call itself in ``slots``, else as ``evicted[n]``.
+
+    Returns how many are listed in ``evicted``.
+    """
+    g = s.g[0]
+    if g.evicted < 0:
+        return n
+    j = i - 1
+    while j >= 0 and slots[j] != g.evicted:
+        j -= 1
+    if j >= 0:
+        slots[j] = QUEUE_FULL
+    else:
+        evicted[n].slot = g.evicted
+        evicted[n].model = g.evicted_model
+        evicted[n].request = g.evicted_request
+        n += 1
+    g.evicted = -1
+    return n
+
+
 @compiled
 def submit(
     s: State, now: int, models: Any, deadlines: Any, requests: Any, priorities: Any, slots: Any, evicted: Any
 ) -> int:
     """Queue requests; returns how many evicted others, of earlier calls, are listed."""
-    g = s.g[0]
-    n = 0
+    n = wide(0)
     for i in range(len(models)):
         slots[i] = submit_one(s, now, wide(models[i]), int(deadlines[i]), int(requests[i]), wide(priorities[i]))
-        if g.evicted >= 0:
-            j = i - 1
-            while j >= 0 and slots[j] != g.evicted:
-                j -= 1
-            if j >= 0:  # came in by this very call
-                slots[j] = QUEUE_FULL
-            else:
-                evicted[n].slot = g.evicted
-                evicted[n].model = g.evicted_model
-                evicted[n].request = g.evicted_request
-                n += 1
-            g.evicted = -1
+        n = list_evicted(s, slots, i, evicted, n)
     return n
 
 

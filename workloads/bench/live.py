@@ -63,7 +63,7 @@ def bench_live(
         requests, batches = (now - then for now, then in zip(_served(serving), before, strict=True))
         lane_hz = float(loaded.answered.sum()) / seconds
         on_progress("closed loop of futures")
-        client_hz = closed_loop(model, sample, under_way, seconds)
+        client_hz = closed_loop_hz(model, sample, under_way, seconds)
         on_progress("plain client.submit")
         dask_hz = plain_submit(client, seconds)
         open_loop = []
@@ -99,26 +99,35 @@ def bench_live(
     }
 
 
-def closed_loop(model: Model, sample: Any, under_way: int, seconds: float) -> float:
-    """Answers a second when each answer sets off the next request, with ``under_way`` of them at any time.
+def closed_loop(model: Model, sample: Any, under_way: int, count: int) -> int:
+    """Futures of ``count`` requests, each answer setting off the next, with ``under_way`` of them at any time.
 
-    Raises the first error that a request ends with.
+    Returns how many were answered. Raises the first error that a request ends with.
     """
+    return _closed_loop(model, sample, under_way, lambda answered: answered < count)
+
+
+def closed_loop_hz(model: Model, sample: Any, under_way: int, seconds: float) -> float:
+    """Answers a second of such a loop that goes on for ``seconds``."""
+    start = time.perf_counter()
+    end = start + seconds
+    answered = _closed_loop(model, sample, under_way, lambda answered: time.perf_counter() < end)
+    return answered / (time.perf_counter() - start)
+
+
+def _closed_loop(model: Model, sample: Any, under_way: int, goes_on: Callable[[int], bool]) -> int:
     finished = threading.Event()
     lock = threading.Lock()
     left = under_way
     answered = 0
     failure: list[BaseException] = []
-    start = time.perf_counter()
-    end = start + seconds
 
     def again(future: Any) -> None:
         nonlocal left, answered
         error = future.exception()
         if error is not None:
             failure.append(error)
-        now = time.perf_counter()
-        if now < end and error is None:
+        elif goes_on(answered):
             answered += 1
             model.submit(sample).add_done_callback(again)
             return
@@ -129,11 +138,14 @@ def closed_loop(model: Model, sample: Any, under_way: int, seconds: float) -> fl
 
     for _ in range(under_way):
         model.submit(sample).add_done_callback(again)
-    if not finished.wait(seconds + 30):
-        raise TimeoutError(f"{left} requests had no answer 30 s after the measurement")
+    before = -1
+    while not finished.wait(30):
+        if answered == before:
+            raise TimeoutError(f"{left} requests had no answer within 30 s")
+        before = answered
     if failure:
         raise failure[0]
-    return answered / (time.perf_counter() - start)
+    return answered
 
 
 def plain_submit(client: Client, seconds: float, at_once: int = 200) -> float:
