@@ -44,7 +44,6 @@ from symphony_dask.lane import (
     Buffer,
     Connection,
     check_hello,
-    column,
     now_ns,
     pack_rows,
     read_column,
@@ -378,11 +377,11 @@ class Dispatcher:
         )  # fmt: skip
         if taken is None:
             raise BadInput(f"lane SUBMIT of {len(rows)} requests does not fit its {len(blob)} bytes of payload")
-        slots, evicted = taken
+        slots, n_refused, evicted = taken
         if len(evicted):
             self._evict(evicted)
             requests.keep(slots, rows, blob, client=client.index, now=now, slo_of=slo_of)
-        if len(slots) and slots.min() < 0:
+        if n_refused:
             refused = rows[slots < 0]
             record = requests.refused(refused, client=client.index, now=now, slo_of=slo_of)
             self._refuse(connection, refused["model"], record)
@@ -468,7 +467,7 @@ class Dispatcher:
         slots = members[offset : offset + size].copy()
         model = self._by_index[index]
         waited = self.engine.in_flight(gpu) > 1
-        rows, n_held, last, n_local = self._requests.lay_out(slots, self._local_index)
+        rows, (n_held, owner, last, n_local) = self._requests.lay_out(slots, self._local_index)
         window, planned = (window_open, window_close), (start, end)
         self._flights[batch] = Flight(batch, model, gpu, slots, now, window, planned, waited, n_held > 0)
         wait_ns = min(max(last - end, MIN_WAIT_NS), MAX_WAIT_NS) if n_held else 0
@@ -479,17 +478,17 @@ class Dispatcher:
             fields.append(dict(zip(local.tolist(), names, strict=True)))
         connection.send(fields, *self._requests.payloads(slots))
         if n_held:
-            self._place(batch, connection.peer, slots[rows["held"] != 0])
+            self._place(batch, connection.peer, rows if n_held == size else rows[rows["held"] != 0], owner)
         model.batches += 1
         model.batched += size
 
-    def _place(self, batch: int, worker: Worker, slots: npt.NDArray[np.int32]) -> None:
-        """Tell clients where the payloads that they keep are needed."""
-        owners = self._requests.client[slots]
-        for c in np.unique(owners).tolist():
+    def _place(self, batch: int, worker: Worker, held: npt.NDArray[Any], owner: int) -> None:
+        """Tell clients where the payloads that they keep are needed; ``owner`` has all of them, unless it is MIXED."""
+        for c in [owner] if owner != MIXED else np.unique(held["client"]).tolist():
             connection = self._clients.get(c)
             if connection is not None:
-                connection.send([PLACE, batch, *worker.lane, column(self._requests.id[slots[owners == c]])])
+                mine = held if owner != MIXED else held[held["client"] == c]
+                connection.send([PLACE, batch, *worker.lane, mine["id"].tobytes()])
 
     def _relay(self, client: Client, fields: list[Any], blob: memoryview) -> None:
         """Pass on the payloads of a client that cannot reach the worker itself."""

@@ -28,9 +28,10 @@ class Rows(NamedTuple):
 
 
 class Intake(NamedTuple):
-    """A frame of requests taken in: their slots, negative where refused, and records of those evicted for them."""
+    """A frame of requests taken in: their slots, negative where refused, how many those are, records of the evicted."""
 
     slots: Slots
+    refused: int
     evicted: npt.NDArray[Any]
 
 
@@ -90,7 +91,7 @@ class RequestTable:
         if n > len(self._evicted):
             self._evicted = records(2 * n, EVICTED)
         one_way = int(self._one_way[client])
-        found = intake.admit(
+        found, refused = intake.admit(
             engine.state, self._entries, index_of, slo_of, fielded(rows), len(blob), client, now, one_way, margin_ns,
             serving, slots, self._evicted,
         )  # fmt: skip
@@ -98,7 +99,7 @@ class RequestTable:
             return None
         if found == 0:
             self._keep_payloads(slots, rows, blob)
-        return Intake(slots, self._evicted[:found])
+        return Intake(slots, refused, self._evicted[:found])
 
     def keep(
         self,
@@ -129,11 +130,10 @@ class RequestTable:
         slos = np.where(rows["slo"] > 0, rows["slo"], np.where(known, slo_of[np.where(known, rows["model"], 0)], 0))
         return Rows(rows["id"], np.full(len(rows), client), arrivals, arrivals + slos, rows["bytes"])
 
-    def lay_out(self, slots: Slots, local: int) -> tuple[npt.NDArray[Any], int, int, int]:
+    def lay_out(self, slots: Slots, local: int) -> tuple[npt.NDArray[Any], tuple[int, int, int, int]]:
         """The rows of EXECUTE for a batch, and what ``intake.lay_out`` returns."""
         out = np.zeros(len(slots), EXECUTE_ROW)
-        held, last, mine = intake.lay_out(self._entries, slots, local, fielded(out))
-        return out, held, last, mine
+        return out, intake.lay_out(self._entries, slots, local, fielded(out))
 
     def settle(
         self,

@@ -65,25 +65,28 @@ def admit(
     serving: bool,
     slots: Any,
     evicted: Any,
-) -> int:
-    """Queue the requests of a frame, and keep an entry for each; MALFORMED, with nothing done, if it does not add up.
+) -> tuple[int, int]:
+    """Queue the requests of a frame, and keep an entry for each.
+
+    Returns how many earlier requests were evicted (MALFORMED, with nothing done, if the frame does not add up), and how
+    many of the frame got no slot.
 
     index_of, slo_of: the engine's model (-1: none) and its SLO by the model's number on the wire.
     rows: (n,) with id, slo (0: the model's), age (since the client took it), model, bytes, priority, held.
     one_way: from the client to here; margin: what its deadline is ahead of the end of work on a GPU.
     serving: whether there is a GPU at all. slots: (n,) out, as of ``Engine.submit``.
-    evicted: out, records of ``state.EVICTED``. If there are any (their number is returned), no entry is kept yet: the
-        host ends those first, and then calls ``keep``.
+    evicted: out, records of ``state.EVICTED``. If there are any, no entry is kept yet: the host ends those first, and
+        then calls ``keep``.
     """
     inline = 0
     for i in range(len(rows)):
         row = rows[i]
         if row.bytes < 0 or (row.held == 0 and row.bytes > blob_bytes):
-            return MALFORMED
+            return MALFORMED, 0
         if row.held == 0:
             inline += row.bytes
     if inline != blob_bytes:
-        return MALFORMED
+        return MALFORMED, 0
     n = wide(0)
     for i in range(len(rows)):
         row = rows[i]
@@ -94,9 +97,13 @@ def admit(
         due = _deadline(slo_of, row, now - max(int(row.age), 0) - one_way) - margin
         slots[i] = submit_one(s, now, m, due, int(row.id), priority) if m >= 0 else NO_MODEL
         n = list_evicted(s, slots, i, evicted, n)
+    refused = 0
+    for i in range(len(rows)):
+        if slots[i] < 0:
+            refused += 1
     if n == 0:
         keep(table, slo_of, rows, client, now, one_way, slots)
-    return n
+    return n, refused
 
 
 @compiled
@@ -117,14 +124,16 @@ def keep(table: Any, slo_of: Any, rows: Any, client: int, now: int, one_way: int
 
 
 @compiled
-def lay_out(table: Any, slots: Any, local: int, rows: Any) -> tuple[int, int, int]:
+def lay_out(table: Any, slots: Any, local: int, rows: Any) -> tuple[int, int, int, int]:
     """Fill in the rows of a batch (id, bytes, client, held).
 
-    Returns how many are held, the last deadline, and how many are of the client numbered ``local``.
+    Returns how many are held, the one client that they are all of (else MIXED), the last deadline, and how many are of
+    the client numbered ``local``.
     """
     held = 0
     last = 0
     mine = 0
+    owner = wide(table[slots[0]].client)
     for i in range(len(slots)):
         entry = table[slots[i]]
         rows[i].id = entry.id
@@ -132,10 +141,12 @@ def lay_out(table: Any, slots: Any, local: int, rows: Any) -> tuple[int, int, in
         rows[i].client = entry.client
         rows[i].held = entry.held
         held += wide(entry.held)
+        if entry.client != owner:
+            owner = MIXED
         last = max(last, int(entry.deadline))
         if entry.client == local:
             mine += 1
-    return held, last, mine
+    return held, owner, last, mine
 
 
 @compiled

@@ -62,8 +62,8 @@ def test_requests_are_kept_with_their_times_and_payloads() -> None:
     assert (rows.arrivals - NOW).tolist() == [-1000, -1005, -1000]
     assert (rows.deadlines - rows.arrivals).tolist() == [SLO_NS, 7, SLO_NS]
     assert [bytes(p) for p in host.table.payloads(taken.slots)] == [b"a", b"bbb", b"cc"]
-    out, held, last, mine = host.table.lay_out(taken.slots, 70)
-    assert (out["id"].tolist(), out["bytes"].tolist(), held, mine) == ([0, 1, 2], [1, 3, 2], 0, 3)
+    out, (held, owner, last, mine) = host.table.lay_out(taken.slots, 70)
+    assert (out["id"].tolist(), out["bytes"].tolist(), held, owner, mine) == ([0, 1, 2], [1, 3, 2], 0, 70, 3)
     assert last == NOW - 1000 + SLO_NS
     host.engine.validate()
 
@@ -74,6 +74,7 @@ def test_requests_for_an_unknown_model_are_refused_and_others_are_not(model: int
     taken = host.admit(2, b"ab", bytes=1, model=[model, 1])
     assert taken is not None
     assert (taken.slots < 0).tolist() == [True, False]
+    assert taken.refused == 1
     assert [bytes(p) for p in host.table.payloads(taken.slots[1:])] == [b"b"]
 
 
