@@ -43,7 +43,7 @@ def bench_live(
 
     lane_hz: offered by the load generator, which keeps columns. client_hz: by ``model.submit`` with a future for each
         request, in this process, which is then what limits it. scheduler_cpu_us: of the scheduler process for each
-        request of the first.
+        request of the first, and of each open loop.
     seconds: length of each measurement.
 
     Raises ``BadInput`` on sizes below 1 or ``seconds`` not above 0.
@@ -71,7 +71,9 @@ def bench_live(
             on_progress(f"open loop, {rate:,.0f} req/s")
             arrivals = poisson(rate, seconds, seed=0)
             choices = np.zeros(len(arrivals), np.int32)
+            cpu_before = client.run_on_scheduler(time.process_time)
             seen = loadgen.offer(serving, [model], arrivals, choices, samples=[sample]).to_dict()
+            cpu = client.run_on_scheduler(time.process_time) - cpu_before
             open_loop.append(
                 {
                     "rate_hz": seen["offered_hz"],
@@ -81,6 +83,7 @@ def bench_live(
                     "requests": seen["requests"],
                     "generator_lateness_p50_ms": seen["lateness_p50_ms"],
                     "generator_lateness_p99_ms": seen["lateness_p99_ms"],
+                    "scheduler_cpu_us": cpu / len(arrivals) * 1e6,
                 }
             )
     return {
