@@ -12,6 +12,10 @@ from symphony_dask.lane import now_ns
 from symphony_dask.requests import Rows
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.trace import BatchOutcome, Outcome, Recorder
+from symphony_dask.trace.columns import EventRow
+
+#: Events are handed to the recorder so many at a time, or after so long, ns.
+_EVENTS, _EVENTS_NS = 256, 500_000_000
 
 
 @dataclass
@@ -52,9 +56,28 @@ class RunLog:
         self._recorder = Recorder(folder, info)
         self._codes: dict[int, int] = {}
         self._models: list[dict[str, Any]] = []
+        self._events: list[EventRow] = []
+        self._n_events = 0
+        self._last_ns = self._kept_ns = start_ns
+        self._recorder.update_info(engine_clock_ns=start_ns)
 
     def close(self) -> None:
+        self._keep_events()
         self._recorder.close()
+
+    def event(self, op: str, now: int, a: int, b: int, c: int, d: int, data: bytes) -> None:
+        """The engine's ``journal``. An op that has no time (0) gets that of the one before."""
+        self._last_ns = max(self._last_ns, now)
+        self._events.append((self._n_events, self._last_ns - self._start_ns, op, a, b, c, d, data))
+        self._n_events += 1
+        if len(self._events) >= _EVENTS or self._last_ns - self._kept_ns > _EVENTS_NS:
+            self._keep_events()
+
+    def _keep_events(self) -> None:
+        if self._events:
+            self._recorder.record_events(self._events)
+            self._events = []
+        self._kept_ns = self._last_ns
 
     def model(self, model: ServedModel) -> None:
         profiles = {c: p.to_dict() for c, p in model.profiles.items()}

@@ -570,4 +570,32 @@ def replay_(
     click.echo(f"{'run':17} {run}")
 
 
-COMMANDS = [demo, bench, bound, goodput_, compare, simulate_, trace, replay_]
+@click.command("verify")
+@click.argument("run")
+@json_option
+@command
+def verify_(run: str, as_json: bool) -> None:
+    """Lead the engine once more through the events of a recorded RUN; tell the first decision that differs.
+
+    There must be none. Exits with 1 if there is.
+    """
+    from workloads.verify import verify
+
+    found = verify(run)
+    if as_json:
+        print_json(found.to_dict())
+    elif found.first is None:
+        click.echo(f"{found.decisions:,} decisions at {found.events:,} events, all as recorded")
+    else:
+        first = found.first
+        click.echo(f"event {first.event} at {first.time_ns / 1e6:.3f} ms differs, after {found.decisions:,} decisions")
+        for name, decided in (("recorded", first.recorded), ("replayed", first.replayed)):
+            for batch, model, gpu, slots in decided.batches:
+                click.echo(f"  {name}: batch {batch} of model {model} on GPU {gpu}, requests in slots {slots}")
+            if decided.drops:
+                click.echo(f"  {name}: drops slots {decided.drops}")
+    if found.differing:
+        raise SystemExit(1)
+
+
+COMMANDS = [demo, bench, bound, goodput_, compare, simulate_, trace, replay_, verify_]

@@ -43,6 +43,10 @@ class Run:
         return self._table("gpus")
 
     @property
+    def events(self) -> pl.LazyFrame:
+        return self._table("events")
+
+    @property
     def scaling(self) -> pl.LazyFrame:
         return self._table("scaling")
 

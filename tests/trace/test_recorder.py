@@ -131,7 +131,7 @@ def test_close_flushes_and_writes_the_final_counts_once(tmp_path):
     recorder.close()
     info = run_json(tmp_path)
     assert info["closed"] is True
-    assert info["counts"] == {"requests": 3, "batches": 0, "gpus": 1, "scaling": 0}
+    assert info["counts"] == {"requests": 3, "batches": 0, "gpus": 1, "events": 0, "scaling": 0}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "gpus-000001.parquet",
         "requests-000001.parquet",
