@@ -526,48 +526,34 @@ def info_(path: str, as_json: bool) -> None:
 
 @click.command("replay")
 @click.argument("path", metavar="TRACE", type=click.Path(exists=True))
-@click.option("--scheduler", required=True, help="Address of the Dask scheduler.")
+@click.option("--scheduler", help="Address of the Dask scheduler.")
+@click.option("--simulate", is_flag=True, help="Not on a cluster, but on simulated GPUs under a virtual clock.")
 @click.option("--model", "model_text", multiple=True, metavar="NAME=A,B@SLO", help="An emulated model to deploy.")
 @click.option("--speed", default=1.0, show_default=True, help="How much faster than recorded.")
+@click.option("--slo", help="Of every model, in place of its own.")
+@click.option("--policy", help="A policy of the engine; by default the scheduler's, simulated that of the run.")
+@click.option("--gpus", type=int, help="Simulated: how many; by default as many as the run had.")
+@click.option("--payload", help="Live: bytes of each request, or 'trace': as recorded (of each model the median).")
 @click.option("--folder", type=click.Path(), help="Where the run is recorded; by default symphony-runs/replay-TIME.")
 @json_option
 @command
-def replay_(
-    path: str, scheduler: str, model_text: tuple[str, ...], speed: float, folder: str | None, as_json: bool
-) -> None:
-    """Submit TRACE's requests to a live cluster at their recorded times.
+def replay_(path: str, scheduler: str | None, simulate: bool, as_json: bool, **options: Any) -> None:
+    """Submit TRACE's requests to a live cluster at their recorded times, or to simulated GPUs.
 
-    The trace's models are served, in turn, by the emulated models given with --model (by default one like ResNet-50).
+    The models are those of the run, as far as TRACE is one, with emulated GPUs that take their recorded l(b). With
+    --model (and for a trace without models: one like ResNet-50) these serve the trace's models in turn.
     """
-    import time
+    from symphony_dask.errors import BadInput
+    from workloads.replay_trace import replay_live, replay_simulated
 
-    from distributed import Client
-
-    from symphony_dask.client import Serving
-    from symphony_dask.trace import read_trace
-    from workloads import loadgen
-    from workloads.replay import choose_models, parse_model, scaled
-
-    frame = read_trace(path)
-    arrivals = scaled(frame["arrival_ns"].to_numpy(), speed)
-    run = Path(folder or f"symphony-runs/replay-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
-    with Client(scheduler) as client, Serving(client) as serving:
-        given = [parse_model(text) for text in model_text or ("resnet50=1.053,5.072@50ms",)]
-        models = [serving.deploy(name, emulated, slo=slo) for name, emulated, slo in given]
-        choices = choose_models({m.name: i for i, m in enumerate(models)}, frame["model"].to_list(), len(models))
-        serving.record(str(run), label="emulated GPUs, everything else real", trace=str(path), speed=speed)
-        try:
-            result = loadgen.offer(serving, models, arrivals, choices).to_dict()
-        finally:
-            serving.stop_recording()
-            for model in models:
-                serving.undeploy(model.name)
+    if simulate == (scheduler is not None):
+        raise BadInput("give either --scheduler ADDRESS or --simulate")
+    result = replay_simulated(path, **options) if scheduler is None else replay_live(path, scheduler, **options)
     if as_json:
-        print_json({**result, "run": str(run)})
+        print_json(result)
         return
     for key, value in result.items():
         click.echo(f"{key:17} {value:,.3f}" if isinstance(value, float) else f"{key:17} {value}")
-    click.echo(f"{'run':17} {run}")
 
 
 @click.command("verify")
