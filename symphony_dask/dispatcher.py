@@ -532,9 +532,15 @@ class Dispatcher:
         if lost:
             text = f"its payload did not reach worker {worker.address} in time, and it did not run: check the network"
             errors |= dict.fromkeys(lost, ("PayloadLost", text))
-        rows = self._requests.rows(slots) if self.log is not None else None
-        counts = flight.model.counts
-        settled = self._requests.settle(slots, answers, len(blob), now=now, failed=set(errors), counts=counts)
+        settled = self._requests.settle(
+            slots,
+            answers,
+            len(blob),
+            now=now,
+            failed=set(errors),
+            counts=flight.model.counts,
+            keep=self.log is not None,
+        )
         if settled is None:
             text = f"lane DONE of batch {batch} has {len(answers)} answers that do not fit {len(slots)} requests"
             raise BadInput(f"{text} and {len(blob)} bytes")
@@ -551,17 +557,14 @@ class Dispatcher:
         if len(blob) > self._inline_bytes:
             large = (answers["link"] < 0) & (answers["bytes"] > self._inline_bytes)
             self._introduce(worker, settled.owners[large])
-        if self.log is not None and rows is not None:
-            self.log.batch(flight, BatchOutcome.FAILED if len(errors) == len(slots) else BatchOutcome.DONE, start, end)
-            self.log.requests(
-                flight.model, rows, settled.results["outcome"],
-                dispatch=flight.dispatch_ns, start=start, end=end, reply=now, batch=batch, gpu=flight.gpu,
-            )  # fmt: skip
+        if self.log is not None:
+            outcome = BatchOutcome.FAILED if len(errors) == len(slots) else BatchOutcome.DONE
+            self.log.served(flight, settled.entries, settled.results, outcome, start, end, now)
         self._due()
 
     def _reply(self, settled: Settled, blob: memoryview, errors: dict[int, tuple[str, str]]) -> None:
         """Send each client its answers; the blob passes through whole where one client has all."""
-        owner, results, owners = settled
+        owner, results, owners, _ = settled
         if owner >= 0:
             connection = self._clients.get(owner)
             if connection is not None:

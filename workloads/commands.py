@@ -225,6 +225,29 @@ def peers(names: tuple[str, ...], peers_: tuple[str, ...], folder: str, seconds:
         click.echo(f"{row['setting']:16} {row['system']:14} {row['goodput_hz']:10,.0f} req/s{knobs}")
 
 
+@bench.command()
+@click.option("--pairs", default=8, show_default=True, help="Measurements with and without.")
+@click.option("--seconds", default=3.0, show_default=True, help="Length of each.")
+@click.option("--batch", default=8, show_default=True, help="Largest batch.")
+@json_option
+@command
+def recording(pairs: int, seconds: float, batch: int, as_json: bool) -> None:
+    """What recording a run costs in requests a second, in paired closed loops."""
+    from workloads.bench.recording import bench_recording
+
+    found = bench_recording(
+        pairs=pairs, seconds=seconds, batch=batch, on_progress=lambda text: click.echo(text, err=True)
+    )
+    if as_json:
+        print_json(found)
+        return
+    click.echo(
+        f"plain     {found['plain_hz']:10,.0f} req/s  {found['plain_cpu_us']:6.1f} us of scheduler CPU a request"
+    )
+    click.echo(f"recorded  {found['recorded_hz']:10,.0f} req/s  {found['recorded_cpu_us']:6.1f} us")
+    click.echo(f"cost      {found['cost']:10.1%}")
+
+
 @bench.command("graph")
 @click.option("--tasks", default=1000, show_default=True, help="Tasks of each map.")
 @click.option("--rounds", default=5, show_default=True, help="Maps of each kind; the best counts.")
