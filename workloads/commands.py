@@ -102,15 +102,19 @@ def memory(requests: int, batch: int, payload: int, as_json: bool) -> None:
 @click.option("--batch", default=8, show_default=True, help="Largest batch.")
 @click.option("--payload", default=100, show_default=True, help="Bytes of each request.")
 @click.option("--seconds", default=5.0, show_default=True, help="Length of each measurement.")
+@click.option(
+    "--rate", "rates", type=float, multiple=True, help="Of the open loops, req/s; by default 1,000 to 20,000."
+)
 @json_option
 @command
-def live(batch: int, payload: int, seconds: float, as_json: bool) -> None:
+def live(batch: int, payload: int, seconds: float, rates: tuple[float, ...], as_json: bool) -> None:
     """Requests a second over the lane, l(b)=0, beside plain client.submit."""
-    from workloads.bench.live import bench_live
+    from workloads.bench.live import OPEN_LOOP_HZ, bench_live
 
     result = bench_live(
-        batch=batch, payload_bytes=payload, seconds=seconds, on_progress=lambda text: click.echo(text, err=True)
-    )
+        batch=batch, payload_bytes=payload, seconds=seconds, open_loop_hz=rates or OPEN_LOOP_HZ,
+        on_progress=lambda text: click.echo(text, err=True),
+    )  # fmt: skip
     if as_json:
         print_json(result)
         return
