@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from symphony_dask.trace import SCHEMAS
 from symphony_dask.trace import folder as run_folder
@@ -19,7 +18,7 @@ from symphony_dask.trace import folder as run_folder
 
 def file_hashes(folder: str | os.PathLike[str]) -> dict[str, str]:
     """SHA-256 of every part of every table of a run folder, by file name."""
-    path = run_folder.local(folder)
+    path = run_folder.place(folder)
     parts = [part for table in SCHEMAS for part in run_folder.parts(path, table)]
     return {part.name: hashlib.sha256(part.read_bytes()).hexdigest() for part in parts}
 
@@ -30,13 +29,15 @@ def digest(folder: str | os.PathLike[str]) -> str:
     Of each column come its name, the places of its nulls, and its values: integers as little-endian int64, strings as
     numbers in order of first appearance, with the strings. So the parts that rows are spread over do not count.
     """
-    path = run_folder.local(folder)
+    path = run_folder.place(folder)
     total = hashlib.sha256()
     for table, schema in SCHEMAS.items():
         # Plain strings in place of dictionaries, whose order is the writer's.
         labels = {f.name: pa.types.is_dictionary(f.type) for f in schema}
         plain = pa.schema([(f.name, pa.string() if labels[f.name] else f.type) for f in schema])
-        parts = [pq.read_table(part).select(plain.names).cast(plain) for part in run_folder.parts(path, table)]
+        parts = [
+            run_folder.open_part(part).read().select(plain.names).cast(plain) for part in run_folder.parts(path, table)
+        ]
         rows = pa.concat_tables(parts) if parts else plain.empty_table()
         total.update(f"{table} {rows.num_rows}\n".encode())
         for name in plain.names:

@@ -22,7 +22,7 @@ def record(simulated: SimulatedRun, folder: str | os.PathLike[str], **info: Any)
     The same simulation gives the same tables, byte for byte. Raises ``BadInput`` if the folder holds a run or cannot
     be used.
     """
-    path = run_folder.local(folder)
+    path = run_folder.place(folder)
     fleet = simulated.fleet
     models = [
         {"name": m.name, "slo_ns": m.slo_ns, "profiles": {c: m.profile_on(c).to_dict() for c in fleet.classes}}

@@ -266,9 +266,9 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         Recorder(tmp_path / "file" / "run", {})
 
 
-def test_a_url_is_refused_with_the_remedy():
-    with pytest.raises(BadInput, match="give a local path"):
-        Recorder("s3://bucket/run", {})
+def test_a_url_of_another_scheme_is_refused_with_the_remedy():
+    with pytest.raises(BadInput, match=r"'gs://bucket/run' has a scheme .* give a local path or s3://BUCKET/FOLDER"):
+        Recorder("gs://bucket/run", {})
 
 
 @pytest.mark.parametrize("value", [object(), float("nan")])
