@@ -117,6 +117,18 @@ def create(folder: Place) -> None:
         raise BadInput(f"trace folder {str(folder)!r} already holds a run: give a new folder, or empty this one")
 
 
+def release(folder: Place) -> None:
+    """Give up a folder that ``create`` claimed and that has no parts; raises nothing."""
+    try:
+        if isinstance(folder, Path):
+            (folder / INFO_NAME).unlink()
+            folder.rmdir()
+        else:
+            folder.fs.delete_file((folder / INFO_NAME).key)
+    except OSError:
+        pass
+
+
 def _first_info() -> bytes:
     return _to_json({"schema_version": SCHEMA_VERSION, "started_at": None, "closed": False, "counts": None})
 

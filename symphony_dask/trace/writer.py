@@ -17,7 +17,8 @@ from symphony_dask.trace.schema import SCHEMA_VERSION, SCHEMAS
 
 
 class TraceWriter:
-    """Writes requests into a new run folder; a context manager, which leaves the run unclosed after an error.
+    """Writes requests into a new run folder; a context manager. After an error it leaves the run unclosed, or
+    none if nothing was written yet.
 
     info: goes into run.json as it is, such as the source and its licence; ``started_at`` is null unless given.
     part_rows: rows of each part. The same rows give the same bytes, however they are spread over chunks.
@@ -92,6 +93,8 @@ class TraceWriter:
     ) -> None:
         if kind is None:
             self.close()
+        elif not self._written:
+            run_folder.release(self.folder)
 
     def _write_part(self, rows: int, names: Sequence[str]) -> None:
         held = concatenated(self._held)
