@@ -245,6 +245,7 @@ def test_the_command_prints_the_figures_of_a_trace_as_json(tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found.pop("simulated_hz") > 0
+    assert found.pop("read_s") > 0
     assert found == {
         "requests": 2,
         "ok": 2,
