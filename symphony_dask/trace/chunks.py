@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import folder as run_folder
-from symphony_dask.trace.ordered import Rows, by_arrival, in_order
+from symphony_dask.trace.ordered import Rows, by_keys, in_order
 from symphony_dask.trace.schema import SCHEMAS
 
 #: What a trace says of a request before it is served.
@@ -86,7 +86,7 @@ def arrival_chunks(
     wanted = [name for name in ARRIVAL_COLUMNS if name in (*columns, "id", "arrival_ns")]
     parts = _parts(path)
     chunks = _stored(parts, names, wanted, on_progress)
-    for rows in map(by_arrival, chunks) if _follow(parts) else in_order(chunks):
+    for rows in map(by_keys, chunks) if _follow(parts) else in_order(chunks):
         yield {name: rows[name] for name in columns}
 
 

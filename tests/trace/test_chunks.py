@@ -41,11 +41,25 @@ def test_a_trace_is_written_in_parts_that_do_not_depend_on_the_chunks(tmp_path):
     assert read_trace(tmp_path / "one").select("id", "model", "arrival_ns").row(-1) == (999, "a", 6993)
 
 
-def test_a_trace_whose_arrivals_fall_is_refused_and_stays_open(tmp_path):
-    rows = {"arrival_ns": np.array([9, 8]), "model": np.zeros(2, np.int32)}
-    with pytest.raises(BadInput, match="arrivals fall"), TraceWriter(tmp_path) as writer:
-        writer.write(rows, ["a"])
-    assert run_folder.read_info(tmp_path)["closed"] is False
+def falling():
+    yield {"arrival_ns": np.array([9]), "model": np.zeros(1, np.int32)}
+    yield {"arrival_ns": np.array([8]), "model": np.zeros(1, np.int32)}
+
+
+def write_all(folder, chunks, part_rows):
+    with TraceWriter(folder, part_rows=part_rows) as writer:
+        for rows in chunks:
+            writer.write(rows, ["a"])
+
+
+def test_a_trace_whose_arrivals_fall_is_refused_and_stays_open_if_a_part_was_written(tmp_path):
+    with pytest.raises(BadInput, match="arrivals fall after 9 ns"):
+        write_all(tmp_path / "part", falling(), 1)
+    assert run_folder.read_info(tmp_path / "part")["closed"] is False
+    assert read_trace(tmp_path / "part")["arrival_ns"].to_list() == [9]
+    with pytest.raises(BadInput, match="arrivals fall after 9 ns"):
+        write_all(tmp_path / "none", falling(), 10)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("part_rows", [100, 7])
