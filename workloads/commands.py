@@ -1,15 +1,15 @@
-"""Commands of the workloads: demo, bench, bound, goodput, simulate, trace, replay; compare has its own file."""
+"""Commands of the workloads: demo, bench, bound, goodput, simulate, replay; compare and trace have their own files."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 
 from symphony_dask.commands import command, json_option, print_json
 from workloads.compare_command import compare
+from workloads.trace_commands import trace
 
 
 def profiles_option(*, required: bool) -> Any:
@@ -448,7 +448,7 @@ def goodput_(
 
 
 @click.command("simulate")
-@click.argument("path", metavar="TRACE", type=click.Path(exists=True))
+@click.argument("path", metavar="TRACE")
 @gpus_option
 @click.option("--policy", default="adaptive", show_default=True, help="A policy of the engine, or a baseline.")
 @click.option("--slo", help="Latency objective of every request; by default the trace's own, else 50ms.")
@@ -484,7 +484,9 @@ def simulate_(
     from workloads.workload import read_workload
 
     gpus, profile, by_class = _fleet(gpus_text, profile_texts)
+    began = time.perf_counter()
     work = read_workload(path, profile, None if slo is None else parse_duration_ns(slo, "slo"), by_class)
+    read_s = time.perf_counter() - began
     if not isinstance(gpus, int):
         _require_profiles(gpus, profile, set.intersection(*(set(model.profiles) for model in work.models)))
     compile_policies([policy])  # not simulation, so not timed
@@ -493,6 +495,7 @@ def simulate_(
         work.models, gpus, work.arrivals_ns, work.choices
     )
     found = {**result.to_dict(), "simulated_hz": len(work.arrivals_ns) / (time.perf_counter() - began)}
+    found["read_s"] = read_s
     if folder is not None:
         if not isinstance(result, SimulatedRun):
             raise BadInput(f"policy {policy!r} is a baseline, which keeps no tables: leave --folder out")
@@ -503,52 +506,6 @@ def simulate_(
         return
     for key, value in found.items():
         click.echo(f"{key:12} {value:,.3f}" if isinstance(value, float) else f"{key:12} {value}")
-
-
-@click.group()
-def trace() -> None:
-    """Import traces and look at them."""
-
-
-def _print_info(found: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(found)
-    else:
-        for key, value in found.items():
-            click.echo(f"{key:10} {value:,.3f}" if isinstance(value, float) else f"{key:10} {value:,}")
-
-
-@trace.command("import")
-@click.argument("format_name", metavar="FORMAT")
-@click.argument("source", metavar="IN", type=click.Path(exists=True, dir_okay=False))
-@click.argument("target", metavar="OUT", type=click.Path())
-@click.option("--strict", is_flag=True, help="Stop at the first row that cannot be read.")
-@json_option
-@command
-def import_(format_name: str, source: str, target: str, strict: bool, as_json: bool) -> None:
-    """Read the trace IN, of some published FORMAT, into the folder OUT."""
-    from symphony_dask.trace import write_trace
-    from workloads.importers import TRACE_COLUMNS, import_trace, info
-
-    imported = import_trace(format_name, source, strict=strict)
-    for example in imported.bad_examples:
-        click.echo(example, err=True)
-    source_info = {"source": Path(source).name, "format": format_name, "bad_rows": imported.bad_rows}
-    write_trace(target, imported.frame.select(TRACE_COLUMNS), source_info)
-    _print_info(info(imported.frame, imported.bad_rows), as_json)
-
-
-@trace.command("info")
-@click.argument("path", metavar="TRACE", type=click.Path(exists=True))
-@json_option
-@command
-def info_(path: str, as_json: bool) -> None:
-    """Show how many requests a trace or run has, and how they come."""
-    from symphony_dask.trace import open_run, read_trace
-    from workloads.importers import info
-
-    bad_rows = open_run(path).info.get("bad_rows", 0) if Path(path).is_dir() else 0
-    _print_info(info(read_trace(path), bad_rows), as_json)
 
 
 @click.command("replay")

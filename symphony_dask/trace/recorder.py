@@ -34,7 +34,7 @@ _BATCH_COLUMNS = frozenset(SCHEMAS["batches"].names)
 class Recorder:
     """Writes the tables of one run; a context manager that closes.
 
-    folder: a new folder, or one that holds no run.
+    folder: a new folder, or one that holds no run; local or s3://.
     info: goes into run.json as it is (models with profile and slo, policy, config, ...); plain JSON values. It may also
         set ``started_at`` (UTC, ISO; by default now) and ``clock`` ("monotonic").
     interval_s: seconds between parts; a killed process loses at most the rows of about one interval.
@@ -51,7 +51,7 @@ class Recorder:
         interval_s: float = 2.0,
         max_buffered_rows: int = 500_000,
     ) -> None:
-        self.folder = run_folder.local(folder)
+        self.folder = run_folder.place(folder)
         #: Names that the codes of ``model`` columns index; grows through ``add_model``.
         self.models: list[str] = []
         #: The latest fault of writing, None while there was none.

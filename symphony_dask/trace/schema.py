@@ -14,6 +14,9 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 
+#: The oldest version that this package reads; a later schema that can read it keeps this number.
+OLDEST_VERSION = 1
+
 
 class Outcome(IntEnum):
     """How a request ended; the tables hold the lower-case name."""
