@@ -10,6 +10,7 @@ import click
 
 from symphony_dask.commands import command, json_option, print_json
 from workloads.compare_command import compare
+from workloads.report_commands import COMMANDS as REPORT_COMMANDS
 
 
 def profiles_option(*, required: bool) -> Any:
@@ -570,4 +571,4 @@ def replay_(
     click.echo(f"{'run':17} {run}")
 
 
-COMMANDS = [demo, bench, bound, goodput_, compare, simulate_, trace, replay_]
+COMMANDS = [demo, bench, bound, goodput_, compare, simulate_, trace, replay_, *REPORT_COMMANDS]

@@ -1,0 +1,270 @@
+"""Why requests of a run were late or dropped, as far as its tables tell: one cause each, the first that holds.
+
+Late, of a request that was answered after its deadline:
+    no-time       it arrived with less than l(1) left, on the fastest GPU class of the run
+    planned-late  its batch was dispatched although its planned end was after the deadline
+    started-late, ran-long, way-back   else the largest of three delays: start beyond the planned start, execution
+                  beyond the planned execution, and the way from the GPU's end to the reply
+Dropped:
+    no-time       as above
+    no-gpu        no GPU was ready from its arrival until it was dropped
+    all-busy      every ready GPU was busy from the opening of its window until it was dropped
+    left-out      it could still have run alone, but a batch of its model was formed without it, which would have missed
+                  its deadline with it
+    not-taken     a GPU was idle in its window, but did not take it: of too slow a class, or given to others first
+
+A dropped request has no batch and so no recorded window: the one taken opens at deadline - l(b+1), b being the mean
+batch of its model in the run. A GPU is busy from the dispatch of a batch to its end. On a live run gaps of up to
+``LIVE_GAP_NS`` between two batches count as busy too: they are the way to the scheduler and back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from symphony_dask.errors import BadInput
+from symphony_dask.scheduling.profile import LatencyProfile
+from symphony_dask.trace import Run
+
+Ints = npt.NDArray[np.int64]
+
+#: Causes by outcome, and what each means.
+CAUSES = {
+    "late": {
+        "no-time": "arrived with less than l(1) left",
+        "planned-late": "dispatched to end after its deadline",
+        "started-late": "batch started late",
+        "ran-long": "ran longer than its profile",
+        "way-back": "answer took long on the way back",
+        "unknown": "times were not reported",
+    },
+    "dropped": {
+        "no-time": "arrived with less than l(1) left",
+        "no-gpu": "no GPU was ready",
+        "all-busy": "all GPUs busy from window opening to closing",
+        "left-out": "a batch of its model left without it",
+        "not-taken": "a GPU was idle but did not take it in time",
+    },
+}
+
+LIVE_GAP_NS = 1_000_000
+
+SCHEMA = {"id": pl.Int64, "model": pl.String, "arrival_ns": pl.Int64, "cause": pl.String}
+
+
+def label(run: Run) -> str:
+    """ "simulated", "emulated" (GPUs; everything else is real), "live", or "imported" for a trace not served."""
+    said = str(run.info.get("label", ""))
+    if run.info.get("clock") == "imported":
+        return "imported"
+    for kind in ("simulated", "emulated"):
+        if said.startswith(kind) or (kind == "simulated" and run.info.get("clock") == "virtual"):
+            return kind
+    return "live"
+
+
+def profiles(run: Run) -> dict[str, dict[str, LatencyProfile]]:
+    """l(b) by model and GPU class, as run.json has them."""
+    return {
+        model["name"]: {c: LatencyProfile.from_dict(d) for c, d in model.get("profiles", {}).items()}
+        for model in run.info.get("models", [])
+    }
+
+
+def fastest_ns(run: Run, model: str) -> Ints | None:
+    """l(b) in ns, entry b, on the GPU class of the run that is the fastest at each b; None if no profile is known."""
+    tables = [profile.latency_ns() for profile in profiles(run).get(model, {}).values()]
+    if not tables:
+        return None
+    least: Ints = np.min([table[: min(map(len, tables))] for table in tables], axis=0)
+    return least
+
+
+def causes(run: Run, outcome: str, request: int | None = None) -> pl.DataFrame:
+    """A row for each request of that outcome (only ``request`` where given), with the columns of ``SCHEMA``.
+
+    Raises ``BadInput`` for an outcome that has no causes.
+    """
+    if outcome not in CAUSES:
+        raise BadInput(f"outcome {outcome!r} has no causes: choose one of {', '.join(CAUSES)}")
+    found = run.requests.filter(pl.col("outcome") == outcome)
+    if request is not None:
+        found = found.filter(pl.col("id") == request)
+    return _late(run, found) if outcome == "late" else _dropped(run, found)
+
+
+def top(run: Run, outcome: str) -> list[dict[str, Any]]:
+    """The causes of that outcome over the run, most frequent first: cause, meaning, requests, share, models, example.
+
+    models: how many requests of each; example: the id of the first to arrive.
+    """
+    frame = causes(run, outcome)
+    rows = (
+        frame.group_by("cause")
+        .agg(pl.len().alias("requests"), pl.col("id").sort_by("arrival_ns").first().alias("example"))
+        .sort("requests", "cause", descending=[True, False])
+        .to_dicts()
+    )
+    by_model = frame.group_by("cause", "model").agg(pl.len().alias("n")).sort("n", "model", descending=[True, False])
+    return [
+        {
+            "cause": row["cause"],
+            "meaning": CAUSES[outcome][row["cause"]],
+            "requests": row["requests"],
+            "share": row["requests"] / frame.height,
+            "models": dict(by_model.filter(pl.col("cause") == row["cause"]).select("model", "n").iter_rows()),
+            "example": row["example"],
+        }
+        for row in rows
+    ]
+
+
+def _late(run: Run, late: pl.LazyFrame) -> pl.DataFrame:
+    times = ["deadline_ns", "start_ns", "end_ns", "reply_ns"]
+    rows = late.select("id", "model", "arrival_ns", *times, "batch").collect(engine="streaming")
+    planned = (
+        run.batches.select("batch", "planned_start_ns", "planned_end_ns")
+        .join(rows.lazy().select("batch").unique(), on="batch", how="semi")
+        .collect(engine="streaming")
+    )
+    first = pl.DataFrame(
+        [(name, int(table[1])) for name in profiles(run) if (table := fastest_ns(run, name)) is not None],
+        schema={"model": pl.String, "l1": pl.Int64},
+        orient="row",
+    )
+    rows = rows.join(planned, on="batch", how="left", maintain_order="left")
+    rows = rows.join(first, on="model", how="left", maintain_order="left")
+    col = pl.col
+    started = col("start_ns") - col("planned_start_ns")
+    ran = (col("end_ns") - col("start_ns")) - (col("planned_end_ns") - col("planned_start_ns"))
+    back = col("reply_ns") - col("end_ns")
+    cause = (
+        pl.when(col("deadline_ns") - col("arrival_ns") < col("l1"))
+        .then(pl.lit("no-time"))
+        .when((started + ran + back).is_null())
+        .then(pl.lit("unknown"))
+        .when(col("planned_end_ns") > col("deadline_ns"))
+        .then(pl.lit("planned-late"))
+        .when((started >= ran) & (started >= back))
+        .then(pl.lit("started-late"))
+        .when(ran >= back)
+        .then(pl.lit("ran-long"))
+        .otherwise(pl.lit("way-back"))
+    )
+    return rows.with_columns(cause.alias("cause")).select(list(SCHEMA)).cast(SCHEMA)  # type: ignore[arg-type]
+
+
+def _dropped(run: Run, dropped: pl.LazyFrame) -> pl.DataFrame:
+    columns = ["id", "model", "arrival_ns", "deadline_ns", "reply_ns"]
+    rows = dropped.select(columns).collect(engine="streaming")
+    if not rows.height:
+        return pl.DataFrame(schema=SCHEMA)
+    gap_ns = 0 if run.info.get("clock") == "virtual" else LIVE_GAP_NS
+    arrival, deadline = rows["arrival_ns"].to_numpy(), rows["deadline_ns"].to_numpy()
+    ended = rows["reply_ns"].fill_null(rows["deadline_ns"]).to_numpy()
+    l1, opens = np.zeros(rows.height, np.int64), arrival.copy()
+    mean = dict(run.batches.group_by("model").agg(pl.col("size").mean()).collect(engine="streaming").iter_rows())
+    for name in rows["model"].unique():
+        table = fastest_ns(run, name)
+        if table is None:
+            continue
+        mine = (rows["model"] == name).to_numpy()
+        b = min(max(round(mean.get(name) or 1), 1), len(table) - 2)
+        l1[mine] = table[1]
+        opens[mine] = np.maximum(arrival[mine], deadline[mine] - table[b + 1])
+    opens = np.minimum(opens, ended)
+    idle = idleness(run, gap_ns)
+    left_out = _formed_then(run, rows["model"], ended, gap_ns) & (ended < deadline - l1)
+    cause = np.select(
+        [
+            deadline - arrival < l1,
+            ~idle.ready_between(arrival, ended),
+            ~idle.idle_between(opens, ended),
+            left_out,
+        ],
+        ["no-time", "no-gpu", "all-busy", "left-out"],
+        "not-taken",
+    )
+    return rows.select("id", "model", "arrival_ns").with_columns(pl.Series("cause", cause, pl.String))
+
+
+def _formed_then(run: Run, models: pl.Series, times: Ints, gap_ns: int) -> npt.NDArray[np.bool_]:
+    """Whether a batch of each model was dispatched at most ``gap_ns`` before each time."""
+    batches = run.batches.select("model", "dispatch_ns").drop_nulls().sort("dispatch_ns")
+    asked = pl.DataFrame({"model": models, "time": times}).with_row_index("row").sort("time").lazy()
+    found = asked.join_asof(
+        batches, left_on="time", right_on="dispatch_ns", by="model", strategy="backward", tolerance=gap_ns + 1,
+        check_sortedness=False,
+    ).collect()  # fmt: skip
+    found = found.sort("row")
+    near = (found["time"] - found["dispatch_ns"]) <= gap_ns
+    return near.fill_null(False).to_numpy()
+
+
+@dataclass(frozen=True)
+class Idleness:
+    """How many GPUs were ready and how many of them idle, as steps: at ``times`` (k,) ns, until the next."""
+
+    times: Ints
+    ready: Ints
+    idle: Ints
+
+    def ready_between(self, begin: Ints, end: Ints) -> npt.NDArray[np.bool_]:
+        return self._any(self.ready > 0, begin, end)
+
+    def idle_between(self, begin: Ints, end: Ints) -> npt.NDArray[np.bool_]:
+        """Whether some GPU was idle for a time between the two; just before, where they are equal."""
+        return self._any(self.idle > 0, begin, end)
+
+    def _any(self, holds: npt.NDArray[np.bool_], begin: Ints, end: Ints) -> npt.NDArray[np.bool_]:
+        if not len(self.times):
+            return np.zeros(len(begin), np.bool_)
+        spans = np.append(np.diff(self.times), 0) * holds
+        before = np.concatenate(([0], np.cumsum(spans)[:-1]))
+
+        def total(t: Ints) -> Ints:
+            step = np.maximum(np.searchsorted(self.times, t, "right") - 1, 0)
+            since: Ints = before[step] + np.maximum(t - self.times[step], 0) * holds[step]
+            return since
+
+        return total(end) > total(np.minimum(begin, end - 1))
+
+
+def idleness(run: Run, gap_ns: int = 0) -> Idleness:
+    """The steps of ready and idle GPUs of ``run``; gaps of up to ``gap_ns`` between batches count as busy."""
+    events = run.gpus.select("time_ns", "gpu", "event").collect().sort("time_ns")
+    came = events.filter(pl.col("event") == "ready").unique("gpu", keep="first").select("gpu", come="time_ns")
+    gone = events.filter(pl.col("event").is_in(["drain", "leave"])).unique("gpu", keep="first")
+    batches = run.batches.select("gpu", begin="dispatch_ns", end=pl.coalesce("end_ns", "planned_end_ns")).drop_nulls()
+    # What one GPU does without a gap is one stretch.
+    until = pl.col("end").cum_max().shift(1).over("gpu")
+    stretches = (
+        batches.sort("gpu", "begin")
+        .with_columns(stretch=(until.is_null() | (pl.col("begin") > until + gap_ns)).cum_sum())
+        .group_by("stretch")
+        .agg(pl.col("gpu").first(), pl.col("begin").min(), pl.col("end").max())
+        .collect()
+    )
+    if not came.height:
+        first = 0 if not stretches.height else int(stretches["begin"].min())  # type: ignore[arg-type]
+        came = stretches.select("gpu").unique().with_columns(come=pl.lit(first))
+    leave = gone.select("gpu", leave="time_ns")
+    stretches = stretches.join(leave, on="gpu", how="left").with_columns(pl.min_horizontal("end", "leave").alias("end"))
+    stretches = stretches.filter(pl.col("begin") < pl.col("end"))
+    steps = pl.concat(
+        [
+            came.select(time=pl.col("come").cast(pl.Int64), ready=pl.lit(1), idle=pl.lit(1)),
+            leave.select(time="leave", ready=pl.lit(-1), idle=pl.lit(-1)),
+            stretches.select(time="begin", ready=pl.lit(0), idle=pl.lit(-1)),
+            stretches.select(time="end", ready=pl.lit(0), idle=pl.lit(1)),
+        ]
+    )
+    # A stretch cut off by the GPU's leaving gives back what the leaving has taken, so the sums stay right.
+    at = steps.group_by("time").agg(pl.col("ready", "idle").sum()).sort("time")
+    at = at.with_columns(pl.col("ready", "idle").cum_sum().cast(pl.Int64))
+    return Idleness(at["time"].to_numpy(), at["ready"].to_numpy(), at["idle"].to_numpy())
