@@ -342,17 +342,10 @@ def _fleet(gpus_text: str, profile_texts: Sequence[str]) -> tuple[Any, Any, dict
     """GPUs, the default profile (None where none is given) and profiles by class, as --gpus and --profile give them."""
     from symphony_dask.errors import BadInput
     from workloads.fleet import groups, parse_gpus
+    from workloads.zoo import parse_profiles
 
     gpus = parse_gpus(gpus_text)
-    profile, by_class = None, {}
-    for text in profile_texts:
-        name, named, rest = text.rpartition("=")
-        if named:
-            by_class[name] = _profile(rest)
-        elif profile is not None:
-            raise BadInput(f"--profile {text}: one is given already; write NAME={text} for one of several GPU classes")
-        else:
-            profile = _profile(text)
+    profile, by_class = parse_profiles(profile_texts)
     classes = [group.gpu_class for group in groups(gpus)]
     if unknown := [name for name in by_class if name not in classes]:
         raise BadInput(f"--profile {unknown[0]}=...: --gpus {gpus_text} has no GPU class {unknown[0]!r}")

@@ -1,4 +1,4 @@
-"""``symphony explain`` and ``symphony report``: what a run tells of one request, and of all of them."""
+"""What runs tell: ``symphony explain`` and ``report``; and what others would be like: ``plan`` and ``whatif``."""
 
 from __future__ import annotations
 
@@ -119,4 +119,146 @@ def report_(
     click.echo(f"written: {', '.join(files)}")
 
 
-COMMANDS = [explain_, report_]
+@click.command("plan")
+@click.argument("path", metavar="TRACE", type=click.Path(exists=True))
+@click.option("--attainment", default=0.99, show_default=True, help="Share of requests that must be in time.")
+@click.option("--slo", help="Latency objective of every request; by default the trace's own, else 50ms.")
+@click.option(
+    "--profile", "profile_texts", multiple=True, metavar="CLASS=A,B", help="l(b) in ms on a GPU class; can be repeated."
+)
+@click.option("--policy", default="adaptive", show_default=True, help="A policy of the engine, or a baseline.")
+@click.option("--scale", default=1.0, show_default=True, help="Factor for the rate of requests.")
+@price_option
+@json_option
+@command
+def plan_(
+    path: str,
+    attainment: float,
+    slo: str | None,
+    profile_texts: tuple[str, ...],
+    policy: str,
+    scale: float,
+    price_texts: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Tell how many GPUs of each class TRACE needs, what they cost, and the cheapest mix, by simulation.
+
+    A CLASS that is an EC2 instance type (g4dn.xlarge, g5.xlarge, p4d.24xlarge) has its GPUs and price. Without
+    --profile: the classes of a recorded run, else ResNet-50 on g4dn.xlarge, p3.2xlarge and p4d.24xlarge.
+    """
+    from symphony_dask.units import parse_duration_ns
+    from workloads.fleet import GPU
+    from workloads.plan import DEFAULT_CLASSES, on_classes, plan, scaled
+    from workloads.pool import compile_policies
+    from workloads.prices import prices
+    from workloads.workload import read_workload
+    from workloads.zoo import parse_profiles
+
+    profile, by_class = parse_profiles(profile_texts)
+    table = prices(price_texts)
+    work = scaled(read_workload(path, slo_ns=None if slo is None else parse_duration_ns(slo, "--slo")), scale)
+    if profile is not None:
+        by_class = {GPU: profile, **by_class}
+    classes = list(by_class) or [c for c in work.models[0].profiles if all(c in m.profiles for m in work.models)]
+    if by_class or not classes:
+        by_class = by_class or DEFAULT_CLASSES
+        classes, work = list(by_class), on_classes(work, by_class)
+    compile_policies([policy])
+    found = plan(
+        work, classes, table, attainment=attainment, policy=policy, on_progress=lambda text: click.echo(text, err=True)
+    )
+    if as_json:
+        print_json(found)
+        return
+    click.echo(f"GPUs for {attainment:.2%} of {found['requests']:,} requests in time, policy {policy}, simulated")
+    for row in found["rows"]:
+        usd = "" if row["usd_per_hour"] is None else f"{row['usd_per_hour']:10,.2f} USD/h"
+        mark = "  enough" if row["enough"] else ""
+        click.echo(f"{row['gpu_class']:16} {row['gpus']:6,} GPUs {row['attainment']:9.3%} {usd}{mark}")
+    for row in found["needed"]:
+        if row["gpus"] is None:
+            click.echo(f"{row['gpu_class']}: {row['gpus_tried']:,} GPUs are not enough ({row['attainment']:.2%})")
+        elif not row["monotone"]:
+            click.echo(f"{row['gpu_class']}: attainment does not always rise with GPUs; some larger number was worse")
+    for row in found["mixes"]:
+        click.echo(f"mix {_fleet_text(row['mix'])}: {row['attainment']:.3%}, {row['usd_per_hour']:,.2f} USD/h")
+    best = found["cheapest"]
+    if best is None:
+        click.echo("no class attains the target: allow a longer SLO, or give a faster class with --profile")
+        return
+    usd = (
+        "its price is not known: give --price" if best["usd_per_hour"] is None else f"{best['usd_per_hour']:,.2f} USD/h"
+    )
+    click.echo(f"cheapest: {_fleet_text(best['mix'])}, {best['attainment']:.3%} in time, {usd}")
+    click.echo(f"prices: {found['prices']}")
+
+
+def _fleet_text(fleet: dict[str, int]) -> str:
+    return " + ".join(f"{n:,} {name}" for name, n in fleet.items()) or "unknown"
+
+
+@click.command("whatif")
+@click.argument("path", metavar="TRACE_OR_RUN", type=click.Path(exists=True))
+@click.option("--policy", help="A policy of the engine, or a baseline; by default the run's.")
+@click.option("--gpus", "gpus_text", help='How many GPUs, or how many of each class: "4xfast,8xslow"; else the run\'s.')
+@click.option("--slo", help="Latency objective of every request.")
+@click.option("--scale", default=1.0, show_default=True, help="Factor for the rate of requests.")
+@click.option("--profile", "profile_texts", multiple=True, help='l(b): "alpha,beta" in ms, or CLASS=alpha,beta.')
+@price_option
+@json_option
+@command
+def whatif_(
+    path: str,
+    policy: str | None,
+    gpus_text: str | None,
+    slo: str | None,
+    scale: float,
+    profile_texts: tuple[str, ...],
+    price_texts: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Run TRACE_OR_RUN again with another policy, fleet, SLO or rate, simulated, beside what was."""
+    from symphony_dask.units import parse_duration_ns
+    from workloads.fleet import parse_gpus
+    from workloads.prices import prices
+    from workloads.tables import NONE, Table
+    from workloads.whatif import whatif
+    from workloads.zoo import parse_profiles
+
+    profile, by_class = parse_profiles(profile_texts)
+    rows = whatif(
+        path,
+        prices(price_texts),
+        policy=policy,
+        gpus=None if gpus_text is None else parse_gpus(gpus_text),
+        slo_ns=None if slo is None else parse_duration_ns(slo, "--slo"),
+        scale=scale,
+        profile=profile,
+        profiles=by_class,
+    )
+    if as_json:
+        print_json({"rows": rows})
+        return
+    from rich.console import Console
+
+    shown = (
+        ("policy", "policy", "{}"),
+        ("GPUs", "gpus", "{}"),
+        ("requests", "requests", "{:,}"),
+        ("SLO\nattainment", "attainment", "{:.3%}"),
+        ("goodput\nreq/s", "goodput_hz", "{:,.1f}"),
+        ("p50\nms", "p50_ms", "{:.1f}"),
+        ("p99\nms", "p99_ms", "{:.1f}"),
+        ("mean\nbatch", "mean_batch", "{:.2f}"),
+        ("busy\nGPUs", "busy_gpus", "{:.2f}"),
+        ("USD/h", "usd_per_hour", "{:,.2f}"),
+    )
+    cells = []
+    for row in rows:
+        flat = {**row, "gpus": _fleet_text(row["gpus"])}
+        figures = (NONE if flat[key] is None else form.format(flat[key]) for _, key, form in shown)
+        cells.append([row["name"], row["label"], *figures])
+    Console().print(Table("", ["", "", *(head for head, _, _ in shown)], cells, left=4).rich())
+
+
+COMMANDS = [explain_, report_, plan_, whatif_]
