@@ -245,20 +245,19 @@ def whatif_(
         ("policy", "policy", "{}"),
         ("GPUs", "gpus", "{}"),
         ("requests", "requests", "{:,}"),
-        ("SLO\nattainment", "attainment", "{:.3%}"),
-        ("goodput\nreq/s", "goodput_hz", "{:,.1f}"),
-        ("p50\nms", "p50_ms", "{:.1f}"),
-        ("p99\nms", "p99_ms", "{:.1f}"),
-        ("mean\nbatch", "mean_batch", "{:.2f}"),
-        ("busy\nGPUs", "busy_gpus", "{:.2f}"),
+        ("SLO attainment", "attainment", "{:.3%}"),
+        ("goodput, req/s", "goodput_hz", "{:,.1f}"),
+        ("p50, ms", "p50_ms", "{:.1f}"),
+        ("p99, ms", "p99_ms", "{:.1f}"),
+        ("mean batch", "mean_batch", "{:.2f}"),
+        ("busy GPUs", "busy_gpus", "{:.2f}"),
         ("USD/h", "usd_per_hour", "{:,.2f}"),
     )
-    cells = []
-    for row in rows:
-        flat = {**row, "gpus": _fleet_text(row["gpus"])}
-        figures = (NONE if flat[key] is None else form.format(flat[key]) for _, key, form in shown)
-        cells.append([row["name"], row["label"], *figures])
-    Console().print(Table("", ["", "", *(head for head, _, _ in shown)], cells, left=4).rich())
+    flat = [{**row, "gpus": _fleet_text(row["gpus"])} for row in rows]
+    cells = [
+        [head, *(NONE if row[key] is None else form.format(row[key]) for row in flat)] for head, key, form in shown
+    ]
+    Console().print(Table("", ["", *(f"{row['name']}\n({row['label']})" for row in rows)], cells).rich())
 
 
 COMMANDS = [explain_, report_, plan_, whatif_]
