@@ -54,6 +54,11 @@ CAUSES = {
 
 LIVE_GAP_NS = 1_000_000
 
+#: Dropped requests are looked at so many at a time.
+_SLICE = 2_000_000
+
+_DROP_COLUMNS = ("id", "model", "arrival_ns", "deadline_ns", "reply_ns")
+
 SCHEMA = {"id": pl.Int64, "model": pl.String, "arrival_ns": pl.Int64, "cause": pl.String}
 
 
@@ -90,12 +95,13 @@ def causes(run: Run, outcome: str, request: int | None = None) -> pl.DataFrame:
 
     Raises ``BadInput`` for an outcome that has no causes.
     """
-    if outcome not in CAUSES:
-        raise BadInput(f"outcome {outcome!r} has no causes: choose one of {', '.join(CAUSES)}")
-    found = run.requests.filter(pl.col("outcome") == outcome)
+    found = _requests(run, outcome)
     if request is not None:
         found = found.filter(pl.col("id") == request)
-    return _late(run, found) if outcome == "late" else _dropped(run, found)
+    if outcome == "late":
+        return _late(run, found).collect(engine="streaming")
+    dropped = found.select(_DROP_COLUMNS).collect(engine="streaming")
+    return _Drops(run).causes(dropped) if dropped.height else pl.DataFrame(schema=SCHEMA)
 
 
 def top(run: Run, outcome: str) -> list[dict[str, Any]]:
@@ -103,42 +109,62 @@ def top(run: Run, outcome: str) -> list[dict[str, Any]]:
 
     models: how many requests of each; example: the id of the first to arrive.
     """
-    frame = causes(run, outcome)
-    rows = (
-        frame.group_by("cause")
-        .agg(pl.len().alias("requests"), pl.col("id").sort_by("arrival_ns").first().alias("example"))
-        .sort("requests", "cause", descending=[True, False])
-        .to_dicts()
+    found = _requests(run, outcome)
+    if outcome == "late":
+        by_model = _counted(_late(run, found)).collect(engine="streaming")
+    else:
+        dropped = found.select(_DROP_COLUMNS).collect(engine="streaming")
+        drops = _Drops(run) if dropped.height else None
+        slices = dropped.iter_slices(_SLICE) if drops else ()
+        parts = [_counted(drops.causes(rows).lazy()).collect() for rows in slices if drops]
+        by_model = pl.concat(parts) if parts else _counted(pl.LazyFrame(schema=SCHEMA)).collect()
+    by_model = (
+        by_model.group_by("cause", "model")
+        .agg(pl.col("requests").sum(), pl.col("id").sort_by("arrival_ns").first(), pl.col("arrival_ns").min())
+        .sort("requests", "model", descending=[True, False])
     )
-    by_model = frame.group_by("cause", "model").agg(pl.len().alias("n")).sort("n", "model", descending=[True, False])
+    rows = (
+        by_model.group_by("cause")
+        .agg(pl.col("requests").sum(), pl.col("id").sort_by("arrival_ns").first())
+        .sort("requests", "cause", descending=[True, False])
+    )
+    total = rows["requests"].sum()
     return [
         {
-            "cause": row["cause"],
-            "meaning": CAUSES[outcome][row["cause"]],
-            "requests": row["requests"],
-            "share": row["requests"] / frame.height,
-            "models": dict(by_model.filter(pl.col("cause") == row["cause"]).select("model", "n").iter_rows()),
-            "example": row["example"],
+            "cause": cause,
+            "meaning": CAUSES[outcome][cause],
+            "requests": requests,
+            "share": requests / total,
+            "models": dict(by_model.filter(pl.col("cause") == cause).select("model", "requests").iter_rows()),
+            "example": example,
         }
-        for row in rows
+        for cause, requests, example in rows.iter_rows()
     ]
 
 
-def _late(run: Run, late: pl.LazyFrame) -> pl.DataFrame:
-    times = ["deadline_ns", "start_ns", "end_ns", "reply_ns"]
-    rows = late.select("id", "model", "arrival_ns", *times, "batch").collect(engine="streaming")
-    planned = (
-        run.batches.select("batch", "planned_start_ns", "planned_end_ns")
-        .join(rows.lazy().select("batch").unique(), on="batch", how="semi")
-        .collect(engine="streaming")
+def _requests(run: Run, outcome: str) -> pl.LazyFrame:
+    if outcome not in CAUSES:
+        raise BadInput(f"outcome {outcome!r} has no causes: choose one of {', '.join(CAUSES)}")
+    return run.requests.filter(pl.col("outcome") == outcome)
+
+
+def _counted(found: pl.LazyFrame) -> pl.LazyFrame:
+    """By cause and model: how many requests, and the first to arrive."""
+    return found.group_by("cause", "model").agg(
+        pl.len().cast(pl.Int64).alias("requests"),
+        pl.col("id").filter(pl.col("arrival_ns") == pl.col("arrival_ns").min()).first(),
+        pl.col("arrival_ns").min(),
     )
-    first = pl.DataFrame(
+
+
+def _late(run: Run, late: pl.LazyFrame) -> pl.LazyFrame:
+    first = pl.LazyFrame(
         [(name, int(table[1])) for name in profiles(run) if (table := fastest_ns(run, name)) is not None],
         schema={"model": pl.String, "l1": pl.Int64},
         orient="row",
     )
-    rows = rows.join(planned, on="batch", how="left", maintain_order="left")
-    rows = rows.join(first, on="model", how="left", maintain_order="left")
+    planned = run.batches.select("batch", "planned_start_ns", "planned_end_ns")
+    rows = late.join(planned, on="batch", how="left").join(first, on="model", how="left")
     col = pl.col
     started = col("start_ns") - col("planned_start_ns")
     ran = (col("end_ns") - col("start_ns")) - (col("planned_end_ns") - col("planned_start_ns"))
@@ -156,54 +182,55 @@ def _late(run: Run, late: pl.LazyFrame) -> pl.DataFrame:
         .then(pl.lit("ran-long"))
         .otherwise(pl.lit("way-back"))
     )
-    return rows.with_columns(cause.alias("cause")).select(list(SCHEMA)).cast(SCHEMA)  # type: ignore[arg-type]
+    return rows.select("id", "model", "arrival_ns", cause=cause)
 
 
-def _dropped(run: Run, dropped: pl.LazyFrame) -> pl.DataFrame:
-    columns = ["id", "model", "arrival_ns", "deadline_ns", "reply_ns"]
-    rows = dropped.select(columns).collect(engine="streaming")
-    if not rows.height:
-        return pl.DataFrame(schema=SCHEMA)
-    gap_ns = 0 if run.info.get("clock") == "virtual" else LIVE_GAP_NS
-    arrival, deadline = rows["arrival_ns"].to_numpy(), rows["deadline_ns"].to_numpy()
-    ended = rows["reply_ns"].fill_null(rows["deadline_ns"]).to_numpy()
-    l1, opens = np.zeros(rows.height, np.int64), arrival.copy()
-    mean = dict(run.batches.group_by("model").agg(pl.col("size").mean()).collect(engine="streaming").iter_rows())
-    for name in rows["model"].unique():
-        table = fastest_ns(run, name)
-        if table is None:
-            continue
-        mine = (rows["model"] == name).to_numpy()
-        b = min(max(round(mean.get(name) or 1), 1), len(table) - 2)
-        l1[mine] = table[1]
-        opens[mine] = np.maximum(arrival[mine], deadline[mine] - table[b + 1])
-    opens = np.minimum(opens, ended)
-    idle = idleness(run, gap_ns)
-    left_out = _formed_then(run, rows["model"], ended, gap_ns) & (ended < deadline - l1)
-    cause = np.select(
-        [
-            deadline - arrival < l1,
-            ~idle.ready_between(arrival, ended),
-            ~idle.idle_between(opens, ended),
-            left_out,
-        ],
-        ["no-time", "no-gpu", "all-busy", "left-out"],
-        "not-taken",
-    )
-    return rows.select("id", "model", "arrival_ns").with_columns(pl.Series("cause", cause, pl.String))
+class _Drops:
+    """What the causes of drops are told from: when GPUs were idle, and which batches left when."""
 
+    def __init__(self, run: Run) -> None:
+        self._gap_ns = 0 if run.info.get("clock") == "virtual" else LIVE_GAP_NS
+        self._idle = idleness(run, self._gap_ns)
+        batches = run.batches.select("model", "dispatch_ns").drop_nulls()
+        self._batches = batches.collect(engine="streaming").sort("dispatch_ns")
+        means = run.batches.group_by("model").agg(pl.col("size").mean()).collect(engine="streaming")
+        self._mean = dict(means.iter_rows())
+        self._tables = {name: fastest_ns(run, name) for name in profiles(run)}
 
-def _formed_then(run: Run, models: pl.Series, times: Ints, gap_ns: int) -> npt.NDArray[np.bool_]:
-    """Whether a batch of each model was dispatched at most ``gap_ns`` before each time."""
-    batches = run.batches.select("model", "dispatch_ns").drop_nulls().sort("dispatch_ns")
-    asked = pl.DataFrame({"model": models, "time": times}).with_row_index("row").sort("time").lazy()
-    found = asked.join_asof(
-        batches, left_on="time", right_on="dispatch_ns", by="model", strategy="backward", tolerance=gap_ns + 1,
-        check_sortedness=False,
-    ).collect()  # fmt: skip
-    found = found.sort("row")
-    near = (found["time"] - found["dispatch_ns"]) <= gap_ns
-    return near.fill_null(False).to_numpy()
+    def causes(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The columns of ``SCHEMA`` for dropped requests with those of ``_DROP_COLUMNS``."""
+        arrival, deadline = rows["arrival_ns"].to_numpy(), rows["deadline_ns"].to_numpy()
+        ended = rows["reply_ns"].fill_null(rows["deadline_ns"]).to_numpy()
+        l1, opens = np.zeros(rows.height, np.int64), arrival.copy()
+        for name in rows["model"].unique():
+            table = self._tables.get(name)
+            if table is None:
+                continue
+            mine = (rows["model"] == name).to_numpy()
+            b = min(max(round(self._mean.get(name) or 1), 1), len(table) - 2)
+            l1[mine] = table[1]
+            opens[mine] = np.maximum(arrival[mine], deadline[mine] - table[b + 1])
+        opens = np.minimum(opens, ended)
+        cause = np.select(
+            [
+                deadline - arrival < l1,
+                ~self._idle.ready_between(arrival, ended),
+                ~self._idle.idle_between(opens, ended),
+                (ended < deadline - l1) & self._formed_then(rows["model"], ended),
+            ],
+            ["no-time", "no-gpu", "all-busy", "left-out"],
+            "not-taken",
+        )
+        return rows.select("id", "model", "arrival_ns").with_columns(pl.Series("cause", cause, pl.String))
+
+    def _formed_then(self, models: pl.Series, times: Ints) -> npt.NDArray[np.bool_]:
+        """Whether a batch of each model was dispatched just then, or less than a gap before."""
+        asked = pl.DataFrame({"model": models, "time": times}).with_row_index("row").sort("time")
+        found = asked.join_asof(
+            self._batches, left_on="time", right_on="dispatch_ns", by="model", check_sortedness=False
+        ).sort("row")
+        near = (found["time"] - found["dispatch_ns"]) <= self._gap_ns
+        return near.fill_null(False).to_numpy()
 
 
 @dataclass(frozen=True)

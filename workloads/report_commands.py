@@ -160,7 +160,10 @@ def plan_(
     if profile is not None:
         by_class = {GPU: profile, **by_class}
     classes = list(by_class) or [c for c in work.models[0].profiles if all(c in m.profiles for m in work.models)]
-    if by_class or not classes:
+    assumed = not by_class and not classes
+    if assumed:
+        click.echo("no profile is known: assuming ResNet-50 (published by NVIDIA, workloads/zoo.py)", err=True)
+    if by_class or assumed:
         by_class = by_class or DEFAULT_CLASSES
         classes, work = list(by_class), on_classes(work, by_class)
     compile_policies([policy])
@@ -168,7 +171,7 @@ def plan_(
         work, classes, table, attainment=attainment, policy=policy, on_progress=lambda text: click.echo(text, err=True)
     )
     if as_json:
-        print_json(found)
+        print_json({**found, "profiles": "assumed: ResNet-50" if assumed else "given"})
         return
     click.echo(f"GPUs for {attainment:.2%} of {found['requests']:,} requests in time, policy {policy}, simulated")
     for row in found["rows"]:
