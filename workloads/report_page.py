@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
@@ -120,12 +119,11 @@ def page(reports: Sequence[Report]) -> str:
         ),
         _cost(reports),
     ]
-    data = json.dumps(list(reports)).replace("<", "\\u003c")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>{''.join(body)}"
-        f'<script type="application/json" id="report">{data}</script><script>{_SCRIPT}</script></body></html>\n'
+        f"<script>{_SCRIPT}</script></body></html>\n"
     )
 
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from symphony_dask.cli import symphony
 from symphony_dask.errors import BadInput
-from symphony_dask.trace import open_run, write_trace
+from symphony_dask.trace import Outcome, Recorder, open_run, write_trace
 from tests.workloads.test_explain import MS, crowd, simulated
 from workloads.prices import prices
 from workloads.report import OTHERS, names, report
@@ -113,6 +113,30 @@ def test_a_trace_that_was_not_served_is_refused_with_the_remedy(tmp_path: Path) 
     write_trace(tmp_path / "trace", pl.DataFrame({"model": ["m"], "arrival_ns": [0]}))
     with pytest.raises(BadInput, match="simulate the trace first"):
         report(open_run(tmp_path / "trace"), prices())
+
+
+def test_a_run_without_batches_that_goes_on_has_a_page(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "run", {"models": [], "policy": "eager"})
+    code = recorder.add_model("m")
+    row = {
+        "id": 0,
+        "client": 0,
+        "model": code,
+        "arrival_ns": 5,
+        "deadline_ns": 9,
+        "outcome": Outcome.REJECTED,
+        "bytes": 0,
+    }
+    nothing = dict.fromkeys(("dispatch_ns", "start_ns", "end_ns", "batch", "gpu"), -1)
+    recorder.record_requests({name: np.array([value]) for name, value in {**row, **nothing, "reply_ns": 6}.items()})
+    recorder.close()
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**info, "closed": False}))
+    found = report(open_run(tmp_path / "run"), prices())
+    assert (found["label"], found["summary"]["rejected"], found["summary"]["busy_gpus"]) == ("live", 1, 0)
+    text = page([found])
+    assert "the run goes on or was killed" in text
+    assert "All figures are <b>live</b>" in text
 
 
 def test_runs_are_named_by_what_tells_them_apart() -> None:
