@@ -30,6 +30,7 @@ import polars as pl
 from symphony_dask.errors import BadInput
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.trace import Run
+from workloads.stays import stays
 
 Ints = npt.NDArray[np.int64]
 
@@ -210,7 +211,8 @@ class _Drops:
             b = min(max(round(self._mean.get(name) or 1), 1), len(table) - 2)
             l1[mine] = table[1]
             opens[mine] = np.maximum(arrival[mine], deadline[mine] - table[b + 1])
-        opens = np.minimum(opens, ended)
+        # One dropped ahead of its window: what counts is whether a GPU was idle until that moment.
+        opens = np.minimum(opens, ended - self._gap_ns)
         cause = np.select(
             [
                 deadline - arrival < l1,
@@ -264,34 +266,41 @@ class Idleness:
 
 def idleness(run: Run, gap_ns: int = 0) -> Idleness:
     """The steps of ready and idle GPUs of ``run``; gaps of up to ``gap_ns`` between batches count as busy."""
-    events = run.gpus.select("time_ns", "gpu", "event").collect().sort("time_ns")
-    came = events.filter(pl.col("event") == "ready").unique("gpu", keep="first").select("gpu", come="time_ns")
-    gone = events.filter(pl.col("event").is_in(["drain", "leave"])).unique("gpu", keep="first")
-    batches = run.batches.select("gpu", begin="dispatch_ns", end=pl.coalesce("end_ns", "planned_end_ns")).drop_nulls()
-    # What one GPU does without a gap is one stretch.
-    until = pl.col("end").cum_max().shift(1).over("gpu")
-    stretches = (
-        batches.sort("gpu", "begin")
-        .with_columns(stretch=(until.is_null() | (pl.col("begin") > until + gap_ns)).cum_sum())
-        .group_by("stretch")
-        .agg(pl.col("gpu").first(), pl.col("begin").min(), pl.col("end").max())
-        .collect()
+    there = stays(run).select("gpu", "ready_ns", "until_ns")
+    end = pl.coalesce("end_ns", "planned_end_ns")
+    batches = (
+        run.batches.select("gpu", begin="dispatch_ns", end=end).drop_nulls().collect(engine="streaming").sort("begin")
     )
-    if not came.height:
-        first = 0 if not stretches.height else int(stretches["begin"].min())  # type: ignore[arg-type]
-        came = stretches.select("gpu").unique().with_columns(come=pl.lit(first))
-    leave = gone.select("gpu", leave="time_ns")
-    stretches = stretches.join(leave, on="gpu", how="left").with_columns(pl.min_horizontal("end", "leave").alias("end"))
-    stretches = stretches.filter(pl.col("begin") < pl.col("end"))
+    if not there.height and batches.height:  # nobody told of GPUs, so they were there all the time
+        first = int(batches["begin"][0])
+        gpus = batches.select(pl.col("gpu").unique())
+        there = gpus.with_columns(ready_ns=pl.lit(first, pl.Int64), until_ns=pl.lit(None, pl.Int64))
+    batches = (
+        batches.join_asof(
+            there.sort("ready_ns"), left_on="begin", right_on="ready_ns", by="gpu", check_sortedness=False
+        )
+        # A batch that was lost ends with its GPU.
+        .with_columns(pl.min_horizontal("end", "until_ns").alias("end"))
+        .filter(pl.col("begin") < pl.col("end"))
+        .sort("gpu", "begin")
+    )
+    # What one GPU does without a gap is one stretch.
+    stay = ["gpu", "ready_ns"]
+    reached = pl.col("end").cum_max().shift(1).over(stay)
+    stretches = (
+        batches.with_columns(stretch=(reached.is_null() | (pl.col("begin") > reached + gap_ns)).cum_sum())
+        .group_by("stretch")
+        .agg(pl.col("begin").min(), pl.col("end").max())
+    )
+    gone = there.drop_nulls("until_ns")
     steps = pl.concat(
         [
-            came.select(time=pl.col("come").cast(pl.Int64), ready=pl.lit(1), idle=pl.lit(1)),
-            leave.select(time="leave", ready=pl.lit(-1), idle=pl.lit(-1)),
+            there.select(time="ready_ns", ready=pl.lit(1), idle=pl.lit(1)),
+            gone.select(time="until_ns", ready=pl.lit(-1), idle=pl.lit(-1)),
             stretches.select(time="begin", ready=pl.lit(0), idle=pl.lit(-1)),
             stretches.select(time="end", ready=pl.lit(0), idle=pl.lit(1)),
         ]
     )
-    # A stretch cut off by the GPU's leaving gives back what the leaving has taken, so the sums stay right.
     at = steps.group_by("time").agg(pl.col("ready", "idle").sum()).sort("time")
-    at = at.with_columns(pl.col("ready", "idle").cum_sum().cast(pl.Int64))
+    at = at.with_columns(pl.col("ready", "idle").cast(pl.Int64).cum_sum())
     return Idleness(at["time"].to_numpy(), at["ready"].to_numpy(), at["idle"].to_numpy())

@@ -10,6 +10,7 @@ from symphony_dask.errors import BadInput
 from symphony_dask.trace import Run
 from symphony_dask.units import NS_PER_MS, NS_PER_S, format_duration
 from workloads.causes import CAUSES, LIVE_GAP_NS, causes, fastest_ns, label
+from workloads.stays import stays
 
 #: Batches of other GPUs that are told, at most.
 MOST_BATCHES = 200
@@ -72,10 +73,8 @@ def explain(run: Run, request: int) -> dict[str, Any]:
 
 def _add_gpus(run: Run, found: dict[str, Any], begin: int, until: int) -> None:
     """GPUs that were ready at some time from ``begin`` to ``until``, and what they had to do then."""
-    events = run.gpus.collect().sort("time_ns")
-    came = events.filter((pl.col("event") == "ready") & (pl.col("time_ns") <= until))
-    gone = events.filter((pl.col("event") == "leave") & (pl.col("time_ns") < begin))["gpu"].to_list()
-    there = came.filter(~pl.col("gpu").is_in(gone)).unique("gpu", keep="last").sort("gpu")
+    there = stays(run).filter((pl.col("ready_ns") <= until) & (pl.col("leave_ns").fill_null(until) >= begin))
+    there = there.unique("gpu", keep="last")
     end = pl.coalesce("end_ns", "planned_end_ns")
     busy = (
         run.batches.filter((pl.col("dispatch_ns") <= until) & (end > begin))

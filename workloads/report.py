@@ -17,6 +17,7 @@ from symphony_dask.trace import Outcome, Run
 from symphony_dask.units import NS_PER_MS, NS_PER_S
 from workloads.causes import CAUSES, label, top
 from workloads.prices import Prices
+from workloads.stays import stays
 
 #: Points of time in the figures over time, points of the latency curve, batches and GPUs of the timeline, at most.
 BUCKETS, CURVE_POINTS, MOST_BATCHES, MOST_GPUS = 100, 400, 1_500, 32
@@ -298,19 +299,18 @@ def _cost(run: Run, prices: Prices, begin: int, end: int) -> dict[str, Any]:
 
     GPUs are paid as parts of their instance; usd is None where a class has no known price.
     """
-    events = run.gpus.collect().sort("time_ns")
-    came = events.filter(pl.col("event") == "ready").unique("gpu", keep="first")
-    left = events.filter(pl.col("event") == "leave").unique("gpu", keep="last")
-    there = came.select("gpu", "gpu_class", come=pl.col("time_ns")).join(
-        left.select("gpu", leave="time_ns"), on="gpu", how="left"
-    )
+    there = stays(run)
     hours = (
-        (pl.col("leave").fill_null(end).clip(upper_bound=end) - pl.col("come").clip(lower_bound=begin))
+        (pl.col("leave_ns").fill_null(end).clip(upper_bound=end) - pl.col("ready_ns").clip(lower_bound=begin))
         .clip(lower_bound=0)
         .truediv(3600 * NS_PER_S)
     )
     rows = []
-    by_class = there.with_columns(hours=hours).group_by("gpu_class").agg(gpus=pl.len(), hours=pl.col("hours").sum())
+    by_class = (
+        there.with_columns(hours=hours)
+        .group_by("gpu_class")
+        .agg(gpus=pl.col("gpu").n_unique(), hours=pl.col("hours").sum())
+    )
     for row in by_class.sort("gpu_class").to_dicts():
         known = prices.find(row["gpu_class"] or "")
         rows.append(

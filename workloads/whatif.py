@@ -21,6 +21,7 @@ from workloads.plan import scaled
 from workloads.prices import Prices
 from workloads.simulate import scheduler
 from workloads.simulated import Simulated
+from workloads.stays import stays
 from workloads.workload import Workload, read_workload
 
 
@@ -78,11 +79,11 @@ def whatif(
 
 def fleet_of(run: Run) -> list[GpuGroup]:
     """The GPUs of ``run`` by class, those that fill first named first; all that were ever ready count."""
-    ready = run.gpus.filter(pl.col("event") == "ready").collect().unique("gpu", keep="first")
     by_class = (
-        ready.with_columns(pl.col("gpu_class").fill_null(GPU))
+        stays(run)
+        .with_columns(pl.col("gpu_class").fill_null(GPU))
         .group_by("gpu_class")
-        .agg(pl.len().alias("n"), pl.col("rank").min())
+        .agg(pl.col("gpu").n_unique().alias("n"), pl.col("rank").min())
         .sort("rank", "gpu_class")
     )
     return [GpuGroup(name, n) for name, n in by_class.select("gpu_class", "n").iter_rows()]

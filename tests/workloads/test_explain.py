@@ -18,6 +18,7 @@ from workloads.explain import explain
 from workloads.record import record
 from workloads.simulate import simulate
 from workloads.simulated import SimModel
+from workloads.stays import stays
 
 MS = 1_000_000
 #: l(1) = 6 ms, l(2) = 7 ms, l(3) = 8 ms.
@@ -162,6 +163,29 @@ def test_idle_gpus_are_those_ready_without_a_batch(tmp_path: Path) -> None:
     assert steps.times.tolist() == [0, 1 * MS, 6 * MS, 7 * MS]
     assert steps.idle.tolist() == [1, 0, 1, 2]
     assert steps.ready.tolist() == [2, 2, 2, 2]
+
+
+def test_a_gpu_number_that_comes_back_is_ready_again(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "run", {})
+    events = ((0, 0, "ready"), (0, 1, "ready"), (10, 0, "drain"), (20, 0, "leave"), (30, 0, "ready"), (40, 1, "leave"))
+    for time, gpu, event in events:
+        recorder.record_gpu_event(time_ns=time, gpu=gpu, event=event, rank=gpu, gpu_class="a", worker="w", host="h")
+    code = recorder.add_model("m")
+    times = {"dispatch_ns": [2, 32], "start_ns": [2, 32], "end_ns": [15, -1], "planned_start_ns": [2, 32]}
+    times |= {"planned_end_ns": [15, 99], "window_open_ns": [1, 31], "window_close_ns": [3, 33]}
+    batches = {"batch": [0, 1], "model": [code, code], "gpu": [0, 1], "size": [1, 1], "outcome": [0, 2], **times}
+    recorder.record_batches({name: np.array(values) for name, values in batches.items()})
+    recorder.close()
+    run = open_run(tmp_path / "run")
+    assert stays(run).select("gpu", "ready_ns", "until_ns", "leave_ns").rows() == [
+        (0, 0, 10, 20),
+        (0, 30, None, None),
+        (1, 0, 40, 40),
+    ]
+    steps = idleness(run)  # GPU 0 is busy from 2 until it drains at 10; GPU 1 from 32 until it is lost at 40
+    assert steps.times.tolist() == [0, 2, 10, 30, 32, 40]
+    assert steps.ready.tolist() == [2, 2, 1, 2, 2, 1]
+    assert steps.idle.tolist() == [2, 1, 1, 2, 1, 1]
 
 
 def test_the_command_tells_one_request_or_the_causes(tmp_path: Path) -> None:
