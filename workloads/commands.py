@@ -9,6 +9,7 @@ import click
 
 from symphony_dask.commands import command, json_option, print_json
 from workloads.compare_command import compare
+from workloads.report_commands import COMMANDS as REPORT_COMMANDS
 from workloads.trace_commands import trace
 
 
@@ -368,17 +369,10 @@ def _fleet(gpus_text: str, profile_texts: Sequence[str]) -> tuple[Any, Any, dict
     """GPUs, the default profile (None where none is given) and profiles by class, as --gpus and --profile give them."""
     from symphony_dask.errors import BadInput
     from workloads.fleet import groups, parse_gpus
+    from workloads.zoo import parse_profiles
 
     gpus = parse_gpus(gpus_text)
-    profile, by_class = None, {}
-    for text in profile_texts:
-        name, named, rest = text.rpartition("=")
-        if named:
-            by_class[name] = _profile(rest)
-        elif profile is not None:
-            raise BadInput(f"--profile {text}: one is given already; write NAME={text} for one of several GPU classes")
-        else:
-            profile = _profile(text)
+    profile, by_class = parse_profiles(profile_texts)
     classes = [group.gpu_class for group in groups(gpus)]
     if unknown := [name for name in by_class if name not in classes]:
         raise BadInput(f"--profile {unknown[0]}=...: --gpus {gpus_text} has no GPU class {unknown[0]!r}")
@@ -568,4 +562,4 @@ def verify_(run: str, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-COMMANDS = [demo, bench, bound, goodput_, compare, simulate_, trace, replay_, verify_]
+COMMANDS = [demo, bench, bound, goodput_, compare, simulate_, trace, replay_, verify_, *REPORT_COMMANDS]

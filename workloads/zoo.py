@@ -118,6 +118,20 @@ def parse_profile(text: str) -> LatencyProfile:
         raise BadInput(f"{error}, or a name: {', '.join(ZOO)}") from None
 
 
+def parse_profiles(texts: Sequence[str]) -> tuple[LatencyProfile | None, dict[str, LatencyProfile]]:
+    """The one profile written without a class, if any, and those written "CLASS=PROFILE"; raises ``BadInput``."""
+    profile, by_class = None, {}
+    for text in texts:
+        name, named, rest = text.rpartition("=")
+        if named:
+            by_class[name] = parse_profile(rest)
+        elif profile is not None:
+            raise BadInput(f"--profile {text}: one is given already; write NAME={text} for one of several GPU classes")
+        else:
+            profile = parse_profile(text)
+    return profile, by_class
+
+
 def equal(m: int) -> list[float]:
     """Shares of ``m`` models that are equally popular; they sum to 1. Raises ``BadInput`` when m < 1."""
     return zipf(m, exponent=0.0)
