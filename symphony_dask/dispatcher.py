@@ -366,6 +366,8 @@ class Dispatcher:
             for connection in self._clients.values():
                 connection.send([PING, now_ns()])
             self._follow_latency()
+            if self.log is not None:
+                self.log.keep()
 
     # Requests
 
@@ -645,8 +647,8 @@ class Dispatcher:
         for connection in self.workers.values():
             for gpu in connection.peer.gpus:
                 self._log_gpu("ready", gpu, connection.peer)
-        self.engine.journal = self.log.event
-        self.log.event("state", now_ns(), 0, 0, 0, 0, dump(self.engine))
+        self.engine.journal = self.log.journal
+        self.log.journal.append(("state", now_ns(), 0, 0, 0, 0, dump(self.engine)))
         for model_id in self.models:
             self._journal_wire(model_id)
 
@@ -663,7 +665,7 @@ class Dispatcher:
         """Have a replay know which model of the engine a number on the wire stands for."""
         if self.log is not None:
             index, slo_ns = int(self._index_of[model_id]), int(self._slo_of[model_id])
-            self.log.event("wire", now_ns(), model_id, index, slo_ns, 0, b"")
+            self.log.journal.append(("wire", now_ns(), model_id, index, slo_ns, 0, b""))
 
     def _log_gpu(self, event: str, gpu: int, worker: Worker) -> None:
         if self.log is not None:

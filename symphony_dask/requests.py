@@ -100,7 +100,7 @@ class RequestTable:
         if found < 0:
             return None
         if engine.journal is not None:
-            engine.journal("admit", now, one_way, margin_ns, int(serving), len(blob), rows.tobytes())
+            engine.journal.append(("admit", now, one_way, margin_ns, int(serving), len(blob), rows.tobytes()))
         if found == 0:
             self._keep_payloads(slots, rows, blob)
         return Intake(slots, refused, self._evicted[:found])

@@ -10,13 +10,14 @@ import numpy.typing as npt
 
 from symphony_dask.lane import RESULT_ROW, now_ns
 from symphony_dask.requests import Rows
+from symphony_dask.scheduling.engine import Journal
 from symphony_dask.scheduling.intake import ENTRY
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.trace import SCHEMAS, BatchOutcome, Outcome, Recorder
-from symphony_dask.trace.columns import EventRow
+from symphony_dask.trace.columns import Events
 
-#: Rows are handed to the recorder after so long, ns, or after so many batches: made into columns they cost less.
-_KEEP_NS, _KEPT = 500_000_000, 256
+#: Rows are handed to the recorder after so many batches at the latest: made into columns together, they cost less.
+_KEPT = 256
 
 _BATCH_COLUMNS = SCHEMAS["batches"].names
 
@@ -59,32 +60,27 @@ class RunLog:
         self._recorder = Recorder(folder, info)
         self._codes: dict[int, int] = {}
         self._models: list[dict[str, Any]] = []
-        self._events: list[EventRow] = []
+        #: The engine's, while the recording goes on; ``keep`` empties it.
+        self.journal: Journal = []
         self._n_events = 0
         self._served: list[tuple[Any, ...]] = []
         self._batches: list[tuple[int, ...]] = []
-        self._last_ns = self._kept_ns = start_ns
+        self._last_ns = start_ns
         self._recorder.update_info(engine_clock_ns=start_ns)
 
     def close(self) -> None:
-        self._keep()
+        self.keep()
         self._recorder.close()
 
-    def event(self, op: str, now: int, a: int, b: int, c: int, d: int, data: bytes) -> None:
-        """The engine's ``journal``. An op that has no time (0) gets that of the one before."""
-        self._last_ns = max(self._last_ns, now)
-        self._events.append((self._n_events, self._last_ns - self._start_ns, op, a, b, c, d, data))
-        self._n_events += 1
-        if self._last_ns - self._kept_ns > _KEEP_NS:
-            self._keep()
-
-    def _keep(self) -> None:
-        """Hand all on to the recorder."""
-        self._kept_ns = self._last_ns
+    def keep(self) -> None:
+        """Hand what has gathered on to the recorder; to be called every now and then."""
         self._keep_served()
-        if self._events:
-            self._recorder.record_events(self._events)
-            self._events = []
+        if self.journal:
+            rows = self.journal.copy()
+            self.journal.clear()
+            self._recorder.record_events(Events(self._n_events, self._start_ns, self._last_ns, rows))
+            self._n_events += len(rows)
+            self._last_ns = next((row[1] for row in reversed(rows) if row[1]), self._last_ns)
 
     def model(self, model: ServedModel) -> None:
         profiles = {c: p.to_dict() for c, p in model.profiles.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,8 +58,8 @@ Ints = npt.NDArray[np.int64]
 Slots = npt.NDArray[np.int32]
 
 
-#: Takes (op, now, a, b, c, d, data).
-Journal = Callable[[str, int, int, int, int, int, bytes], None]
+#: Grows by (op, now, a, b, c, d, data).
+Journal = list[tuple[str, int, int, int, int, int, bytes]]
 
 
 class Decisions(NamedTuple):
@@ -103,7 +103,7 @@ class Engine:
         self._evicted = records(1, EVICTED)
         #: Records of ``state.EVICTED``: requests that the last ``submit`` evicted. Their slots may be in use again.
         self.evicted: npt.NDArray[Any] = self._evicted[:0]
-        #: Called with (op, now, a, b, c, d, data) for each call that changes the engine; see ``scheduling/journal.py``.
+        #: Grows by a row for each call that changes the engine; see ``scheduling/journal.py``.
         self.journal: Journal | None = None
         self.policy = policy
 
@@ -268,8 +268,9 @@ class Engine:
         g = state.g[0]
         decisions = Decisions(state.batches[: g["n_batches"]], state.members[: g["n_members"]], self._drops())
         if self.journal is not None:
-            data = b"".join(part.tobytes() for part in decisions)
-            self.journal("step", now, len(decisions.batches), len(decisions.drops), 0, 0, data)
+            n_batches, n_drops = len(decisions.batches), len(decisions.drops)
+            data = b"".join(part.tobytes() for part in decisions) if n_batches or n_drops else b""
+            self.journal.append(("step", now, n_batches, n_drops, 0, 0, data))
         return decisions, at
 
     def next_event(self) -> int:
@@ -303,7 +304,7 @@ class Engine:
 
     def _note(self, op: str, now: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, data: bytes = b"") -> None:
         if self.journal is not None:
-            self.journal(op, now, a, b, c, d, data)
+            self.journal.append((op, now, a, b, c, d, data))
 
     def _drops(self) -> Slots:
         return self.state.drops[: self.state.g["n_drops"][0]]

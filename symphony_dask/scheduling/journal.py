@@ -1,6 +1,6 @@
 """An engine's state as bytes, and its calls again: a recorded run is replayed decision for decision.
 
-An engine with a ``journal`` calls it for each call that changes it, as (op, now, a, b, c, d, data):
+An engine with a ``journal`` adds a row to it for each call that changes it, (op, now, a, b, c, d, data):
 
     op              a, b, c, d                                      data
     state                                                           ``dump``: where the journal begins

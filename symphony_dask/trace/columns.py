@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,20 @@ from symphony_dask.trace.schema import SCHEMAS, BatchOutcome, Outcome, names
 #: Columns of integer arrays by name, all of one length.
 Columns = Mapping[str, npt.NDArray[np.integer[Any]]]
 
-#: A row of the events table: event, time_ns, op, a, b, c, d, data.
-EventRow = tuple[int, int, str, int, int, int, int, bytes]
+
+@dataclass(frozen=True)
+class Events:
+    """Rows (op, now, a, b, c, d, data) of an engine's journal, numbered from ``first``.
+
+    The run's clock starts at ``zero_ns``; a row without a time (0) has that of the one before, the first one
+    ``before_ns``.
+    """
+
+    first: int
+    zero_ns: int
+    before_ns: int
+    rows: Sequence[tuple[str, int, int, int, int, int, bytes]]
+
 
 _OUTCOME_NAMES = {"requests": names(Outcome), "batches": names(BatchOutcome)}
 
@@ -42,13 +55,16 @@ def to_table(table: str, chunks: Sequence[Columns], models: Sequence[str]) -> An
     return pa.Table.from_arrays(arrays, schema=SCHEMAS[table])
 
 
-def events_table(rows: Sequence[EventRow]) -> Any:
-    """The events table of ``rows``; raises what Arrow raises on values that do not fit."""
-    arrays = []
-    for field, values in zip(SCHEMAS["events"], zip(*rows, strict=True), strict=True):
-        if field.name == "op":
-            arrays.append(pa.array(values, pa.string()).dictionary_encode())
-        else:
-            arrays.append(pa.array(values, field.type))
+def events_table(chunks: Sequence[Events]) -> Any:
+    """The events table of ``chunks``, in order; raises what Arrow raises on values that do not fit."""
+    tables = []
+    for chunk in chunks:
+        ops, times, *numbers, data = zip(*chunk.rows, strict=True)
+        at = np.maximum(np.maximum.accumulate(np.array(times, np.int64)), chunk.before_ns) - chunk.zero_ns
+        arrays = [pa.array(np.arange(chunk.first, chunk.first + len(ops))), pa.array(at)]
+        arrays.append(pa.array(ops, pa.string()).dictionary_encode())
+        arrays += [pa.array(values, pa.int64()) for values in numbers]
+        arrays.append(pa.array(data, pa.binary()))
+        tables.append(pa.Table.from_arrays(arrays, schema=SCHEMAS["events"]))
         time.sleep(0)  # as above
-    return pa.Table.from_arrays(arrays, schema=SCHEMAS["events"])
+    return pa.concat_tables(tables).unify_dictionaries()

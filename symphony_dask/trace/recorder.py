@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import folder as run_folder
-from symphony_dask.trace.columns import Columns, EventRow, events_table, to_table
+from symphony_dask.trace.columns import Columns, Events, events_table, to_table
 from symphony_dask.trace.schema import GPU_EVENTS, SCHEMA_VERSION, SCHEMAS
 
 logger = logging.getLogger(__name__)
@@ -140,12 +140,9 @@ class Recorder:
         row |= {"rank": rank, "gpu_class": gpu_class, "worker": worker, "host": host}
         self._append("gpus", 1, row)
 
-    def record_events(self, rows: list[EventRow]) -> None:
-        """Record what the engine was told: tuples in the order of the events table's columns, ``op`` by its name.
-
-        The list now belongs to the recorder.
-        """
-        self._append("events", len(rows), rows)
+    def record_events(self, events: Events) -> None:
+        """Record what the engine was told; the rows now belong to the recorder."""
+        self._append("events", len(events.rows), events)
 
     def record_scaling(self, *, time_ns: int, inputs: Mapping[str, Any], decision: Mapping[str, Any]) -> None:
         """Record one tick of the scaling policy; both mappings hold what ``json.dumps`` accepts."""
@@ -212,7 +209,7 @@ class Recorder:
                 if table in ("requests", "batches"):
                     arrow = to_table(table, payloads, list(self.models))
                 elif table == "events":
-                    arrow = events_table([row for rows_ in payloads for row in rows_])
+                    arrow = events_table(payloads)
                 else:
                     arrow = pa.Table.from_pylist(payloads, schema=SCHEMAS[table])
                 run_folder.write_part(self.folder, table, self._parts[table] + 1, arrow)
