@@ -20,7 +20,7 @@ from workloads.prices import Prices
 from workloads.stays import stays
 
 #: Points of time in the figures over time, points of the latency curve, batches and GPUs of the timeline, at most.
-BUCKETS, CURVE_POINTS, MOST_BATCHES, MOST_GPUS = 100, 400, 1_500, 32
+BUCKETS, CURVE_POINTS, MOST_BATCHES, MOST_GPUS = 100, 400, 800, 32
 
 #: Models told apart in the figures; the requests of all others are taken together.
 MOST_MODELS = 6

@@ -221,7 +221,7 @@ def _browse(url: str, *options: str) -> Any:
         "--disable-dev-shm-usage",
         "--hide-scrollbars",
     ]
-    log = ["--enable-logging=stderr", "--v=0", "--window-size=1500,3600"]
+    log = ["--enable-logging=stderr", "--v=0", "--window-size=1500,6000"]
     return subprocess.run([*command, *log, *options, url], capture_output=True, text=True, timeout=150, check=True)
 
 
