@@ -56,6 +56,7 @@ from symphony_dask.requests import RequestTable, Rows, Settled
 from symphony_dask.runlog import Flight, RunLog, ServedModel
 from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, NEVER, Engine
 from symphony_dask.scheduling.intake import MIXED
+from symphony_dask.scheduling.journal import dump
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.timer import Timer
 from symphony_dask.trace import BatchOutcome, Outcome
@@ -186,6 +187,7 @@ class Dispatcher:
         self._slo_of[model_id] = slo_ns
         if self.log is not None:
             self.log.model(model)
+        self._journal_wire(model_id)
         return model
 
     def new_model_id(self) -> int:
@@ -206,6 +208,7 @@ class Dispatcher:
         """Stop serving a model: queued requests end as cancelled, batches in flight are still answered."""
         model = self.models.pop(model_id)
         self._index_of[model_id] = -1
+        self._journal_wire(model_id)
         ended = self.engine.remove_model(now_ns(), model.index)
         self._end(ended, model, Outcome.CANCELLED, "Undeployed", f"model {model.name!r} was undeployed")
 
@@ -529,9 +532,15 @@ class Dispatcher:
         if lost:
             text = f"its payload did not reach worker {worker.address} in time, and it did not run: check the network"
             errors |= dict.fromkeys(lost, ("PayloadLost", text))
-        rows = self._requests.rows(slots) if self.log is not None else None
-        counts = flight.model.counts
-        settled = self._requests.settle(slots, answers, len(blob), now=now, failed=set(errors), counts=counts)
+        settled = self._requests.settle(
+            slots,
+            answers,
+            len(blob),
+            now=now,
+            failed=set(errors),
+            counts=flight.model.counts,
+            keep=self.log is not None,
+        )
         if settled is None:
             text = f"lane DONE of batch {batch} has {len(answers)} answers that do not fit {len(slots)} requests"
             raise BadInput(f"{text} and {len(blob)} bytes")
@@ -548,17 +557,14 @@ class Dispatcher:
         if len(blob) > self._inline_bytes:
             large = (answers["link"] < 0) & (answers["bytes"] > self._inline_bytes)
             self._introduce(worker, settled.owners[large])
-        if self.log is not None and rows is not None:
-            self.log.batch(flight, BatchOutcome.FAILED if len(errors) == len(slots) else BatchOutcome.DONE, start, end)
-            self.log.requests(
-                flight.model, rows, settled.results["outcome"],
-                dispatch=flight.dispatch_ns, start=start, end=end, reply=now, batch=batch, gpu=flight.gpu,
-            )  # fmt: skip
+        if self.log is not None:
+            outcome = BatchOutcome.FAILED if len(errors) == len(slots) else BatchOutcome.DONE
+            self.log.served(flight, settled.entries, settled.results, outcome, start, end, now)
         self._due()
 
     def _reply(self, settled: Settled, blob: memoryview, errors: dict[int, tuple[str, str]]) -> None:
         """Send each client its answers; the blob passes through whole where one client has all."""
-        owner, results, owners = settled
+        owner, results, owners, _ = settled
         if owner >= 0:
             connection = self._clients.get(owner)
             if connection is not None:
@@ -639,14 +645,25 @@ class Dispatcher:
         for connection in self.workers.values():
             for gpu in connection.peer.gpus:
                 self._log_gpu("ready", gpu, connection.peer)
+        self.engine.journal = self.log.event
+        self.log.event("state", now_ns(), 0, 0, 0, 0, dump(self.engine))
+        for model_id in self.models:
+            self._journal_wire(model_id)
 
     async def stop_recording(self) -> str | None:
         """Close the recording and return its folder; None if there was none."""
         if self.log is None:
             return None
         log, self.log = self.log, None
+        self.engine.journal = None
         await asyncio.to_thread(log.close)
         return log.folder
+
+    def _journal_wire(self, model_id: int) -> None:
+        """Have a replay know which model of the engine a number on the wire stands for."""
+        if self.log is not None:
+            index, slo_ns = int(self._index_of[model_id]), int(self._slo_of[model_id])
+            self.log.event("wire", now_ns(), model_id, index, slo_ns, 0, b"")
 
     def _log_gpu(self, event: str, gpu: int, worker: Worker) -> None:
         if self.log is not None:

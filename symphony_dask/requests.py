@@ -15,6 +15,7 @@ from symphony_dask.scheduling.state import EVICTED, fielded, records
 Slots = npt.NDArray[np.int32]
 
 _NONE_FAILED = np.zeros(0, np.int8)
+_NO_ENTRIES = np.empty(0, intake.ENTRY)
 
 
 class Rows(NamedTuple):
@@ -36,13 +37,14 @@ class Intake(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """How a batch ended: the one client of all its requests (or ``intake.MIXED``, ``NOBODY``), the rows of RESULT, and
-    the client of each, -1 where it is gone.
+    """How a batch ended: the one client of all its requests (or ``intake.MIXED``, ``NOBODY``), the rows of RESULT, the
+    client of each, -1 where it is gone, and their entries, if they were asked for.
     """
 
     owner: int
     results: npt.NDArray[Any]
     owners: npt.NDArray[np.int32]
+    entries: npt.NDArray[Any]
 
 
 class RequestTable:
@@ -97,6 +99,8 @@ class RequestTable:
         )  # fmt: skip
         if found < 0:
             return None
+        if engine.journal is not None:
+            engine.journal("admit", now, one_way, margin_ns, int(serving), len(blob), rows.tobytes())
         if found == 0:
             self._keep_payloads(slots, rows, blob)
         return Intake(slots, refused, self._evicted[:found])
@@ -144,6 +148,7 @@ class RequestTable:
         now: int,
         failed: set[int],
         counts: npt.NDArray[np.int64],
+        keep: bool = False,
     ) -> Settled | None:
         """How the requests of a batch ended, see ``intake.settle``; None if the answers do not add up."""
         n = len(slots)
@@ -152,14 +157,15 @@ class RequestTable:
             marks = np.zeros(n, np.int8)
             marks[list(failed)] = 1
         results, owners = np.zeros(n, RESULT_ROW), np.empty(n, np.int32)
+        entries = np.empty(n, intake.ENTRY) if keep else _NO_ENTRIES
         owner = intake.settle(
             self._entries, slots, fielded(answers), blob_bytes, now, self._one_way, marks, fielded(results), owners,
-            counts,
+            counts, fielded(entries),
         )  # fmt: skip
         if owner == intake.MALFORMED:
             return None
         self._drop_payloads(slots)
-        return Settled(owner, results, owners)
+        return Settled(owner, results, owners, entries)
 
     def payloads(self, slots: Slots) -> list[memoryview]:
         """The payloads of some requests in their order, empty for those that are held."""

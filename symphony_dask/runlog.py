@@ -8,10 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.lane import now_ns
+from symphony_dask.lane import RESULT_ROW, now_ns
 from symphony_dask.requests import Rows
+from symphony_dask.scheduling.intake import ENTRY
 from symphony_dask.scheduling.profile import LatencyProfile
-from symphony_dask.trace import BatchOutcome, Outcome, Recorder
+from symphony_dask.trace import SCHEMAS, BatchOutcome, Outcome, Recorder
+from symphony_dask.trace.columns import EventRow
+
+#: Rows are handed to the recorder after so long, ns, or after so many batches: made into columns they cost less.
+_KEEP_NS, _KEPT = 500_000_000, 256
+
+_BATCH_COLUMNS = SCHEMAS["batches"].names
 
 
 @dataclass
@@ -52,9 +59,32 @@ class RunLog:
         self._recorder = Recorder(folder, info)
         self._codes: dict[int, int] = {}
         self._models: list[dict[str, Any]] = []
+        self._events: list[EventRow] = []
+        self._n_events = 0
+        self._served: list[tuple[Any, ...]] = []
+        self._batches: list[tuple[int, ...]] = []
+        self._last_ns = self._kept_ns = start_ns
+        self._recorder.update_info(engine_clock_ns=start_ns)
 
     def close(self) -> None:
+        self._keep()
         self._recorder.close()
+
+    def event(self, op: str, now: int, a: int, b: int, c: int, d: int, data: bytes) -> None:
+        """The engine's ``journal``. An op that has no time (0) gets that of the one before."""
+        self._last_ns = max(self._last_ns, now)
+        self._events.append((self._n_events, self._last_ns - self._start_ns, op, a, b, c, d, data))
+        self._n_events += 1
+        if self._last_ns - self._kept_ns > _KEEP_NS:
+            self._keep()
+
+    def _keep(self) -> None:
+        """Hand all on to the recorder."""
+        self._kept_ns = self._last_ns
+        self._keep_served()
+        if self._events:
+            self._recorder.record_events(self._events)
+            self._events = []
 
     def model(self, model: ServedModel) -> None:
         profiles = {c: p.to_dict() for c, p in model.profiles.items()}
@@ -73,52 +103,89 @@ class RunLog:
             host=host,
         )
 
+    def served(
+        self,
+        flight: Flight,
+        entries: npt.NDArray[Any],
+        results: npt.NDArray[Any],
+        outcome: BatchOutcome,
+        start: int,
+        end: int,
+        reply: int,
+    ) -> None:
+        """A batch that came back: its requests' entries, and how each ended (with ``outcome``)."""
+        self.batch(flight, outcome, start, end)
+        self._served.append(
+            (entries, results, len(results), self._codes[flight.model.model_id], flight.batch, flight.gpu,
+             flight.dispatch_ns, start, end, reply)
+        )  # fmt: skip
+        if len(self._served) >= _KEPT:
+            self._keep_served()
+
+    def _keep_served(self) -> None:
+        """Hand on what was served as columns, made for many batches at once."""
+        if self._served:
+            entries, results, *common = zip(*self._served, strict=True)
+            self._served = []
+            # As bytes: numpy joins records field by field.
+            of, ended = np.frombuffer(b"".join(entries), ENTRY), np.frombuffer(b"".join(results), RESULT_ROW)
+            zero = self._start_ns
+            sizes = np.array(common[0])
+            model, batch, gpu, dispatch, start, end, reply = (np.repeat(np.array(c), sizes) for c in common[1:])
+            self._recorder.record_requests(
+                {
+                    "id": of["id"],
+                    "client": of["client"],
+                    "model": model,
+                    "arrival_ns": of["arrival"] - zero,
+                    "deadline_ns": of["deadline"] - zero,
+                    "dispatch_ns": dispatch - zero,
+                    "start_ns": start - zero,
+                    "end_ns": end - zero,
+                    "reply_ns": reply - zero,
+                    "outcome": ended["outcome"],
+                    "batch": batch,
+                    "gpu": gpu,
+                    "bytes": of["bytes"],
+                }
+            )
+        if self._batches:
+            columns = np.array(self._batches, np.int64).T
+            self._batches = []
+            self._recorder.record_batches(dict(zip(_BATCH_COLUMNS, columns, strict=True)))
+
     def batch(self, flight: Flight, outcome: BatchOutcome, start: int = -1, end: int = -1) -> None:
+        """A batch that ended; ``start`` and ``end`` where they are known."""
         zero = self._start_ns
         (window_open, window_close), (planned_start, planned_end) = flight.window, flight.planned
-        self._recorder.record_batches(
-            {
-                "batch": np.array([flight.batch]),
-                "model": np.array([self._codes[flight.model.model_id]]),
-                "gpu": np.array([flight.gpu]),
-                "size": np.array([len(flight.slots)]),
-                "dispatch_ns": np.array([flight.dispatch_ns - zero]),
-                "window_open_ns": np.array([window_open - zero]),
-                "window_close_ns": np.array([window_close - zero]),
-                "planned_start_ns": np.array([planned_start - zero]),
-                "planned_end_ns": np.array([planned_end - zero]),
-                "start_ns": np.array([start if start < 0 else start - zero]),
-                "end_ns": np.array([end if end < 0 else end - zero]),
-                "outcome": np.array([outcome]),
-            }
-        )
+        self._batches.append(
+            (
+                flight.batch, self._codes[flight.model.model_id], flight.gpu, len(flight.slots),
+                flight.dispatch_ns - zero, window_open - zero, window_close - zero, planned_start - zero,
+                planned_end - zero, start if start < 0 else start - zero, end if end < 0 else end - zero, int(outcome),
+            )
+        )  # fmt: skip
 
     def requests(
         self,
         model: ServedModel,
         rows: Rows,
-        outcome: Outcome | npt.NDArray[np.int8],
+        outcome: Outcome,
         *,
-        dispatch: int = -1,
-        start: int = -1,
-        end: int = -1,
-        reply: int = -1,
-        batch: int = -1,
-        gpu: int = -1,
+        reply: int,
     ) -> None:
-        """Requests of one model that ended together, and what they have in common."""
+        """Requests of one model that ended together without having run."""
         n, zero = len(rows.ids), self._start_ns
-        times = {"dispatch_ns": dispatch, "start_ns": start, "end_ns": end, "reply_ns": reply}
         columns: dict[str, Any] = {
             "id": rows.ids,
             "client": rows.clients,
             "model": np.full(n, self._codes[model.model_id]),
             "arrival_ns": rows.arrivals - zero,
             "deadline_ns": rows.deadlines - zero,
-            **{name: np.full(n, t if t < 0 else t - zero) for name, t in times.items()},
-            "outcome": outcome if isinstance(outcome, np.ndarray) else np.full(n, outcome, np.int8),
-            "batch": np.full(n, batch),
-            "gpu": np.full(n, gpu),
+            **dict.fromkeys(("dispatch_ns", "start_ns", "end_ns"), np.full(n, -1)),
+            "reply_ns": np.full(n, reply - zero),
+            "outcome": np.full(n, outcome, np.int8),
+            **dict.fromkeys(("batch", "gpu"), np.full(n, -1)),
             "bytes": rows.bytes,
         }
         self._recorder.record_requests(columns)

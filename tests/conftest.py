@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from symphony_dask.client import Model, Serving
 from tests.cluster import Cluster, wait_until
 from tests.models import Gate
+from workloads.verify import verify
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +25,16 @@ def serving(cluster: Cluster) -> Iterator[Serving]:
     with Serving(cluster.client()) as serving:
         wait_until(lambda: len(serving.status()["workers"]) == 2, "two workers on the lane", 60)
         yield serving
+
+
+@pytest.fixture(autouse=True)
+def recorded_runs_can_be_verified(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every live run that a test records into its ``tmp_path`` is led once more through the engine."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    for events in folder.rglob("events-000001.parquet") if folder is not None else ():
+        if json.loads((events.parent / "run.json").read_text()).get("closed"):
+            assert verify(events.parent).differing == 0
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ independent of each other. A longer run with the same seed begins with the arriv
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -59,10 +59,24 @@ def assign(n: int, shares: Sequence[float], seed: int) -> npt.NDArray[np.int32]:
     """
     if n < 0:
         raise BadInput(f"n is {n}: the number of arrivals must be at least 0")
+    return drawn_models(shares, seed)(n)
+
+
+def drawn_models(shares: Sequence[float], seed: int) -> Callable[[int], npt.NDArray[np.int32]]:
+    """What draws the models of the next n arrivals, call by call, as ``assign`` draws those of all."""
     edges = checked_shares(shares).cumsum()
-    draws = _generator(seed, _MODELS).random(n) * edges[-1]
-    models: npt.NDArray[np.int32] = np.searchsorted(edges, draws, side="right").astype(np.int32)
-    return models
+    rng = _generator(seed, _MODELS)
+
+    def draw(n: int) -> npt.NDArray[np.int32]:
+        models: npt.NDArray[np.int32] = np.searchsorted(edges, rng.random(n) * edges[-1], side="right").astype(np.int32)
+        return models
+
+    return draw
+
+
+def time_generator(seed: int) -> np.random.Generator:
+    """The random stream of times that belongs to ``seed``; raises ``BadInput`` when it is negative."""
+    return _generator(seed, _TIMES)
 
 
 def _generator(seed: int, stream: int) -> np.random.Generator:

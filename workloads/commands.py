@@ -1,9 +1,8 @@
-"""Commands of the workloads: demo, bench, bound, goodput, simulate, trace, replay; compare has its own file."""
+"""Commands of the workloads: demo, bench, bound, goodput, simulate, replay; compare and trace have their own files."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +10,7 @@ import click
 from symphony_dask.commands import command, json_option, print_json
 from workloads.compare_command import compare
 from workloads.report_commands import COMMANDS as REPORT_COMMANDS
+from workloads.trace_commands import trace
 
 
 def profiles_option(*, required: bool) -> Any:
@@ -103,15 +103,19 @@ def memory(requests: int, batch: int, payload: int, as_json: bool) -> None:
 @click.option("--batch", default=8, show_default=True, help="Largest batch.")
 @click.option("--payload", default=100, show_default=True, help="Bytes of each request.")
 @click.option("--seconds", default=5.0, show_default=True, help="Length of each measurement.")
+@click.option(
+    "--rate", "rates", type=float, multiple=True, help="Of the open loops, req/s; by default 1,000 to 20,000."
+)
 @json_option
 @command
-def live(batch: int, payload: int, seconds: float, as_json: bool) -> None:
+def live(batch: int, payload: int, seconds: float, rates: tuple[float, ...], as_json: bool) -> None:
     """Requests a second over the lane, l(b)=0, beside plain client.submit."""
-    from workloads.bench.live import bench_live
+    from workloads.bench.live import OPEN_LOOP_HZ, bench_live
 
     result = bench_live(
-        batch=batch, payload_bytes=payload, seconds=seconds, on_progress=lambda text: click.echo(text, err=True)
-    )
+        batch=batch, payload_bytes=payload, seconds=seconds, open_loop_hz=rates or OPEN_LOOP_HZ,
+        on_progress=lambda text: click.echo(text, err=True),
+    )  # fmt: skip
     if as_json:
         print_json(result)
         return
@@ -224,6 +228,29 @@ def peers(names: tuple[str, ...], peers_: tuple[str, ...], folder: str, seconds:
     for row in result["rows"]:
         knobs = f"  batch {row['max_batch']}, wait {row['wait_ms']:g} ms" if "max_batch" in row else ""
         click.echo(f"{row['setting']:16} {row['system']:14} {row['goodput_hz']:10,.0f} req/s{knobs}")
+
+
+@bench.command()
+@click.option("--pairs", default=8, show_default=True, help="Measurements with and without.")
+@click.option("--seconds", default=3.0, show_default=True, help="Length of each.")
+@click.option("--batch", default=8, show_default=True, help="Largest batch.")
+@json_option
+@command
+def recording(pairs: int, seconds: float, batch: int, as_json: bool) -> None:
+    """What recording a run costs in requests a second, in paired closed loops."""
+    from workloads.bench.recording import bench_recording
+
+    found = bench_recording(
+        pairs=pairs, seconds=seconds, batch=batch, on_progress=lambda text: click.echo(text, err=True)
+    )
+    if as_json:
+        print_json(found)
+        return
+    click.echo(
+        f"plain     {found['plain_hz']:10,.0f} req/s  {found['plain_cpu_us']:6.1f} us of scheduler CPU a request"
+    )
+    click.echo(f"recorded  {found['recorded_hz']:10,.0f} req/s  {found['recorded_cpu_us']:6.1f} us")
+    click.echo(f"cost      {found['cost']:10.1%}")
 
 
 @bench.command("graph")
@@ -415,7 +442,7 @@ def goodput_(
 
 
 @click.command("simulate")
-@click.argument("path", metavar="TRACE", type=click.Path(exists=True))
+@click.argument("path", metavar="TRACE")
 @gpus_option
 @click.option("--policy", default="adaptive", show_default=True, help="A policy of the engine, or a baseline.")
 @click.option("--slo", help="Latency objective of every request; by default the trace's own, else 50ms.")
@@ -451,7 +478,9 @@ def simulate_(
     from workloads.workload import read_workload
 
     gpus, profile, by_class = _fleet(gpus_text, profile_texts)
+    began = time.perf_counter()
     work = read_workload(path, profile, None if slo is None else parse_duration_ns(slo, "slo"), by_class)
+    read_s = time.perf_counter() - began
     if not isinstance(gpus, int):
         _require_profiles(gpus, profile, set.intersection(*(set(model.profiles) for model in work.models)))
     compile_policies([policy])  # not simulation, so not timed
@@ -460,6 +489,7 @@ def simulate_(
         work.models, gpus, work.arrivals_ns, work.choices
     )
     found = {**result.to_dict(), "simulated_hz": len(work.arrivals_ns) / (time.perf_counter() - began)}
+    found["read_s"] = read_s
     if folder is not None:
         if not isinstance(result, SimulatedRun):
             raise BadInput(f"policy {policy!r} is a baseline, which keeps no tables: leave --folder out")
@@ -472,96 +502,64 @@ def simulate_(
         click.echo(f"{key:12} {value:,.3f}" if isinstance(value, float) else f"{key:12} {value}")
 
 
-@click.group()
-def trace() -> None:
-    """Import traces and look at them."""
-
-
-def _print_info(found: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(found)
-    else:
-        for key, value in found.items():
-            click.echo(f"{key:10} {value:,.3f}" if isinstance(value, float) else f"{key:10} {value:,}")
-
-
-@trace.command("import")
-@click.argument("format_name", metavar="FORMAT")
-@click.argument("source", metavar="IN", type=click.Path(exists=True, dir_okay=False))
-@click.argument("target", metavar="OUT", type=click.Path())
-@click.option("--strict", is_flag=True, help="Stop at the first row that cannot be read.")
-@json_option
-@command
-def import_(format_name: str, source: str, target: str, strict: bool, as_json: bool) -> None:
-    """Read the trace IN, of some published FORMAT, into the folder OUT."""
-    from symphony_dask.trace import write_trace
-    from workloads.importers import TRACE_COLUMNS, import_trace, info
-
-    imported = import_trace(format_name, source, strict=strict)
-    for example in imported.bad_examples:
-        click.echo(example, err=True)
-    source_info = {"source": Path(source).name, "format": format_name, "bad_rows": imported.bad_rows}
-    write_trace(target, imported.frame.select(TRACE_COLUMNS), source_info)
-    _print_info(info(imported.frame, imported.bad_rows), as_json)
-
-
-@trace.command("info")
-@click.argument("path", metavar="TRACE", type=click.Path(exists=True))
-@json_option
-@command
-def info_(path: str, as_json: bool) -> None:
-    """Show how many requests a trace or run has, and how they come."""
-    from symphony_dask.trace import open_run, read_trace
-    from workloads.importers import info
-
-    bad_rows = open_run(path).info.get("bad_rows", 0) if Path(path).is_dir() else 0
-    _print_info(info(read_trace(path), bad_rows), as_json)
-
-
 @click.command("replay")
 @click.argument("path", metavar="TRACE", type=click.Path(exists=True))
-@click.option("--scheduler", required=True, help="Address of the Dask scheduler.")
+@click.option("--scheduler", help="Address of the Dask scheduler.")
+@click.option("--simulate", is_flag=True, help="Not on a cluster, but on simulated GPUs under a virtual clock.")
 @click.option("--model", "model_text", multiple=True, metavar="NAME=A,B@SLO", help="An emulated model to deploy.")
 @click.option("--speed", default=1.0, show_default=True, help="How much faster than recorded.")
+@click.option("--slo", help="Of every model, in place of its own.")
+@click.option("--policy", help="A policy of the engine; by default the scheduler's, simulated that of the run.")
+@click.option("--gpus", type=int, help="Simulated: how many; by default as many as the run had.")
+@click.option("--payload", help="Live: bytes of each request, or 'trace': as recorded (of each model the median).")
 @click.option("--folder", type=click.Path(), help="Where the run is recorded; by default symphony-runs/replay-TIME.")
 @json_option
 @command
-def replay_(
-    path: str, scheduler: str, model_text: tuple[str, ...], speed: float, folder: str | None, as_json: bool
-) -> None:
-    """Submit TRACE's requests to a live cluster at their recorded times.
+def replay_(path: str, scheduler: str | None, simulate: bool, as_json: bool, **options: Any) -> None:
+    """Submit TRACE's requests to a live cluster at their recorded times, or to simulated GPUs.
 
-    The trace's models are served, in turn, by the emulated models given with --model (by default one like ResNet-50).
+    The models are those of the run, as far as TRACE is one, with emulated GPUs that take their recorded l(b). With
+    --model (and for a trace without models: one like ResNet-50) these serve the trace's models in turn.
     """
-    import time
+    from symphony_dask.errors import BadInput
+    from workloads.replay_trace import replay_live, replay_simulated
 
-    from distributed import Client
-
-    from symphony_dask.client import Serving
-    from symphony_dask.trace import read_trace
-    from workloads import loadgen
-    from workloads.replay import choose_models, parse_model, scaled
-
-    frame = read_trace(path)
-    arrivals = scaled(frame["arrival_ns"].to_numpy(), speed)
-    run = Path(folder or f"symphony-runs/replay-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
-    with Client(scheduler) as client, Serving(client) as serving:
-        given = [parse_model(text) for text in model_text or ("resnet50=1.053,5.072@50ms",)]
-        models = [serving.deploy(name, emulated, slo=slo) for name, emulated, slo in given]
-        choices = choose_models({m.name: i for i, m in enumerate(models)}, frame["model"].to_list(), len(models))
-        serving.record(str(run), label="emulated GPUs, everything else real", trace=str(path), speed=speed)
-        try:
-            result = loadgen.offer(serving, models, arrivals, choices).to_dict()
-        finally:
-            serving.stop_recording()
-            for model in models:
-                serving.undeploy(model.name)
+    if simulate == (scheduler is not None):
+        raise BadInput("give either --scheduler ADDRESS or --simulate")
+    result = replay_simulated(path, **options) if scheduler is None else replay_live(path, scheduler, **options)
     if as_json:
-        print_json({**result, "run": str(run)})
+        print_json(result)
         return
     for key, value in result.items():
         click.echo(f"{key:17} {value:,.3f}" if isinstance(value, float) else f"{key:17} {value}")
-    click.echo(f"{'run':17} {run}")
 
 
-COMMANDS = [demo, bench, bound, goodput_, compare, simulate_, trace, replay_, *REPORT_COMMANDS]
+@click.command("verify")
+@click.argument("run")
+@json_option
+@command
+def verify_(run: str, as_json: bool) -> None:
+    """Lead the engine once more through the events of a recorded RUN; tell the first decision that differs.
+
+    There must be none. Exits with 1 if there is.
+    """
+    from workloads.verify import verify
+
+    found = verify(run)
+    if as_json:
+        print_json(found.to_dict())
+    elif found.first is None:
+        click.echo(f"{found.decisions:,} decisions at {found.events:,} events, all as recorded")
+    else:
+        first = found.first
+        click.echo(f"event {first.event} at {first.time_ns / 1e6:.3f} ms differs, after {found.decisions:,} decisions")
+        for name, decided in (("recorded", first.recorded), ("replayed", first.replayed)):
+            for batch, model, gpu, slots in decided.batches:
+                click.echo(f"  {name}: batch {batch} of model {model} on GPU {gpu}, requests in slots {slots}")
+            if decided.drops:
+                click.echo(f"  {name}: drops slots {decided.drops}")
+    if found.differing:
+        raise SystemExit(1)
+
+
+COMMANDS = [demo, bench, bound, goodput_, compare, simulate_, trace, replay_, verify_, *REPORT_COMMANDS]

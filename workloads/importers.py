@@ -1,29 +1,29 @@
-"""Public request traces, read into frames.
-
-A frame has one row a request, in order of arrival: model (str), arrival_ns (int64, from the first request), bytes
-(int64), and what else the trace tells. ``symphony_dask.trace.write_trace`` takes the columns named in
-``TRACE_COLUMNS``.
-"""
+"""Request traces from elsewhere, as runs that were not served, in bounded memory."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from symphony_dask.errors import BadInput
-from symphony_dask.units import NS_PER_S
-from workloads.arrivals import assign
-from workloads.zoo import equal
+from symphony_dask.trace import Names, TraceWriter
+from symphony_dask.trace.ordered import Rows, in_order, taken
+from workloads.arrivals import assign, drawn_models, time_generator
+from workloads.facts import Facts
+from workloads.formats import FORMATS, Source, azure_llm_rows, names_of_columns
+from workloads.mapping import model_of_function
+from workloads.textlines import BadRows
+from workloads.zoo import POPULARITIES, equal
 
 #: The columns of every imported frame that a run folder keeps.
 TRACE_COLUMNS = ("model", "arrival_ns", "bytes")
-
-_KEPT_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,126 @@ class Imported:
     bad_examples: tuple[str, ...]
 
 
-def import_trace(format_name: str, path: str | Path, **options: Any) -> Imported:
-    """The trace at ``path``, read by the importer of that name in ``FORMATS``, which also takes the options.
+def import_trace(
+    format_name: str,
+    path: str | Path,
+    target: str | os.PathLike[str],
+    *,
+    models: int | None = None,
+    rule: str | None = None,
+    popularity: str = "equal",
+    start_ns: int = 0,
+    end_ns: int | None = None,
+    seed: int = 0,
+    strict: bool = False,
+    time: str | None = None,
+    unit: str | None = None,
+    model: str | None = None,
+    bytes_: str | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    on_bad: Callable[[tuple[str, ...]], None] | None = None,
+) -> dict[str, Any]:
+    """Read the file at ``path``, of a format in ``FORMATS``, into the run folder ``target``; gives ``Facts.to_dict``.
 
-    Raises ``BadInput`` when the format is unknown, and as the importer does.
+    models: how many models, named model-0 and up, serve the requests. By default each function of the trace is a model,
+        and a trace without functions is one model that is named after its format.
+    rule: of ``mapping.RULES`` ("popularity" by default), from functions to models. In a trace without functions the
+        model of each request is drawn instead, by ``popularity`` (of ``zoo.POPULARITIES``) and the seed.
+    start_ns, end_ns: only requests from start on and before end, since the first one of the file (where the file counts
+        requests by minute or second, since the beginning of its first); start becomes time 0.
+    seed: draws what the file does not tell.
+    strict: the first row that cannot be read raises; else such rows are counted and left out.
+    time, unit, model, bytes_: columns of a format whose columns have no fixed names (``formats.Source``).
+    on_progress: is told how many bytes were read; on_bad: the first few bad rows, once all is read.
+
+    The same file and arguments give the same bytes. Rows may come in any order: beyond some millions they are sorted on
+    disk (``trace.ordered``). Raises ``BadInput`` if something cannot be used, if a row is bad
+    under ``strict``, or if no request is left.
     """
     if format_name not in FORMATS:
         raise BadInput(f"trace format {format_name!r} is unknown: use one of {', '.join(sorted(FORMATS))}")
-    return FORMATS[format_name](path, **options)
+    chosen = FORMATS[format_name]
+    given = [("time", time), ("unit", unit), ("model", model), ("bytes_", bytes_)]
+    columns = names_of_columns(format_name, given)
+    if start_ns < 0 or (end_ns is not None and end_ns <= start_ns):
+        raise BadInput(f"the window from {start_ns} to {end_ns} ns is empty: give a start before its end")
+    if popularity not in POPULARITIES:
+        raise BadInput(f"popularity {popularity!r} is unknown: use one of {', '.join(POPULARITIES)}")
+    bad = BadRows(path, strict=strict)
+    source = Source(path, bad, time_generator(seed), on_progress=on_progress, **columns)
+    functions = _Functions(source.names)
+    facts = Facts()
+    described = {"source": Path(path).name, "format": format_name, "seed": seed}
+    with TraceWriter(target, described) as writer:
+        rows = in_order(functions.number(chosen.chunks(source)))
+        first = next(rows, None)  # by now all is read
+        if on_bad is not None and bad.examples:
+            on_bad(bad.examples)
+        if first is None:
+            raise bad.nothing_left()
+        writer.update_info(bad_rows=bad.count)
+        names, choose = _models(format_name, functions, models, rule, popularity, seed)
+        origin = start_ns + (0 if chosen.absolute else int(first["arrival_ns"][0]))
+        while first is not None:
+            arrivals = first["arrival_ns"] - origin
+            within = {name: values for name, values in first.items() if name != "id"}
+            within |= {"arrival_ns": arrivals, "model": choose(first)}
+            kept = taken(within, _within(arrivals, start_ns, end_ns))
+            facts.add(kept["arrival_ns"], kept["model"])
+            writer.write(kept, names)
+            if end_ns is not None and arrivals[-1] >= end_ns - start_ns:
+                break
+            first = next(rows, None)
+        if not facts.requests:
+            raise BadInput(f"{path} has no request from {start_ns} to {end_ns} ns: give another window")
+    return facts.to_dict(bad.count)
+
+
+class _Functions:
+    """Numbers the rows of a file, and counts those of each function."""
+
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self.requests: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def number(self, chunks: Any) -> Any:
+        done = 0
+        for chunk in chunks:
+            n = len(chunk["arrival_ns"])
+            if not n:
+                continue
+            if "model" in chunk:
+                counts = np.bincount(chunk["model"], minlength=len(self.names))
+                counts[: len(self.requests)] += self.requests
+                self.requests = counts
+            yield {**chunk, "id": np.arange(done, done + n)}
+            done += n
+
+
+def _models(
+    format_name: str, functions: _Functions, models: int | None, rule: str | None, popularity: str, seed: int
+) -> tuple[list[str], Callable[[Rows], npt.NDArray[np.int32]]]:
+    """Names of models, and what gives the model of each of the next rows, in order of arrival."""
+    of_functions = len(functions.names) > 0
+    if rule is not None and (models is None or not of_functions):
+        why = "it needs a number of models" if models is None else "the trace has no functions (or models) to map"
+        raise BadInput(f"mapping {rule!r} cannot be used: {why}")
+    if models is None:
+        if of_functions:
+            return functions.names.names, lambda rows: rows["model"]
+        return [format_name], lambda rows: np.zeros(len(rows["id"]), np.int32)
+    names = [f"model-{m}" for m in range(models)]
+    if of_functions:
+        found = model_of_function(rule or "popularity", functions.requests, models)
+        return names, lambda rows: found[rows["model"]]
+    draw = drawn_models(POPULARITIES[popularity](models), seed)
+    return names, lambda rows: draw(len(rows["id"]))
+
+
+def _within(arrivals: npt.NDArray[np.int64], start_ns: int, end_ns: int | None) -> slice:
+    """Rows of the window, of arrivals in order since its start."""
+    end = len(arrivals) if end_ns is None else int(np.searchsorted(arrivals, end_ns - start_ns))
+    return slice(int(np.searchsorted(arrivals, 0)), end)
 
 
 def azure_llm(
@@ -57,12 +169,13 @@ def azure_llm(
     seed: int = 0,
     strict: bool = False,
 ) -> Imported:
-    """The requests of an Azure LLM inference trace (CSV: TIMESTAMP, ContextTokens, GeneratedTokens).
+    """The requests of an Azure LLM inference trace in one frame (CSV: TIMESTAMP, ContextTokens, GeneratedTokens).
 
     models, shares, seed: with several names each request gets one by its share (equal where not given), drawn with the
-    seed. The frame's further columns are context_tokens and generated_tokens (int32); bytes is 0. Rows may come in any
-    order, with LF or CRLF; blank lines are skipped. Rows with an unreadable timestamp or token count are counted and
-    left out, or with ``strict`` the first one raises.
+    seed. The frame has one row a request, in order of arrival: model (str), arrival_ns (int64, from the first request),
+    bytes (int64, 0), context_tokens and generated_tokens (int32). Rows may come in any order, with LF or CRLF; blank
+    lines are skipped. Rows with an unreadable timestamp or token count are counted and left out, or with ``strict`` the
+    first one raises.
 
     Raises ``BadInput`` when the file or a column is missing, no row is left, a row is bad under ``strict``, or models
     and shares do not fit. Source: github.com/Azure/AzurePublicDataset (2023; the 2024 edition ends times in "+00:00").
@@ -70,48 +183,10 @@ def azure_llm(
     shares = equal(len(models)) if shares is None else shares
     if len(shares) != len(models):
         raise BadInput(f"{len(models)} models but {len(shares)} shares: give one share a model")
-
-    columns = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-    lines = _lines(path)
-    fields, width = _fields(path, lines, columns)
-    time, context, generated = (fields[name] for name in columns)
-    rows = lines.slice(1).with_columns(
-        arrival_ns=time.str.strip_suffix("+00:00")
-        .str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="ns", strict=False)
-        .dt.epoch("ns"),
-        context_tokens=_count(context),
-        generated_tokens=_count(generated),
-        width=pl.col("text").str.count_matches(",", literal=True) + 1,
-    )
-    wrong = (
-        pl.when(pl.col("width") != width)
-        .then(pl.format("{} fields where the header has {}", "width", pl.lit(width)))
-        .when(pl.col("arrival_ns").is_null())
-        .then(pl.format("TIMESTAMP '{}' is not a time such as 2023-11-16 18:17:03.9799600", time))
-        .when(pl.col("context_tokens").is_null())
-        .then(pl.format("ContextTokens '{}' is not a whole number of at least 0", context))
-        .when(pl.col("generated_tokens").is_null())
-        .then(pl.format("GeneratedTokens '{}' is not a whole number of at least 0", generated))
-    )
-    rows = rows.with_columns(wrong=wrong)
-    bad = rows.filter(pl.col("wrong").is_not_null())
-    good, examples, bad_count = pl.collect_all(
-        [
-            rows.filter(pl.col("wrong").is_null())
-            .select("arrival_ns", "context_tokens", "generated_tokens")
-            .sort("arrival_ns", maintain_order=True),
-            bad.head(_KEPT_EXAMPLES).select(pl.format("line {}: {}", "line", "wrong")),
-            bad.select(pl.len()),
-        ]
-    )
-    bad_examples = tuple(examples.to_series())
-    if bad_examples and strict:
-        raise BadInput(f"{path}, {bad_examples[0]}; mend it, or leave out strict to skip such rows")
+    bad = BadRows(path, strict=strict)
+    good = pl.concat(azure_llm_rows(Source(path, bad, time_generator(seed)))).sort("arrival_ns", maintain_order=True)
     if good.is_empty():
-        why = (
-            f"all {bad_count.item()} rows are bad, the first at {bad_examples[0]}" if bad_examples else "it has no rows"
-        )
-        raise BadInput(f"{path} has no request: {why}")
+        raise bad.nothing_left()
     chosen = assign(good.height, shares, seed)
     frame = good.select(
         pl.Series("model", list(models)).gather(pl.Series(chosen)).alias("model"),
@@ -120,79 +195,4 @@ def azure_llm(
         "context_tokens",
         "generated_tokens",
     )
-    return Imported(frame, bad_count.item(), bad_examples)
-
-
-#: Importers by the name that `symphony trace import FORMAT` takes.
-FORMATS: dict[str, Callable[..., Imported]] = {"azure-llm": azure_llm}
-
-
-def info(frame: pl.DataFrame, bad_rows: int = 0) -> dict[str, Any]:
-    """Facts of a trace, as `symphony trace info` prints them.
-
-    requests, models (how many names), span_s (first to last arrival), mean_hz (requests over the span, 0 where the
-    span is 0), peak_hz (the most arrivals in any whole second from the first one on) and bad_rows.
-
-    Raises ``BadInput`` when the frame has no rows.
-    """
-    if frame.is_empty():
-        raise BadInput("the trace has no requests: there is nothing to tell of it")
-    since_first_ns = frame["arrival_ns"].to_numpy() - frame["arrival_ns"].to_numpy().min()
-    span_s = float(since_first_ns.max()) / NS_PER_S
-    _, per_second = np.unique(since_first_ns // NS_PER_S, return_counts=True)
-    return {
-        "requests": frame.height,
-        "span_s": span_s,
-        "models": frame["model"].n_unique(),
-        "mean_hz": frame.height / span_s if span_s else 0.0,
-        "peak_hz": float(per_second.max()),
-        "bad_rows": bad_rows,
-    }
-
-
-def _lines(path: str | Path) -> pl.LazyFrame:
-    """Lines of a text file, not yet read, blank ones left out: columns line (from 1) and text (no line end).
-
-    Whole lines, and not the fields that a CSV reader would find, because a reader that meets a bad row either stops or
-    forgets its line.
-    """
-    if not Path(path).is_file():
-        raise BadInput(f"trace file {str(path)!r} does not exist: give the path of a file")
-    try:
-        lines = pl.scan_csv(
-            path,
-            has_header=False,
-            separator="\x01",
-            quote_char=None,
-            new_columns=["text"],
-            infer_schema=False,
-            encoding="utf8-lossy",
-            row_index_name="line",
-            row_index_offset=1,
-            truncate_ragged_lines=True,
-            glob=False,
-        )
-        lines.collect_schema()
-    except pl.exceptions.NoDataError:
-        raise BadInput(f"trace file {str(path)!r} is empty") from None
-    text = pl.col("text").str.strip_chars()
-    return lines.with_columns(text).filter(text.str.len_bytes() > 0)
-
-
-def _fields(path: str | Path, lines: pl.LazyFrame, names: Sequence[str]) -> tuple[dict[str, pl.Expr], int]:
-    """The named fields of a comma-separated line, as expressions, and how many fields the header has."""
-    first = lines.head(1).collect()["text"].to_list()
-    if not first:
-        raise BadInput(f"trace file {str(path)!r} is empty")
-    header = [name.strip() for name in first[0].split(",")]
-    missing = [name for name in names if name not in header]
-    if missing:
-        raise BadInput(f"{path} has no column {', '.join(missing)}: its first line is {','.join(header)!r}")
-    split = pl.col("text").str.split(",")
-    return {name: split.list.get(header.index(name), null_on_oob=True).str.strip_chars() for name in names}, len(header)
-
-
-def _count(field: pl.Expr) -> pl.Expr:
-    """``field`` as an int32 of at least 0, or null."""
-    number = field.cast(pl.Int32, strict=False)
-    return pl.when(number >= 0).then(number)
+    return Imported(frame, bad.count, bad.examples)

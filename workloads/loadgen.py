@@ -114,7 +114,7 @@ def offer(
     """Submit request i to ``models[choices[i]]`` at ``arrivals_ns[i]``, counted from the first; open loop.
 
     arrivals_ns: (n,) rising; choices: (n,). samples: the sample that each model is given, by default None.
-    processes: how many share the load; one was late by 1 ms (p99) at 20,000 req/s (docs/results.md).
+    processes: how many share the load; one was late by 1 ms (p99) at 20,000 req/s, 2.6 at 50,000 (docs/results.md).
     drain_s: how long to wait for the last answers; requests without one by then count as failed.
 
     Raises ``BadInput`` if there is nothing to offer, ``ConnectionLost`` if the lane is lost meanwhile.

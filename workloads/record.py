@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,13 @@ import pyarrow as pa
 from symphony_dask.trace import SCHEMA_VERSION, SCHEMAS, BatchOutcome
 from symphony_dask.trace import folder as run_folder
 from symphony_dask.trace.columns import to_table
+from symphony_dask.trace.ordered import Rows, concatenated, in_order, taken
 from workloads.simulate import SimulatedRun
+
+PART_ROWS = run_folder.ROW_GROUP
+
+#: The column of times that rows are sorted by, and that is not written.
+_ENDED = "ended_ns"
 
 
 def record(simulated: SimulatedRun, folder: str | os.PathLike[str], **info: Any) -> None:
@@ -22,13 +29,17 @@ def record(simulated: SimulatedRun, folder: str | os.PathLike[str], **info: Any)
     The same simulation gives the same tables, byte for byte. Raises ``BadInput`` if the folder holds a run or cannot
     be used.
     """
-    path = run_folder.local(folder)
+    path = run_folder.place(folder)
     fleet = simulated.fleet
     models = [
         {"name": m.name, "slo_ns": m.slo_ns, "profiles": {c: m.profile_on(c).to_dict() for c in fleet.classes}}
         for m in simulated.models
     ]
-    tables = {"requests": _requests(simulated), "batches": _batches(simulated)}
+    names = [m.name for m in simulated.models]
+    tables = {
+        "requests": (len(simulated.outcome), _requests, "id"),
+        "batches": (len(simulated.batch_size), _batches, "batch"),
+    }
     changes = [
         {**change._asdict(), "rank": fleet.rank[change.gpu], "gpu_class": fleet.classes[fleet.gpu_class[change.gpu]]}
         for change in simulated.changes
@@ -46,62 +57,80 @@ def record(simulated: SimulatedRun, folder: str | os.PathLike[str], **info: Any)
         "closed": True,
         "counts": {
             **dict.fromkeys(SCHEMAS, 0),
-            **{table: len(columns["model"]) for table, columns in tables.items()},
+            **{table: rows for table, (rows, _, _) in tables.items()},
             "gpus": len(changes),
         },
         "lost_rows": 0,
     }
     run_folder.create(path)
-    for table, columns in tables.items():
-        if len(columns["model"]):
-            run_folder.write_part(path, table, 1, to_table(table, [columns], [m.name for m in simulated.models]))
+    for table, (rows, columns_of, number) in tables.items():
+        # Rows of a run stand in the order of their end, and are made some at a time: all columns would fill the memory.
+        chunks = (columns_of(simulated, at, min(at + PART_ROWS, rows)) for at in range(0, rows, PART_ROWS))
+        for part, columns in enumerate(_parts(in_order(chunks, keys=(_ENDED, number))), 1):
+            run_folder.write_part(path, table, part, to_table(table, [columns], names))
     run_folder.write_part(path, "gpus", 1, pa.Table.from_pylist(changes, schema=SCHEMAS["gpus"]))
     run_folder.write_info(path, described)
 
 
-def _requests(run: SimulatedRun) -> dict[str, Any]:
-    n = len(run.outcome)
-    ran = run.request_batch >= 0
-    reply = np.where(ran, run.finish_ns, run.decided_ns) + run.settings["reply_ns"]
-    columns: dict[str, Any] = {
-        "id": np.arange(n),
+def _parts(chunks: Iterator[Rows]) -> Iterator[Rows]:
+    """The same rows, ``PART_ROWS`` at a time, without what they were sorted by."""
+    held: list[Rows] = []
+    for chunk in chunks:
+        held.append({name: values for name, values in chunk.items() if name != _ENDED})
+        while sum(len(rows["model"]) for rows in held) >= PART_ROWS:
+            rows = concatenated(held)
+            yield taken(rows, slice(0, PART_ROWS))
+            held = [taken(rows, slice(PART_ROWS, None))]
+    if held and len((rows := concatenated(held))["model"]):
+        yield rows
+
+
+def _requests(run: SimulatedRun, begin: int, end: int) -> Rows:
+    here = slice(begin, end)
+    n = end - begin
+    batch, finish = run.request_batch[here], run.finish_ns[here]
+    ran = batch >= 0
+    reply = np.where(ran, finish, run.decided_ns[here]) + run.settings["reply_ns"]
+    return {
+        "id": np.arange(begin, end),
         "client": np.zeros(n, np.int32),
-        "model": run.choices,
-        "arrival_ns": run.arrivals_ns,
-        "deadline_ns": run.deadlines_ns,
-        "dispatch_ns": np.where(ran, run.decided_ns, -1),
-        "start_ns": _of_batch(run, run.batch_start_ns),
-        "end_ns": run.finish_ns,
+        "model": run.choices[here],
+        "arrival_ns": run.arrivals_ns[here],
+        "deadline_ns": run.deadlines_ns[here],
+        "dispatch_ns": np.where(ran, run.decided_ns[here], -1),
+        "start_ns": _of_batch(batch, run.batch_start_ns),
+        "end_ns": finish,
         "reply_ns": reply,
-        "outcome": run.outcome,
-        "batch": run.request_batch.astype(np.int64),
-        "gpu": _of_batch(run, run.batch_gpu),
+        "outcome": run.outcome[here],
+        "batch": batch.astype(np.int64),
+        "gpu": _of_batch(batch, run.batch_gpu),
         "bytes": np.zeros(n, np.int64),
+        _ENDED: reply,
     }
-    # Rows of a run stand in the order of their end.
-    order = np.argsort(reply, kind="stable")
-    return {name: values[order] for name, values in columns.items()}
 
 
-def _of_batch(run: SimulatedRun, values: Any) -> Any:
+def _of_batch(batch: Any, values: Any) -> Any:
     """``values`` of batches for each request's batch, -1 where it was in none."""
-    return np.append(values, values.dtype.type(-1))[run.request_batch]
+    if not len(values):
+        return np.full(len(batch), -1, values.dtype)
+    return np.where(batch >= 0, values[batch], values.dtype.type(-1))
 
 
-def _batches(run: SimulatedRun) -> dict[str, Any]:
-    columns: dict[str, Any] = {
-        "batch": np.arange(len(run.batch_size)),
-        "model": run.batch_model,
-        "gpu": run.batch_gpu,
-        "size": run.batch_size,
-        "dispatch_ns": run.batch_dispatch_ns,
-        "window_open_ns": run.batch_open_ns,
-        "window_close_ns": run.batch_close_ns,
-        "planned_start_ns": run.batch_planned_start_ns,
-        "planned_end_ns": run.batch_planned_end_ns,
-        "start_ns": np.where(run.batch_lost, -1, run.batch_start_ns),
-        "end_ns": np.where(run.batch_lost, -1, run.batch_end_ns),
-        "outcome": np.where(run.batch_lost, BatchOutcome.LOST, BatchOutcome.DONE).astype(np.int8),
+def _batches(run: SimulatedRun, begin: int, end: int) -> Rows:
+    here = slice(begin, end)
+    lost = run.batch_lost[here]
+    return {
+        "batch": np.arange(begin, end),
+        "model": run.batch_model[here],
+        "gpu": run.batch_gpu[here],
+        "size": run.batch_size[here],
+        "dispatch_ns": run.batch_dispatch_ns[here],
+        "window_open_ns": run.batch_open_ns[here],
+        "window_close_ns": run.batch_close_ns[here],
+        "planned_start_ns": run.batch_planned_start_ns[here],
+        "planned_end_ns": run.batch_planned_end_ns[here],
+        "start_ns": np.where(lost, -1, run.batch_start_ns[here]),
+        "end_ns": np.where(lost, -1, run.batch_end_ns[here]),
+        "outcome": np.where(lost, BatchOutcome.LOST, BatchOutcome.DONE).astype(np.int8),
+        _ENDED: run.batch_end_ns[here],
     }
-    order = np.argsort(run.batch_end_ns, kind="stable")
-    return {name: values[order] for name, values in columns.items()}

@@ -68,7 +68,7 @@ def report(
     good = summary["ok"]
     cost["usd_per_million_good"] = None if cost["usd"] is None or not good else cost["usd"] / good * 1e6
     return {
-        "name": name or Path(run.folder).name,
+        "name": name or run.folder.name,
         "folder": str(run.folder),
         "label": label(run),
         "says": run.info.get("label"),

@@ -282,7 +282,7 @@ def simulate(
     host = Host(engine, fleet, models, tables, log, control_ns=control_ns, queue_limit=queue_limit)
     host.start(start)
     place = np.array([0, 0, start], np.int64)
-    due = deadlines - reply_ns
+    due = deadlines - reply_ns if reply_ns else deadlines
 
     def run_until(until: int) -> None:
         s, p = engine.state, engine.profiles  # replaced as the engine grows
@@ -295,7 +295,8 @@ def simulate(
         host.apply(event, event.time_ns)
         place[2] = event.time_ns
     run_until(int(NEVER))
-    batches = {name: values[: place[1]].copy() for name, values in log._asdict().items()}
+    # Views: the rest of each array was never written to, so it takes no memory.
+    batches = {name: values[: place[1]] for name, values in log._asdict().items()}
     last = max(int(arrivals[-1]), int(batches["end"].max(initial=start)))
     return SimulatedRun(
         outcome=log.outcome,
@@ -368,7 +369,7 @@ def _check(models: Sequence[SimModel], arrivals: Ints, choices: Slots) -> None:
         raise BadInput("there are no requests to simulate")
     if len(choices) != len(arrivals):
         raise BadInput(f"{len(choices)} choices for {len(arrivals)} arrivals: give one a request")
-    if (np.diff(arrivals) < 0).any() or arrivals[0] < 0:
+    if (arrivals[1:] < arrivals[:-1]).any() or arrivals[0] < 0:
         raise BadInput("arrivals_ns falls somewhere, or begins below 0: sort the requests by arrival, in ns from 0 on")
     if choices.min() < 0 or choices.max() >= len(models):
         raise BadInput(f"choices run from {choices.min()} to {choices.max()}: there are {len(models)} models")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from symphony_dask.errors import BadInput
 from symphony_dask.scheduling.profile import LatencyProfile
-from symphony_dask.trace import open_run, read_trace
+from symphony_dask.trace import Names, arrival_chunks, count_requests, open_run
+from symphony_dask.trace.folder import is_file, place
+from symphony_dask.trace.ordered import taken
 from symphony_dask.units import NS_PER_MS
 from workloads.simulated import SimModel
 from workloads.zoo import ZOO
@@ -42,7 +42,7 @@ def read_workload(
     slo_ns: int | None = None,
     profiles: Mapping[str, LatencyProfile] | None = None,
 ) -> Workload:
-    """The workload in ``path``, a run folder or a Parquet file as ``trace.read_trace`` takes them.
+    """The workload in ``path``, a run folder or a Parquet file as ``trace.arrival_chunks`` takes them.
 
     profile, slo_ns: of every model. Without them a recorded run's own are used; else a request's SLO is its deadline
         less its arrival, a model's the least of its requests', and what is still unknown is ``DEFAULT_PROFILE`` and
@@ -51,27 +51,34 @@ def read_workload(
 
     Raises ``BadInput`` if the path cannot be read or holds no requests.
     """
-    frame = read_trace(path)
-    if not frame.height:
-        raise BadInput(f"{str(path)!r} holds no requests")
-    described = open_run(path).info.get("models", []) if Path(path).is_dir() else []
+    described = [] if is_file(place(path)) else open_run(path).info.get("models", [])
     info: dict[str, dict[str, Any]] = {model["name"]: model for model in described}
-    names = frame["model"].unique(maintain_order=True).to_list()
-    choices = frame["model"].cast(pl.Enum(names)).to_physical().to_numpy().astype(np.int32)
-    arrivals_ns = frame["arrival_ns"].to_numpy()
-    own_ns = frame["deadline_ns"].to_numpy() - arrivals_ns
-    if slo_ns is not None:
-        own_ns = np.full(len(own_ns), slo_ns)
-    least_ns = np.full(len(names), _UNKNOWN)
-    np.minimum.at(least_ns, choices[own_ns > 0], own_ns[own_ns > 0])
+    names = Names()
+    n = count_requests(path)
+    # Filled chunk by chunk: 20 bytes a request is all that a trace takes in memory.
+    arrivals_ns, choices, slos_ns = np.empty(n, np.int64), np.empty(n, np.int32), np.empty(n, np.int64)
+    least_ns = np.empty(0, np.int64)
+    done = 0
+    for rows in arrival_chunks(path, names, ["model", "arrival_ns", "deadline_ns"]):
+        rows = taken(rows, slice(0, n - done))  # a run that goes on has grown since
+        here = slice(done, done + len(rows["model"]))
+        arrivals_ns[here], choices[here] = rows["arrival_ns"], rows["model"]
+        slos_ns[here] = rows["deadline_ns"] - rows["arrival_ns"] if slo_ns is None else slo_ns
+        least_ns = np.append(least_ns, np.full(len(names) - len(least_ns), _UNKNOWN))
+        known_slo = slos_ns[here] > 0
+        np.minimum.at(least_ns, rows["model"][known_slo], slos_ns[here][known_slo])
+        done = here.stop
+    if not done:
+        raise BadInput(f"{str(path)!r} holds no requests")
 
     models = []
-    for m, name in enumerate(names):
+    for m, name in enumerate(names.names):
         served = info.get(name, {})
         own = {} if profile else {c: LatencyProfile.from_dict(d) for c, d in served.get("profiles", {}).items()}
         known = int(least_ns[m]) if least_ns[m] < _UNKNOWN else DEFAULT_SLO_NS
         model_slo_ns = slo_ns or served.get("slo_ns", known)
         first = next(iter(own.values()), DEFAULT_PROFILE)
         models.append(SimModel(name, profile or first, model_slo_ns, {**own, **(profiles or {})}))
-    of_model_ns = np.array([model.slo_ns for model in models])[choices]
-    return Workload(models, arrivals_ns, choices, np.where(own_ns > 0, own_ns, of_model_ns))
+    unknown = slos_ns <= 0
+    slos_ns[unknown] = np.array([model.slo_ns for model in models])[choices[unknown]]
+    return Workload(models, arrivals_ns[:done], choices[:done], slos_ns[:done])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,6 +58,10 @@ Ints = npt.NDArray[np.int64]
 Slots = npt.NDArray[np.int32]
 
 
+#: Takes (op, now, a, b, c, d, data).
+Journal = Callable[[str, int, int, int, int, int, bytes], None]
+
+
 class Decisions(NamedTuple):
     """What ``advance`` decided. The arrays are the engine's own: read them before the next call.
 
@@ -99,6 +103,8 @@ class Engine:
         self._evicted = records(1, EVICTED)
         #: Records of ``state.EVICTED``: requests that the last ``submit`` evicted. Their slots may be in use again.
         self.evicted: npt.NDArray[Any] = self._evicted[:0]
+        #: Called with (op, now, a, b, c, d, data) for each call that changes the engine; see ``scheduling/journal.py``.
+        self.journal: Journal | None = None
         self.policy = policy
 
     @property
@@ -118,6 +124,7 @@ class Engine:
                 fraction = -1.0
         if base not in POLICIES or (bracket and base != "timeout") or not 0.0 <= fraction <= 1.0:
             raise ValueError(f"policy {name!r} is unknown: choose one of {', '.join(POLICIES)}, or timeout(FRACTION)")
+        self._note("policy", 0, data=name.encode())
         self.state.g["policy"] = POLICIES[base]
         self.state.g["fraction"] = fraction
         self.state.g["fleet_changed"] = 1  # every window is to be drawn again
@@ -138,6 +145,8 @@ class Engine:
             raise ValueError(f"no latency table for GPU classes {missing}, which have GPUs")
         if slo_ns < 1 or queue_limit < 1:
             raise ValueError(f"slo_ns={slo_ns}, queue_limit={queue_limit}: both must be at least 1")
+        tables = b"".join(np.int64(c).tobytes() + np.asarray(t, np.int64).tobytes() for c, t in latency_ns.items())
+        self._note("add_model", now, slo_ns, queue_limit, len(latency_ns), data=tables)
         unused = np.flatnonzero(self.state.mod["state"] == UNUSED)
         m = int(unused[0]) if len(unused) else len(self.state.mod)
         max_batch = lengths.pop() - 2
@@ -152,6 +161,7 @@ class Engine:
         max_batch = int(self.state.mod["max_batch"][model])
         if len(latency_ns) != max_batch + 2:
             raise ValueError(f"latency table has {len(latency_ns)} entries: model {model} needs {max_batch + 2}")
+        self._note("update_profile", now, model, gpu_class, data=np.asarray(latency_ns, np.int64).tobytes())
         self._grow(classes=gpu_class + 1)
         self._set_table(model, gpu_class, latency_ns)
         self.state.g["fleet_changed"] = 1
@@ -163,6 +173,7 @@ class Engine:
 
     def remove_model(self, now: int, model: int) -> Slots:
         """Forget a model; returns the slots of its queued requests, now free. Batches in flight end as usual."""
+        self._note("remove_model", now, model)
         kernels.clear_output(self.state)
         kernels.remove_model(self.state, now, model)
         self.profiles.given[model] = -1
@@ -178,15 +189,18 @@ class Engine:
         absent = np.flatnonzero(self.state.gpu["state"] == ABSENT)
         g = int(absent[0]) if len(absent) else len(self.state.gpu)
         self._grow(gpus=g + 1)
+        self._note("add_gpu", now, gpu_class, -1 if rank is None else rank, control_ns, g)
         kernels.add_gpu(self.state, now, g, gpu_class, g if rank is None else rank, control_ns)
         return g
 
     def drain_gpu(self, now: int, gpu: int) -> None:
         """Give a GPU no more batches; ``in_flight(gpu)`` tells when it has ended those it has."""
+        self._note("drain_gpu", now, gpu)
         kernels.drain_gpu(self.state, now, gpu)
 
     def remove_gpu(self, now: int, gpu: int) -> Removal:
         """Forget a GPU at once. Its requests in flight return to their queues; those of a removed model end."""
+        self._note("remove_gpu", now, gpu)
         kernels.clear_output(self.state)
         kernels.remove_gpu(self.state, now, gpu)
         return Removal(self.state.members[: self.state.g["n_members"][0]].copy(), self._drops().copy())
@@ -219,6 +233,7 @@ class Engine:
 
     def cancel(self, now: int, slot: int) -> bool:
         """True when the request left its queue and its slot is free; False when it is in flight."""
+        self._note("cancel", now, slot)
         return bool(kernels.cancel(self.state, now, slot))
 
     def completed(self, now: int, gpu: int, batch: int, start_ns: int, end_ns: int) -> bool:
@@ -227,6 +242,7 @@ class Engine:
         What it took is compared with l(b), and plans follow (``scheduling/pace.py``). ``start_ns`` is NEVER where the
         times tell nothing of l(b), as when the model raised.
         """
+        self._note("completed", now, gpu, batch, start_ns, end_ns)
         return bool(kernels.completed(self.state, self.profiles, now, gpu, batch, start_ns, end_ns))
 
     def pace(self, gpu: int) -> float:
@@ -250,7 +266,11 @@ class Engine:
         state = self.state
         at = int(kernels.step(state, now))
         g = state.g[0]
-        return Decisions(state.batches[: g["n_batches"]], state.members[: g["n_members"]], self._drops()), at
+        decisions = Decisions(state.batches[: g["n_batches"]], state.members[: g["n_members"]], self._drops())
+        if self.journal is not None:
+            data = b"".join(part.tobytes() for part in decisions)
+            self.journal("step", now, len(decisions.batches), len(decisions.drops), 0, 0, data)
+        return decisions, at
 
     def next_event(self) -> int:
         """When to call ``advance`` next if nothing else happens; ``NEVER`` when there is nothing to wait for."""
@@ -258,6 +278,7 @@ class Engine:
 
     def set_control(self, now: int, control_ns: int, gpu: int | None = None) -> None:
         """Set the control latency that windows allow for, or that of one GPU, in ns."""
+        self._note("control", now, control_ns, -1 if gpu is None else gpu)
         if gpu is None:
             self.state.g["control"] = control_ns
         else:
@@ -268,6 +289,7 @@ class Engine:
 
         A window drawn already keeps its opening until its model is next looked at; so it is with ``set_control``.
         """
+        self._note("slack", 0, slack_ns, data=np.float64(share).tobytes())
         self.state.g["slack"] = slack_ns
         self.state.g["slack_share"] = share
 
@@ -278,6 +300,10 @@ class Engine:
     def target(self, model: int) -> int:
         """The batch size that a model aims for now."""
         return int(self.state.mod["target"][model])
+
+    def _note(self, op: str, now: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, data: bytes = b"") -> None:
+        if self.journal is not None:
+            self.journal(op, now, a, b, c, d, data)
 
     def _drops(self) -> Slots:
         return self.state.drops[: self.state.g["n_drops"][0]]

@@ -161,6 +161,7 @@ def settle(
     results: Any,
     owners: Any,
     counts: Any,
+    kept: Any,
 ) -> int:
     """Decide how the requests of a batch ended, and have their entries be nobody's.
 
@@ -170,6 +171,7 @@ def settle(
     answers: (n,) with bytes and link (-1: in the blob, of ``blob_bytes``). failed: (n,), or empty if none did.
     one_way: by client, how long an answer takes to get there.
     results: (n,) out, with id, bytes, link, outcome. owners: (n,) out, clients. counts: of outcomes, added to.
+    kept: (n,) out, the entries as they were; empty if nobody wants them.
     """
     n = len(slots)
     if len(answers) != n:
@@ -202,5 +204,11 @@ def settle(
         results[i].outcome = outcome
         owners[i] = client
         counts[outcome] += 1
+        if len(kept) > 0:
+            kept[i].id = entry.id
+            kept[i].arrival = entry.arrival
+            kept[i].deadline = entry.deadline
+            kept[i].bytes = entry.bytes
+            kept[i].client = client
         entry.client = NOBODY
     return owner

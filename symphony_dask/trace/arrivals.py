@@ -10,9 +10,10 @@ import polars.exceptions
 
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import folder as run_folder
-from symphony_dask.trace.columns import to_table
+from symphony_dask.trace.chunks import ARRIVAL_COLUMNS
 from symphony_dask.trace.reader import open_run
-from symphony_dask.trace.schema import SCHEMA_VERSION, SCHEMAS
+from symphony_dask.trace.schema import SCHEMAS
+from symphony_dask.trace.writer import TraceWriter
 
 _DTYPES = {
     f.name: pl.String if f.name in ("model", "outcome") else pl.Int32 if f.type.bit_width == 32 else pl.Int64
@@ -32,27 +33,12 @@ def write_trace(folder: str | os.PathLike[str], frame: pl.DataFrame, info: dict[
 
     The same frame gives the same bytes. Raises ``BadInput`` if the folder holds a run or the frame cannot be used.
     """
-    path = run_folder.local(folder)
     rows = _complete(frame.drop(_SERVING, strict=False), "the frame")
     names = rows["model"].unique(maintain_order=True)
-    codes = rows["model"].cast(pl.Enum(names)).to_physical()
-    columns = {name: rows[name].fill_null(-1).to_numpy() for name in rows.columns if name not in ("model", "outcome")}
-    columns["model"] = codes.to_numpy()
-    columns["outcome"] = rows.select(pl.repeat(-1, pl.len(), dtype=pl.Int32)).to_series().to_numpy()
-    described = {
-        "schema_version": SCHEMA_VERSION,
-        "started_at": None,
-        "clock": "imported",
-        "software": run_folder.software(),
-        **run_folder.plain(info or {}),
-        "closed": True,
-        "counts": {**dict.fromkeys(SCHEMAS, 0), "requests": rows.height},
-        "lost_rows": 0,
-    }
-    run_folder.create(path)
-    if rows.height:
-        run_folder.write_part(path, "requests", 1, to_table("requests", [columns], names.to_list()))
-    run_folder.write_info(path, described)
+    codes = rows["model"].cast(pl.Enum(names)).to_physical().cast(pl.Int32)
+    columns = {name: rows[name].to_numpy() for name in ARRIVAL_COLUMNS if name != "model"}
+    with TraceWriter(folder, info) as writer:
+        writer.write({**columns, "model": codes.to_numpy()}, names.to_list())
 
 
 def read_trace(path: str | os.PathLike[str]) -> pl.DataFrame:
@@ -61,15 +47,11 @@ def read_trace(path: str | os.PathLike[str]) -> pl.DataFrame:
     Rows are in order of arrival, then of id. A file needs only ``model`` and ``arrival_ns``; missing columns are filled
     as ``write_trace`` fills them. Raises ``BadInput`` if there is no such path or it holds something else.
     """
-    source = run_folder.local(path)
-    if not source.is_file():
-        return _complete(open_run(source).requests.collect(), str(source))
-    try:
-        frame = pl.read_parquet(source, glob=False)
-    except (OSError, polars.exceptions.PolarsError) as exc:
-        raise BadInput(
-            f"{str(source)!r} cannot be read as Parquet ({exc}): give a run folder or a Parquet file"
-        ) from exc
+    source = run_folder.place(path)
+    if not run_folder.is_file(source):
+        return _complete(open_run(path).requests.collect(), str(source))
+    with run_folder.open_part(source) as file:
+        frame = pl.DataFrame(file.read())
     return _complete(frame, str(source))
 
 

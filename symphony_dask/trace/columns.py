@@ -15,6 +15,9 @@ from symphony_dask.trace.schema import SCHEMAS, BatchOutcome, Outcome, names
 #: Columns of integer arrays by name, all of one length.
 Columns = Mapping[str, npt.NDArray[np.integer[Any]]]
 
+#: A row of the events table: event, time_ns, op, a, b, c, d, data.
+EventRow = tuple[int, int, str, int, int, int, int, bytes]
+
 _OUTCOME_NAMES = {"requests": names(Outcome), "batches": names(BatchOutcome)}
 
 
@@ -37,3 +40,15 @@ def to_table(table: str, chunks: Sequence[Columns], models: Sequence[str]) -> An
         # Hands the interpreter lock to the thread that serves, which would else wait for several columns (5 ms).
         time.sleep(0)
     return pa.Table.from_arrays(arrays, schema=SCHEMAS[table])
+
+
+def events_table(rows: Sequence[EventRow]) -> Any:
+    """The events table of ``rows``; raises what Arrow raises on values that do not fit."""
+    arrays = []
+    for field, values in zip(SCHEMAS["events"], zip(*rows, strict=True), strict=True):
+        if field.name == "op":
+            arrays.append(pa.array(values, pa.string()).dictionary_encode())
+        else:
+            arrays.append(pa.array(values, field.type))
+        time.sleep(0)  # as above
+    return pa.Table.from_arrays(arrays, schema=SCHEMAS["events"])

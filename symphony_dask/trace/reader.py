@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -27,7 +26,7 @@ class Run:
     in which they were recorded, which is the order of their end; times are ns since the start of the run.
     """
 
-    folder: Path
+    folder: run_folder.Place
     info: dict[str, Any] = field(repr=False)
 
     @property
@@ -41,6 +40,10 @@ class Run:
     @property
     def gpus(self) -> pl.LazyFrame:
         return self._table("gpus")
+
+    @property
+    def events(self) -> pl.LazyFrame:
+        return self._table("events")
 
     @property
     def scaling(self) -> pl.LazyFrame:
@@ -57,7 +60,7 @@ class Run:
     def _table(self, table: str) -> pl.LazyFrame:
         schema = SCHEMAS[table]
         if parts := run_folder.parts(self.folder, table):
-            frame = pl.scan_parquet(parts, glob=False)
+            frame = run_folder.scan(parts)
         else:
             frame = pl.DataFrame(schema.empty_table()).lazy()
         # Plain strings compare and join with any other frame, whatever the dictionaries of the parts.
@@ -66,5 +69,5 @@ class Run:
 
 def open_run(folder: str | os.PathLike[str]) -> Run:
     """The run in ``folder``; raises ``BadInput`` if there is none or a newer symphony-dask wrote it."""
-    path = run_folder.local(folder)
+    path = run_folder.place(folder)
     return Run(path, run_folder.read_info(path))

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import folder as run_folder
-from symphony_dask.trace.columns import Columns, to_table
+from symphony_dask.trace.columns import Columns, EventRow, events_table, to_table
 from symphony_dask.trace.schema import GPU_EVENTS, SCHEMA_VERSION, SCHEMAS
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _BATCH_COLUMNS = frozenset(SCHEMAS["batches"].names)
 class Recorder:
     """Writes the tables of one run; a context manager that closes.
 
-    folder: a new folder, or one that holds no run.
+    folder: a new folder, or one that holds no run; local or s3://.
     info: goes into run.json as it is (models with profile and slo, policy, config, ...); plain JSON values. It may also
         set ``started_at`` (UTC, ISO; by default now) and ``clock`` ("monotonic").
     interval_s: seconds between parts; a killed process loses at most the rows of about one interval.
@@ -51,7 +51,7 @@ class Recorder:
         interval_s: float = 2.0,
         max_buffered_rows: int = 500_000,
     ) -> None:
-        self.folder = run_folder.local(folder)
+        self.folder = run_folder.place(folder)
         #: Names that the codes of ``model`` columns index; grows through ``add_model``.
         self.models: list[str] = []
         #: The latest fault of writing, None while there was none.
@@ -140,6 +140,13 @@ class Recorder:
         row |= {"rank": rank, "gpu_class": gpu_class, "worker": worker, "host": host}
         self._append("gpus", 1, row)
 
+    def record_events(self, rows: list[EventRow]) -> None:
+        """Record what the engine was told: tuples in the order of the events table's columns, ``op`` by its name.
+
+        The list now belongs to the recorder.
+        """
+        self._append("events", len(rows), rows)
+
     def record_scaling(self, *, time_ns: int, inputs: Mapping[str, Any], decision: Mapping[str, Any]) -> None:
         """Record one tick of the scaling policy; both mappings hold what ``json.dumps`` accepts."""
         row = {"time_ns": time_ns, "inputs": json.dumps(inputs), "decision": json.dumps(decision)}
@@ -204,6 +211,8 @@ class Recorder:
             try:
                 if table in ("requests", "batches"):
                     arrow = to_table(table, payloads, list(self.models))
+                elif table == "events":
+                    arrow = events_table([row for rows_ in payloads for row in rows_])
                 else:
                     arrow = pa.Table.from_pylist(payloads, schema=SCHEMAS[table])
                 run_folder.write_part(self.folder, table, self._parts[table] + 1, arrow)

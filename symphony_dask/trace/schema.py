@@ -14,6 +14,9 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 
+#: The oldest version that this package reads; a later schema that can read it keeps this number.
+OLDEST_VERSION = 1
+
 
 class Outcome(IntEnum):
     """How a request ended; the tables hold the lower-case name."""
@@ -42,6 +45,12 @@ class BatchOutcome(IntEnum):
     #: The worker left before it reported.
     LOST = 2
 
+
+#: What the engine was told or asked, in ``events``; see docs/trace-format.md for their arguments.
+ENGINE_EVENTS = (
+    "state", "policy", "slack", "control", "add_model", "update_profile", "remove_model", "add_gpu", "drain_gpu",
+    "remove_gpu", "wire", "admit", "cancel", "completed", "step",
+)  # fmt: skip
 
 GPU_EVENTS = ("join", "ready", "drain", "leave")
 
@@ -102,6 +111,18 @@ SCHEMAS: dict[str, Any] = {
             pa.field("gpu_class", pa.string()),
             pa.field("worker", pa.string()),
             pa.field("host", pa.string()),
+        ]
+    ),
+    "events": pa.schema(
+        [
+            _required("event", pa.int64()),
+            _required("time_ns", pa.int64()),
+            _required("op", _label),
+            _required("a", pa.int64()),
+            _required("b", pa.int64()),
+            _required("c", pa.int64()),
+            _required("d", pa.int64()),
+            _required("data", pa.binary()),
         ]
     ),
     "scaling": pa.schema(

@@ -39,7 +39,7 @@ def test_an_imported_trace_is_a_closed_run_that_was_not_served(tmp_path):
     write_trace(tmp_path, pl.DataFrame({"model": ["a"] * 3, "arrival_ns": [0, 10**9, 2 * 10**9]}), {"source": "x"})
     run = open_run(tmp_path)
     assert (run.info["started_at"], run.info["closed"], run.info["source"]) == (None, True, "x")
-    assert run.info["counts"] == {"requests": 3, "batches": 0, "gpus": 0, "scaling": 0}
+    assert run.info["counts"] == {"requests": 3, "batches": 0, "gpus": 0, "events": 0, "scaling": 0}
     summary = run.summary()
     assert (summary.requests, summary.offered_hz, summary.attainment, summary.p50_ms) == (3, 1.5, None, None)
 

@@ -1,6 +1,7 @@
 import json
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from symphony_dask.errors import BadInput
@@ -124,6 +125,18 @@ def test_a_newer_schema_is_refused_with_the_remedy(tmp_path):
     (tmp_path / "run.json").write_text('{"schema_version": 2}')
     with pytest.raises(BadInput, match=r"schema version 2.*reads up to 1.*upgrade symphony-dask"):
         open_run(tmp_path)
+
+
+def test_an_older_schema_than_is_read_is_refused_with_the_remedy(tmp_path):
+    (tmp_path / "run.json").write_text('{"schema_version": 0}')
+    with pytest.raises(BadInput, match=r"schema version 0.*none before 1.*record or import it again"):
+        open_run(tmp_path)
+
+
+def test_footers_are_small(tmp_path):
+    record_example(tmp_path)
+    for part in tmp_path.glob("*.parquet"):
+        assert pq.read_metadata(part).serialized_size < 4096
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

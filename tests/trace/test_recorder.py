@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +13,7 @@ import pytest
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import BatchOutcome, Outcome, Recorder, open_run
 from symphony_dask.trace import folder as run_folder
+from symphony_dask.trace.validate import problems
 from tests.trace.rows import columns, wait_until
 
 NEVER_S = 3600.0
@@ -131,7 +133,7 @@ def test_close_flushes_and_writes_the_final_counts_once(tmp_path):
     recorder.close()
     info = run_json(tmp_path)
     assert info["closed"] is True
-    assert info["counts"] == {"requests": 3, "batches": 0, "gpus": 1, "scaling": 0}
+    assert info["counts"] == {"requests": 3, "batches": 0, "gpus": 1, "events": 0, "scaling": 0}
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "gpus-000001.parquet",
         "requests-000001.parquet",
@@ -170,18 +172,23 @@ def test_a_killed_process_leaves_only_readable_parts(tmp_path):
         "recorder = Recorder(sys.argv[1], {}, interval_s=0.001)\n"
         "recorder.add_model('a')\n"
         "for first in range(0, 10**9, 50):\n"
-        "    recorder.record_requests(columns('requests', id=list(range(first, first + 50))))\n"
+        "    now = [time.monotonic_ns()] * 50\n"
+        "    ids = list(range(first, first + 50))\n"
+        "    recorder.record_requests(columns('requests', id=ids, arrival_ns=now, deadline_ns=now))\n"
         "    time.sleep(0.0005)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(folder)], cwd=Path(__file__).parents[2])
     try:
         wait_until(lambda: len(run_folder.parts(folder, "requests")) >= 5 or process.poll() is not None)
     finally:
+        killed_ns = time.monotonic_ns()
         process.kill()
         assert process.wait() == -signal.SIGKILL
     run = open_run(folder)
     ids = run.requests.collect()["id"].to_list()
     assert len(ids) >= 250
+    assert killed_ns - run.requests.collect()["arrival_ns"].max() < 3 * 10**9
+    assert problems(folder) == []
     assert ids == list(range(len(ids)))
     assert run.info["closed"] is False
 
@@ -266,9 +273,9 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         Recorder(tmp_path / "file" / "run", {})
 
 
-def test_a_url_is_refused_with_the_remedy():
-    with pytest.raises(BadInput, match="give a local path"):
-        Recorder("s3://bucket/run", {})
+def test_a_url_of_another_scheme_is_refused_with_the_remedy():
+    with pytest.raises(BadInput, match=r"'gs://bucket/run' has a scheme .* give a local path or s3://BUCKET/FOLDER"):
+        Recorder("gs://bucket/run", {})
 
 
 @pytest.mark.parametrize("value", [object(), float("nan")])

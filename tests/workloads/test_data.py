@@ -10,7 +10,8 @@ import pytest
 
 from workloads.data import AZURE_LLM_FILE, bundled_azure_llm
 from workloads.data.build import build
-from workloads.importers import azure_llm, info
+from workloads.facts import info
+from workloads.importers import azure_llm
 
 PUBLISHED = Path(__file__).parents[3] / "shared/traces/azure_llm_2023_code.csv"
 needs_published = pytest.mark.skipif(not PUBLISHED.is_file(), reason="the published CSV is not beside the checkout")

@@ -8,7 +8,8 @@ import pytest
 
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import read_trace, write_trace
-from workloads.importers import TRACE_COLUMNS, azure_llm, import_trace, info
+from workloads.facts import info
+from workloads.importers import TRACE_COLUMNS, azure_llm, import_trace
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 GOOD = [
@@ -126,9 +127,9 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_formats_are_looked_up_by_name(tmp_path: Path) -> None:
-    assert import_trace("azure-llm", csv(tmp_path, [HEADER, *GOOD]), strict=True).frame.height == 3
-    with pytest.raises(BadInput, match="'azure-lm' is unknown: use one of azure-llm"):
-        import_trace("azure-lm", tmp_path)
+    assert import_trace("azure-llm", csv(tmp_path, [HEADER, *GOOD]), tmp_path / "run", strict=True)["requests"] == 3
+    with pytest.raises(BadInput, match="'azure-lm' is unknown: use one of azure-functions-2019, "):
+        import_trace("azure-lm", tmp_path, tmp_path / "run")
 
 
 def test_info_counts_requests_rates_and_models() -> None:

@@ -197,7 +197,7 @@ def test_a_recorded_simulation_reads_like_a_live_run(tmp_path: Path) -> None:
     assert recorded.info["label"] == "simulated"
     assert recorded.info["policy"] == "eager"
     assert recorded.info["trace"] == "two requests"
-    assert recorded.info["counts"] == {"requests": 2, "batches": 1, "gpus": 1, "scaling": 0}
+    assert recorded.info["counts"] == {"requests": 2, "batches": 1, "gpus": 1, "events": 0, "scaling": 0}
     dropped, ok = recorded.requests.collect().rows(named=True)
     assert (ok["id"], ok["outcome"], ok["batch"], ok["gpu"]) == (0, "ok", 0, 0)
     assert [ok[k] for k in ("dispatch_ns", "start_ns", "end_ns", "reply_ns")] == [0, 0, 6 * MS, 7 * MS]
@@ -245,6 +245,7 @@ def test_the_command_prints_the_figures_of_a_trace_as_json(tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found.pop("simulated_hz") > 0
+    assert found.pop("read_s") > 0
     assert found == {
         "requests": 2,
         "ok": 2,

@@ -48,8 +48,9 @@ def bench_live(
 
     Raises ``BadInput`` on sizes below 1 or ``seconds`` not above 0.
     """
-    if batch < 1 or payload_bytes < 1 or not seconds > 0:
-        raise BadInput(f"batch={batch}, payload={payload_bytes}, seconds={seconds}: all must be above 0")
+    if batch < 1 or payload_bytes < 1 or not seconds > 0 or not all(rate > 0 for rate in open_loop_hz):
+        rates = ", ".join(f"{rate:g}" for rate in open_loop_hz)
+        raise BadInput(f"batch={batch}, payload={payload_bytes}, seconds={seconds}, rates={rates}: all must be above 0")
     sample = bytes(payload_bytes)
     under_way = WORKERS * batch * _BATCHES_UNDER_WAY
     with ProcessCluster(WORKERS) as cluster, Client(cluster.address) as client, Serving(client) as serving:

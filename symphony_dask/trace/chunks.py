@@ -1,0 +1,177 @@
+"""The requests of a trace or run in order of arrival, a million or so at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from symphony_dask.errors import BadInput
+from symphony_dask.trace import folder as run_folder
+from symphony_dask.trace.ordered import Rows, by_keys, in_order
+from symphony_dask.trace.schema import SCHEMAS
+
+#: What a trace says of a request before it is served.
+ARRIVAL_COLUMNS = ("id", "client", "model", "arrival_ns", "deadline_ns", "bytes")
+
+_DTYPES: dict[str, Any] = {
+    f.name: np.int32 if f.name in ("client", "model") else np.int64
+    for f in SCHEMAS["requests"]
+    if f.name in ARRIVAL_COLUMNS
+}
+
+
+class Names:
+    """Names by code, from 0 in order of first appearance; ``names`` grows."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.names = list(names)
+        self._codes = {name: code for code, name in enumerate(self.names)}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def code(self, name: str) -> int:
+        if name not in self._codes:
+            self._codes[name] = len(self.names)
+            self.names.append(name)
+        return self._codes[name]
+
+    def encode(self, labels: Any) -> npt.NDArray[np.int32]:
+        """Codes of an Arrow array of strings, plain or dictionary-encoded, that has no nulls: shape (n,)."""
+        if isinstance(labels, pa.ChunkedArray):
+            labels = labels.combine_chunks()
+        if not pa.types.is_dictionary(labels.type):
+            labels = labels.cast(pa.string()).dictionary_encode()
+        own = labels.indices.to_numpy(zero_copy_only=False)
+        names = labels.dictionary.cast(pa.string()).to_pylist()
+        used = np.flatnonzero(np.bincount(own, minlength=len(names)))
+        if any(names[i] not in self._codes for i in used):
+            _, first = np.unique(own, return_index=True)
+            used = own[np.sort(first)]
+        codes = np.zeros(len(names), np.int32)
+        for i in used:
+            codes[i] = self.code(names[i])
+        return codes[own]
+
+
+def count_requests(path: str | os.PathLike[str]) -> int:
+    """How many requests a run folder or Parquet file has now, from its footers alone; raises ``BadInput``."""
+    total = 0
+    for part in _parts(path):
+        with run_folder.open_part(part) as file:
+            total += file.metadata.num_rows
+    return total
+
+
+def arrival_chunks(
+    path: str | os.PathLike[str],
+    names: Names,
+    columns: Sequence[str] = ARRIVAL_COLUMNS,
+    on_progress: Callable[[int], None] | None = None,
+) -> Iterator[Rows]:
+    """The requests in ``path``, a run folder or one Parquet file, by arrival, then id, with ``columns``.
+
+    ``model`` holds codes of ``names``, which grows; other columns are filled as ``read_trace`` fills
+    them, but missing ids count in the order of the file. Where the
+    parts do not follow each other in time, as those of a recorded run, rows are sorted on disk (``ordered``).
+    on_progress: is told how many rows were read.
+
+    Raises ``BadInput`` if there is no such path or it holds something else, when the first chunk is asked for.
+    """
+    wanted = [name for name in ARRIVAL_COLUMNS if name in (*columns, "id", "arrival_ns")]
+    parts = _parts(path)
+    chunks = _stored(parts, names, wanted, on_progress)
+    for rows in map(by_keys, chunks) if _follow(parts) else in_order(chunks):
+        yield {name: rows[name] for name in columns}
+
+
+def _parts(path: str | os.PathLike[str]) -> list[Any]:
+    source = run_folder.place(path)
+    if run_folder.is_file(source):
+        return [source]
+    run_folder.read_info(source)
+    return run_folder.parts(source, "requests")
+
+
+def _follow(parts: Sequence[Any]) -> bool:
+    """Whether no row group has an arrival before the latest one of those before it, as far as the footers tell."""
+    latest = None
+    for part in parts:
+        with run_folder.open_part(part) as file:
+            at = file.schema_arrow.get_field_index("arrival_ns")
+            for group in range(file.metadata.num_row_groups if at >= 0 else 0):
+                found = file.metadata.row_group(group).column(at).statistics
+                if found is None or not found.has_min_max or (latest is not None and found.min < latest):
+                    return False
+                latest = found.max
+    return True
+
+
+def _stored(
+    parts: Sequence[Any], names: Names, columns: Sequence[str], on_progress: Callable[[int], None] | None
+) -> Iterator[Rows]:
+    """Chunks in the order of the files."""
+    done = 0
+    for part in parts:
+        with run_folder.open_part(part) as file:
+            check_schema(file.schema_arrow, str(part))
+            held = [name for name in columns if name in file.schema_arrow.names]
+            # Groups are read one by one, for a batch must not reach over two of them to be in order.
+            for group in range(file.metadata.num_row_groups):
+                for batch in file.iter_batches(run_folder.ROW_GROUP, [group], held):
+                    yield _rows(batch, names, columns, str(part), done)
+                    done += batch.num_rows
+                    if on_progress is not None:
+                        on_progress(done)
+
+
+def _rows(batch: Any, names: Names, columns: Sequence[str], what: str, done: int) -> Rows:
+    given = {name: batch.column(name) for name in batch.schema.names}
+    for name in ("model", "arrival_ns", "id"):
+        if name in given and given[name].null_count:
+            raise BadInput(f"{what} has rows whose {name} is null: give every row one, or leave those rows out")
+    rows: Rows = {}
+    n = batch.num_rows
+    if "arrival_ns" in given:
+        rows["arrival_ns"] = _ints(given["arrival_ns"], "arrival_ns", what)
+        if n and rows["arrival_ns"].min() < 0:
+            raise BadInput(f"{what} has rows whose arrival_ns is below 0: drop or shift them")
+    for name in columns:
+        if name == "model":
+            rows[name] = names.encode(given[name])
+        elif name not in given or given[name].null_count == n:
+            filled = {"id": np.arange(done, done + n), "deadline_ns": rows["arrival_ns"]}
+            rows[name] = filled.get(name, np.zeros(n, _DTYPES[name]))
+        elif name == "deadline_ns" and given[name].null_count:
+            values = _ints(given[name].fill_null(-1), name, what)
+            rows[name] = np.where(given[name].is_null().to_numpy(zero_copy_only=False), rows["arrival_ns"], values)
+        elif name != "arrival_ns":
+            rows[name] = _ints(given[name].fill_null(0) if given[name].null_count else given[name], name, what)
+    return rows
+
+
+def _ints(values: Any, name: str, what: str) -> npt.NDArray[Any]:
+    try:
+        kind = pa.int32() if _DTYPES[name] is np.int32 else pa.int64()
+        return values.cast(kind).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid as exc:
+        raise BadInput(f"{what} cannot be used (column {name}: {exc})") from exc
+
+
+def check_schema(schema: Any, what: str) -> None:
+    """Raise ``BadInput`` unless an Arrow ``schema`` is one of requests, as ``write_trace`` takes them."""
+    known = SCHEMAS["requests"]
+    remedy = f"it needs model (string) and arrival_ns (int), and may have {', '.join(known.names)}"
+    unknown = [name for name in schema.names if name not in known.names]
+    missing = [name for name in ("model", "arrival_ns") if name not in schema.names]
+    if unknown or missing:
+        raise BadInput(f"{what} has unknown columns {unknown} and lacks {missing}: {remedy}")
+    for given in schema:
+        label = pa.types.is_dictionary(known.field(given.name).type) or pa.types.is_string(known.field(given.name).type)
+        if not label and not pa.types.is_integer(given.type) and not pa.types.is_null(given.type):
+            raise BadInput(f"column {given.name} of {what} is {given.type}: it must be an integer; {remedy}")
