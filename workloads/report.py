@@ -99,7 +99,7 @@ def report(
 
 def names(paths: Sequence[str]) -> list[str]:
     """What to call the runs at ``paths``: the last parts of each that tell them apart, numbered where nothing does."""
-    parts = [Path(path).resolve().parts for path in paths]
+    parts = [path.rstrip("/").split("/") if "://" in path else Path(path).resolve().parts for path in paths]
     for n in range(1, max(map(len, parts)) + 1):
         found = ["/".join(each[-n:]) for each in parts]
         if len(set(found)) == len(found):
