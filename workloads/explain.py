@@ -12,8 +12,8 @@ from symphony_dask.units import NS_PER_MS, NS_PER_S, format_duration
 from workloads.causes import CAUSES, LIVE_GAP_NS, causes, fastest_ns, label
 from workloads.stays import stays
 
-#: Batches of other GPUs that are told, at most.
-MOST_BATCHES = 200
+#: Batches in ``busy``, at most; GPUs that have a sentence of their own, and the batches in it.
+MOST_BATCHES, MOST_GPUS, MOST_OF_GPU = 200, 8, 6
 
 
 def explain(run: Run, request: int) -> dict[str, Any]:
@@ -68,6 +68,8 @@ def explain(run: Run, request: int) -> dict[str, Any]:
     until = max(t for t in (row["reply_ns"], row["end_ns"], arrival) if t is not None)
     _add_gpus(run, found, arrival, until)
     found["sentences"] = _sentences(run, found)
+    found["busy_left_out"] = max(len(found["busy"]) - MOST_BATCHES, 0)
+    found["busy"] = found["busy"][:MOST_BATCHES]
     return found
 
 
@@ -85,7 +87,6 @@ def _add_gpus(run: Run, found: dict[str, Any], begin: int, until: int) -> None:
     gpus = sorted(set(there["gpu"].to_list()) | set(busy["gpu"].to_list()))
     classes = dict(there.select("gpu", "gpu_class").iter_rows())
     found["gpus"] = [{"gpu": g, "gpu_class": classes.get(g)} for g in gpus]
-    found["busy_left_out"] = max(busy.height - MOST_BATCHES, 0)
     found["busy"] = [
         {
             **{name: b[name] for name in ("gpu", "batch", "model", "size")},
@@ -94,7 +95,7 @@ def _add_gpus(run: Run, found: dict[str, Any], begin: int, until: int) -> None:
                 for name in ("dispatch", "start", "end")
             },
         }
-        for b in busy.head(MOST_BATCHES).to_dicts()
+        for b in busy.to_dicts()
     ]
 
 
@@ -177,16 +178,11 @@ def _all_gpus(f: dict[str, Any]) -> str:
 def _busy_throughout(f: dict[str, Any], begin: float, end: float, gap: float) -> bool:
     """Whether every GPU had something to do from ``begin`` to ``end`` ms, but for gaps of up to ``gap``."""
     own = f["batch"]["batch"] if f["batch"] else None
-    for gpu in f["gpus"]:
-        reached = begin
-        for b in sorted(
-            (b for b in f["busy"] if b["gpu"] == gpu["gpu"] and b["batch"] != own), key=lambda b: b["dispatch_ms"]
-        ):
-            if b["dispatch_ms"] <= reached + gap + 1e-6:
-                reached = max(reached, b["end_ms"])
-        if reached + gap + 1e-6 < end:
-            return False
-    return bool(f["gpus"])
+    reached = {gpu["gpu"]: begin for gpu in f["gpus"]}
+    for b in f["busy"]:  # by dispatch
+        if b["batch"] != own and b["dispatch_ms"] <= reached[b["gpu"]] + gap + 1e-6:
+            reached[b["gpu"]] = max(reached[b["gpu"]], b["end_ms"])
+    return bool(reached) and min(reached.values()) + gap + 1e-6 >= end
 
 
 def _without_batch(run: Run, f: dict[str, Any]) -> list[str]:
@@ -220,18 +216,26 @@ def _ending(f: dict[str, Any]) -> str:
 
 
 def _others(f: dict[str, Any]) -> list[str]:
+    own = f["batch"]["gpu"] if f["batch"] else None
+    by_gpu: dict[int, list[dict[str, Any]]] = {gpu["gpu"]: [] for gpu in f["gpus"]}
+    for b in f["busy"]:
+        by_gpu[b["gpu"]].append(b)
+    # Its own GPU goes first.
+    ordered = sorted(f["gpus"], key=lambda gpu: (gpu["gpu"] != own, gpu["gpu"]))
     said = []
-    for gpu in f["gpus"]:
-        mine = [b for b in f["busy"] if b["gpu"] == gpu["gpu"]]
+    for gpu in ordered[:MOST_GPUS]:
+        mine = by_gpu[gpu["gpu"]]
         name = f"GPU {gpu['gpu']}" + (f" ({gpu['gpu_class']})" if gpu["gpu_class"] else "")
         if not mine:
             said.append(f"{name} was idle all the while.")
             continue
         parts = []
-        for b in mine:
+        for b in mine[:MOST_OF_GPU]:
             begin = b["dispatch_ms"] if b["start_ms"] is None else b["start_ms"]
             parts.append(f"{b['size']} of {b['model']} from {at(begin)} to {at(b['end_ms'])} (batch {b['batch']})")
-        said.append(f"{name} meanwhile ran {'; '.join(parts)}.")
-    if f["busy_left_out"]:
-        said.append(f"{f['busy_left_out']} more batches ran meanwhile.")
+        more = f"; and {len(mine) - MOST_OF_GPU:,} more batches" if len(mine) > MOST_OF_GPU else ""
+        said.append(f"{name} meanwhile ran {'; '.join(parts)}{more}.")
+    if rest := ordered[MOST_GPUS:]:
+        idle = sum(not by_gpu[gpu["gpu"]] for gpu in rest)
+        said.append(f"Of the {len(rest):,} other GPUs {idle:,} were idle all the while, the others ran batches.")
     return said

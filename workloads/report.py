@@ -20,7 +20,7 @@ from workloads.prices import Prices
 from workloads.stays import stays
 
 #: Points of time in the figures over time, points of the latency curve, batches and GPUs of the timeline, at most.
-BUCKETS, CURVE_POINTS, MOST_BATCHES, MOST_GPUS = 100, 400, 1_500, 32
+BUCKETS, CURVE_POINTS, MOST_BATCHES, MOST_GPUS = 100, 400, 800, 32
 
 #: Models told apart in the figures; the requests of all others are taken together.
 MOST_MODELS = 6
@@ -99,7 +99,7 @@ def report(
 
 def names(paths: Sequence[str]) -> list[str]:
     """What to call the runs at ``paths``: the last parts of each that tell them apart, numbered where nothing does."""
-    parts = [Path(path).resolve().parts for path in paths]
+    parts = [path.rstrip("/").split("/") if "://" in path else Path(path).resolve().parts for path in paths]
     for n in range(1, max(map(len, parts)) + 1):
         found = ["/".join(each[-n:]) for each in parts]
         if len(set(found)) == len(found):

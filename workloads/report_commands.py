@@ -11,7 +11,7 @@ from symphony_dask.commands import command, json_option, print_json
 
 
 @click.command("explain")
-@click.argument("path", metavar="RUN", type=click.Path(exists=True, file_okay=False))
+@click.argument("path", metavar="RUN")
 @click.option("--request", type=int, help="Id of the request, as in the requests table.")
 @click.option("--why", type=click.Choice(["late", "dropped"]), help="The causes over the run, most frequent first.")
 @json_option
@@ -60,7 +60,7 @@ price_option = click.option(
 
 
 @click.command("report")
-@click.argument("paths", metavar="RUN...", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
+@click.argument("paths", metavar="RUN...", nargs=-1, required=True)
 @click.option("--out", default="report.html", show_default=True, type=click.Path(dir_okay=False), help="The page.")
 @click.option("--png", type=click.Path(dir_okay=False), help='The figures as one picture; needs the extra "plot".')
 @click.option("--from", "from_text", help="Where the timeline of GPUs begins, after the first arrival: 10s.")
@@ -120,7 +120,7 @@ def report_(
 
 
 @click.command("plan")
-@click.argument("path", metavar="TRACE", type=click.Path(exists=True))
+@click.argument("path", metavar="TRACE")
 @click.option("--attainment", default=0.99, show_default=True, help="Share of requests that must be in time.")
 @click.option("--slo", help="Latency objective of every request; by default the trace's own, else 50ms.")
 @click.option(
@@ -201,7 +201,7 @@ def _fleet_text(fleet: dict[str, int]) -> str:
 
 
 @click.command("whatif")
-@click.argument("path", metavar="TRACE_OR_RUN", type=click.Path(exists=True))
+@click.argument("path", metavar="TRACE_OR_RUN")
 @click.option("--policy", help="A policy of the engine, or a baseline; by default the run's.")
 @click.option("--gpus", "gpus_text", help='How many GPUs, or how many of each class: "4xfast,8xslow"; else the run\'s.')
 @click.option("--slo", help="Latency objective of every request.")

@@ -330,8 +330,8 @@ def _causes(r: Report) -> str:
         return f"<p>All {r['summary']['requests']:,} requests were answered in time.</p>"
     names = [f"{meaning}" if kind == "other" else f"{kind}: {meaning}" for kind, meaning, _ in bars][::-1]
     most = max(n for _, _, n in bars)
-    chart = Chart(x=(0, 1.18 * most), y=(-0.6, len(bars) - 0.4), x_title="requests", y_title="", y_names=names,
-                  height=60 + 30 * len(bars), width=640, left=318)  # fmt: skip
+    chart = Chart(x=(0, 1.5 * most), y=(-0.6, len(bars) - 0.4), x_title="requests", y_title="", y_names=names,
+                  height=60 + 30 * len(bars), width=720, left=352)  # fmt: skip
     for i, (kind, meaning, n) in enumerate(reversed(bars)):
         share = n / r["summary"]["requests"]
         title = f"{meaning}: {n:,} requests"

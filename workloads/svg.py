@@ -104,9 +104,11 @@ class Chart:
         if not self.x[0] <= x <= self.x[1]:
             return
         at = self.px(x)
+        anchor, beside = ("start", at + 3) if at < 0.85 * self.width else ("end", at - 3)
         self._marks.append(
             f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{self.height - _BOTTOM}" class="mark"/>'
-            f'<text x="{at + 3:.1f}" y="{_TOP + 10 + 12 * row}" class="small">{escape(text)}</text>'
+            f'<text x="{beside:.1f}" y="{_TOP + 10 + 12 * row}" text-anchor="{anchor}" class="small">'
+            f"{escape(text)}</text>"
         )
 
     def note(self, x: float, y: float, text: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from symphony_dask.errors import BadInput
 from symphony_dask.scheduling.engine import POLICIES
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.trace import Run, open_run
+from symphony_dask.trace.folder import is_file, place
 from symphony_dask.units import NS_PER_MS, NS_PER_S
 from workloads.causes import label
 from workloads.fleet import GPU, GpuGroup, Gpus, groups
@@ -48,7 +48,7 @@ def whatif(
 
     Raises ``BadInput`` when there are no GPUs to simulate, or one of their classes has no profile.
     """
-    run = open_run(path) if Path(path).is_dir() else None
+    run = None if is_file(place(path)) else open_run(path)
     served = run is not None and run.requests.select(pl.col("outcome").is_not_null().any()).collect().item()
     was = fleet_of(run) if run is not None and served else []
     rows = []

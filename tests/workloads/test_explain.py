@@ -202,6 +202,15 @@ def test_the_command_tells_one_request_or_the_causes(tmp_path: Path) -> None:
     assert "either --request ID or --why" in runner.invoke(symphony, ["explain", str(tmp_path / "run")]).output
 
 
+def test_of_many_gpus_its_own_is_told_first_and_the_rest_are_counted(tmp_path: Path) -> None:
+    run = simulated(tmp_path / "run", *range(20), gpus=12, policy="eager")  # 6 ms each: GPUs 0 to 5 are busy
+    sentences = explain(run, 8)["sentences"]
+    of_gpus = [text for text in sentences if text.startswith("GPU ")]
+    assert len(of_gpus) == 8
+    assert of_gpus[0].startswith("GPU 2 (gpu) meanwhile ran 1 of m from")
+    assert sentences[-1] == "Of the 4 other GPUs 4 were idle all the while, the others ran batches."
+
+
 def test_an_unknown_request_is_refused_with_the_ids_there_are(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no request 7: its ids run from 0 to 1"):
         explain(simulated(tmp_path / "run", 0, 1), 7)

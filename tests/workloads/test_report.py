@@ -142,6 +142,7 @@ def test_a_run_without_batches_that_goes_on_has_a_page(tmp_path: Path) -> None:
 def test_runs_are_named_by_what_tells_them_apart() -> None:
     assert names(["/a/run", "/b/other"]) == ["run", "other"]
     assert names(["/a/run", "/b/run"]) == ["a/run", "b/run"]
+    assert names(["s3://bucket/run/", "/b/other"]) == ["run", "other"]
     assert names(["/a/run", "/a/run"]) == ["run (1)", "run (2)"]
 
 
