@@ -493,6 +493,7 @@ def simulate_(
     if folder is not None:
         if not isinstance(result, SimulatedRun):
             raise BadInput(f"policy {policy!r} is a baseline, which keeps no tables: leave --folder out")
+        del work  # a long trace leaves little room for more
         record(result, folder, trace=path)
         found |= {"run": folder, "digest": digest(folder), "sha256": file_hashes(folder)}
     if as_json:

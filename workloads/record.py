@@ -66,7 +66,7 @@ def record(simulated: SimulatedRun, folder: str | os.PathLike[str], **info: Any)
     for table, (rows, columns_of, number) in tables.items():
         # Rows of a run stand in the order of their end, and are made some at a time: all columns would fill the memory.
         chunks = (columns_of(simulated, at, min(at + PART_ROWS, rows)) for at in range(0, rows, PART_ROWS))
-        for part, columns in enumerate(_parts(in_order(chunks, keys=(_ENDED, number))), 1):
+        for part, columns in enumerate(_parts(in_order(chunks, keys=(_ENDED, number), run_rows=PART_ROWS)), 1):
             run_folder.write_part(path, table, part, to_table(table, [columns], names))
     run_folder.write_part(path, "gpus", 1, pa.Table.from_pylist(changes, schema=SCHEMAS["gpus"]))
     run_folder.write_info(path, described)

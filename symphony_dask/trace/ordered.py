@@ -47,7 +47,7 @@ def in_order(
                 rows = by_keys(concatenated(held), keys)
                 path = Path(folder, str(len(files)))
                 firsts += _spill(rows, keys, path, len(files), batch_rows)
-                files.append(pa.ipc.open_file(pa.memory_map(str(path))))
+                files.append(pa.ipc.open_file(pa.OSFile(str(path))))
                 held = []
         rest = [by_keys(concatenated(held), keys)] if held else []
         held = []
@@ -57,7 +57,7 @@ def in_order(
         if rest:
             path = Path(folder, str(len(files)))
             firsts += _spill(rest.pop(), keys, path, len(files), batch_rows)
-            files.append(pa.ipc.open_file(pa.memory_map(str(path))))
+            files.append(pa.ipc.open_file(pa.OSFile(str(path))))
         yield from _merged(files, keys, sorted(firsts), batch_rows)
 
 

@@ -14,6 +14,7 @@ from symphony_dask.cli import symphony
 from symphony_dask.errors import BadInput
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.trace import Outcome, open_run, write_trace
+from workloads.digest import digest
 from workloads.record import record
 from workloads.simulate import SimulatedRun, scheduler, simulate
 from workloads.simulated import SimModel, Simulated
@@ -204,6 +205,19 @@ def test_a_recorded_simulation_reads_like_a_live_run(tmp_path: Path) -> None:
     assert (dropped["id"], dropped["outcome"], dropped["batch"], dropped["end_ns"]) == (1, "dropped", None, None)
     assert (dropped["deadline_ns"], dropped["reply_ns"]) == (9 * MS, 3 * MS + 1)
     assert recorded.batches.collect().rows(named=True)[0]["planned_end_ns"] == 6 * MS
+
+
+def test_a_long_run_is_recorded_in_parts_that_hold_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = crowd(policy="adaptive")
+    record(result, tmp_path / "one")
+    monkeypatch.setattr("workloads.record.PART_ROWS", 1000)
+    record(result, tmp_path / "many")
+    assert [len(list((tmp_path / name).glob("requests-*"))) for name in ("one", "many")] == [1, 3]
+    assert digest(tmp_path / "one") == digest(tmp_path / "many")
+    replies = open_run(tmp_path / "many").requests.collect()["reply_ns"]
+    assert replies.is_sorted()
 
 
 def test_a_recorded_run_can_be_simulated_again_as_it_was(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,10 @@ from click.testing import CliRunner
 
 from symphony_dask.cli import symphony
 from symphony_dask.errors import BadInput
-from symphony_dask.trace import Recorder, read_trace, write_trace
+from symphony_dask.trace import Recorder, count_requests, open_run, read_trace, write_trace
+from symphony_dask.trace import folder as run_folder
 from symphony_dask.trace.validate import problems
-from tests.trace.rows import columns
+from tests.trace.rows import columns, wait_until
 from workloads import transform
 from workloads.facts import info, trace_info
 from workloads.transform import cut, mix, scale, synth
@@ -157,6 +161,20 @@ def test_ids_that_occur_twice_are_a_problem(tmp_path: Path) -> None:
     example(tmp_path)
     read_trace(tmp_path)[3:].write_parquet(tmp_path / "requests-000002.parquet")
     assert problems(tmp_path)[0] == "requests: some ids occur twice"
+
+
+def test_a_killed_writer_leaves_whole_parts_of_a_run_that_is_not_closed(tmp_path: Path) -> None:
+    program = "import sys\nfrom workloads.transform import synth\nsynth(sys.argv[1], requests=10**12, rate_hz=10**6)\n"
+    folder = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", program, str(folder)], cwd=Path(__file__).parents[2])
+    try:
+        wait_until(lambda: len(run_folder.parts(folder, "requests")) >= 2 or process.poll() is not None)
+    finally:
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert open_run(folder).info["closed"] is False
+    assert problems(folder) == []
+    assert count_requests(folder) >= 2_000_000
 
 
 def run(*args: object) -> Any:
