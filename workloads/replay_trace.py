@@ -43,7 +43,7 @@ def replay_live(
         raise BadInput(f"--gpus {gpus} is for --simulate: a live cluster has the GPUs of its workers")
     work = _workload(path, model_text, speed, slo)
     sizes = _sizes(path, work, payload)
-    run = Path(folder or f"symphony-runs/replay-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    run = _run_folder(folder)
     with Client(scheduler) as client, Serving(client) as serving:
         before = serving.status()["policy"]
         if policy is not None:
@@ -54,10 +54,12 @@ def replay_live(
                 emulated = Emulated(m.profile.alpha_ms, m.profile.beta_ms)
                 models.append(serving.deploy(m.name, emulated, slo=format_duration(m.slo_ns)))
             serving.record(str(run), label="emulated GPUs, everything else real", trace=str(path), speed=speed)
-            samples = [bytes(size) for size in sizes] if sizes is not None else None
-            result = loadgen.offer(serving, models, work.arrivals_ns, work.choices, samples=samples).to_dict()
+            try:
+                samples = [bytes(size) for size in sizes] if sizes is not None else None
+                result = loadgen.offer(serving, models, work.arrivals_ns, work.choices, samples=samples).to_dict()
+            finally:
+                serving.stop_recording()
         finally:
-            serving.stop_recording()
             for model in models:
                 serving.undeploy(model.name)
             serving.set_policy(before)
@@ -90,10 +92,14 @@ def replay_simulated(
     result = scheduler(chosen, slos_ns=work.slos_ns)(work.models, count, work.arrivals_ns, work.choices)
     if not isinstance(result, SimulatedRun):
         raise BadInput(f"policy {chosen!r} is a baseline, which keeps no tables: symphony simulate takes it")
-    run = Path(folder or f"symphony-runs/replay-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    run = _run_folder(folder)
     record(result, run, trace=str(path), speed=speed)
     found = {**result.to_dict(), "label": "simulated", "run": str(run)}
     return {"policy": chosen, "gpus": count, "lateness_p99_ms": 0.0, **found}
+
+
+def _run_folder(folder: str | None) -> Path:
+    return Path(folder or f"symphony-runs/replay-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
 
 
 def _workload(path: str, model_text: Sequence[str], speed: float, slo: str | None) -> Workload:

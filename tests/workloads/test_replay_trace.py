@@ -60,6 +60,19 @@ def test_a_trace_is_replayed_live_and_the_run_again_and_simulated(
     assert more["mean_batch"] > simulated["mean_batch"]
 
 
+def test_a_replay_leaves_the_recording_of_others_alone(
+    cluster: Cluster, serving: Serving, trace: str, tmp_path: Path
+) -> None:
+    serving.record(str(tmp_path / "other"))
+    try:
+        with pytest.raises(BadInput, match="a recording is under way"):
+            replay_live(trace, cluster.address, model_text=MODELS, folder=str(tmp_path / "mine"))
+        assert serving.status()["recording"] == str(tmp_path / "other")
+        assert not {"quick", "slow"} & set(serving.status()["models"])
+    finally:
+        serving.stop_recording()
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [({"gpus": 2}, "--gpus 2 is for --simulate"), ({"payload": "many"}, "payload 'many': give a number of bytes")],
