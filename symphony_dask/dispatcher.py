@@ -453,10 +453,11 @@ class Dispatcher:
         engine = self.engine
         while True:
             now = now_ns()
-            decisions, at = engine.step(now)
-            drops = decisions.drops.copy()
-            for row in decisions.batches.tolist():
-                self._dispatch(now, row, decisions.members)
+            (batches, members, drops), at = engine.step(now)
+            drops = drops.copy() if len(drops) else drops
+            if len(batches):
+                for row in batches.tolist():
+                    self._dispatch(now, row, members)
             if len(drops):
                 self._drop(drops)
             if at > now_ns():
@@ -648,7 +649,7 @@ class Dispatcher:
             for gpu in connection.peer.gpus:
                 self._log_gpu("ready", gpu, connection.peer)
         self.engine.journal = self.log.journal
-        self.log.journal.append(("state", now_ns(), 0, 0, 0, 0, dump(self.engine)))
+        self.log.journal.note("state", now_ns(), data=dump(self.engine))
         for model_id in self.models:
             self._journal_wire(model_id)
 
@@ -665,7 +666,7 @@ class Dispatcher:
         """Have a replay know which model of the engine a number on the wire stands for."""
         if self.log is not None:
             index, slo_ns = int(self._index_of[model_id]), int(self._slo_of[model_id])
-            self.log.journal.append(("wire", now_ns(), model_id, index, slo_ns, 0, b""))
+            self.log.journal.note("wire", now_ns(), model_id, index, slo_ns)
 
     def _log_gpu(self, event: str, gpu: int, worker: Worker) -> None:
         if self.log is not None:

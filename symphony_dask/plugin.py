@@ -343,7 +343,7 @@ def warm_up() -> None:
 
     from symphony_dask.scheduling.engine import Engine
 
-    engine = Engine(max_requests=4)
+    engine = Engine("eager", max_requests=4)
     latency = LatencyProfile(0.0, 1.0, max_batch=2).latency_ns()
     model = engine.add_model(0, slo_ns=10**9, latency_ns={0: latency})
     gpu = engine.add_gpu(0)
@@ -357,12 +357,13 @@ def warm_up() -> None:
         engine.completed(0, gpu, row[0], 0, 10**6)
     table = RequestTable(4)
     frame = read_rows(pack_rows(SUBMIT_ROW, 1), SUBMIT_ROW)
-    host: dict[str, Any] = {"client": 0, "now": 0, "slo_of": np.zeros(1, np.int64)}
+    host: dict[str, Any] = {"client": 0, "now": 10**6, "slo_of": np.full(1, 10**9)}
     index_of = np.zeros(1, np.int32)
     taken = table.admit(engine, frame, memoryview(b""), margin_ns=0, index_of=index_of, serving=True, **host)
     assert taken is not None
     table.keep(taken.slots, frame, memoryview(b""), **host)
-    decisions, _ = engine.step(10**9)
+    decisions, _ = engine.step(10**6)
+    assert len(decisions.members) == 1
     table.lay_out(decisions.members, -1)
     answers = read_rows(pack_rows(DONE_ROW, 1, link=-1), DONE_ROW)
     table.settle(taken.slots, answers, 0, now=0, failed=set(), counts=np.zeros(len(Outcome), np.int64))

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.lane import EXECUTE_ROW, RESULT_ROW
-from symphony_dask.scheduling import intake
+from symphony_dask.scheduling import handle, intake
 from symphony_dask.scheduling.engine import Engine
 from symphony_dask.scheduling.state import EVICTED, fielded, records
 
@@ -93,14 +93,14 @@ class RequestTable:
         if n > len(self._evicted):
             self._evicted = records(2 * n, EVICTED)
         one_way = int(self._one_way[client])
-        found, refused = intake.admit(
-            engine.state, self._entries, index_of, slo_of, fielded(rows), len(blob), client, now, one_way, margin_ns,
+        found, refused = handle.admit(
+            engine.handle, self._entries, index_of, slo_of, fielded(rows), len(blob), client, now, one_way, margin_ns,
             serving, slots, self._evicted,
         )  # fmt: skip
         if found < 0:
             return None
         if engine.journal is not None:
-            engine.journal.append(("admit", now, one_way, margin_ns, int(serving), len(blob), rows.tobytes()))
+            engine.journal.note("admit", now, one_way, margin_ns, int(serving), len(blob), rows.tobytes())
         if found == 0:
             self._keep_payloads(slots, rows, blob)
         return Intake(slots, refused, self._evicted[:found])

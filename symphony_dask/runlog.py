@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from symphony_dask.lane import RESULT_ROW, now_ns
 from symphony_dask.requests import Rows
-from symphony_dask.scheduling.engine import Journal
+from symphony_dask.scheduling.events import EVENT, Journal
 from symphony_dask.scheduling.intake import ENTRY
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.trace import SCHEMAS, BatchOutcome, Outcome, Recorder
@@ -20,6 +21,11 @@ from symphony_dask.trace.columns import Events
 _KEPT = 256
 
 _BATCH_COLUMNS = SCHEMAS["batches"].names
+
+_BATCH = struct.Struct(f"<{len(_BATCH_COLUMNS)}q").pack
+
+#: Size, model, batch, GPU, dispatch, start, end, reply.
+_SERVED = struct.Struct("<8q").pack
 
 
 @dataclass
@@ -61,10 +67,13 @@ class RunLog:
         self._codes: dict[int, int] = {}
         self._models: list[dict[str, Any]] = []
         #: The engine's, while the recording goes on; ``keep`` empties it.
-        self.journal: Journal = []
+        self.journal = Journal()
         self._n_events = 0
-        self._served: list[tuple[Any, ...]] = []
-        self._batches: list[tuple[int, ...]] = []
+        # Of each batch that was served, and of each batch: bytes and arrays, which are not the garbage collector's.
+        self._entries: list[Any] = []
+        self._results: list[Any] = []
+        self._served: list[bytes] = []
+        self._batches: list[bytes] = []
         self._last_ns = start_ns
         self._recorder.update_info(engine_clock_ns=start_ns)
 
@@ -75,12 +84,12 @@ class RunLog:
     def keep(self) -> None:
         """Hand what has gathered on to the recorder; to be called every now and then."""
         self._keep_served()
-        if self.journal:
-            rows = self.journal.copy()
-            self.journal.clear()
-            self._recorder.record_events(Events(self._n_events, self._start_ns, self._last_ns, rows))
+        packed, data = self.journal.take()
+        if packed:
+            rows = np.frombuffer(packed, EVENT)
+            self._recorder.record_events(Events(self._n_events, self._start_ns, self._last_ns, rows, data))
             self._n_events += len(rows)
-            self._last_ns = next((row[1] for row in reversed(rows) if row[1]), self._last_ns)
+            self._last_ns = max(self._last_ns, int(rows["time"].max()))
 
     def model(self, model: ServedModel) -> None:
         profiles = {c: p.to_dict() for c, p in model.profiles.items()}
@@ -111,9 +120,13 @@ class RunLog:
     ) -> None:
         """A batch that came back: its requests' entries, and how each ended (with ``outcome``)."""
         self.batch(flight, outcome, start, end)
+        self._entries.append(entries)
+        self._results.append(results)
         self._served.append(
-            (entries, results, len(results), self._codes[flight.model.model_id], flight.batch, flight.gpu,
-             flight.dispatch_ns, start, end, reply)
+            _SERVED(
+                len(results), self._codes[flight.model.model_id], flight.batch, flight.gpu, flight.dispatch_ns, start,
+                end, reply,
+            )
         )  # fmt: skip
         if len(self._served) >= _KEPT:
             self._keep_served()
@@ -121,13 +134,14 @@ class RunLog:
     def _keep_served(self) -> None:
         """Hand on what was served as columns, made for many batches at once."""
         if self._served:
-            entries, results, *common = zip(*self._served, strict=True)
-            self._served = []
             # As bytes: numpy joins records field by field.
-            of, ended = np.frombuffer(b"".join(entries), ENTRY), np.frombuffer(b"".join(results), RESULT_ROW)
+            of = np.frombuffer(b"".join(self._entries), ENTRY)
+            ended = np.frombuffer(b"".join(self._results), RESULT_ROW)
+            sizes, *common = np.frombuffer(b"".join(self._served), np.int64).reshape(-1, 8).T
+            for kept in (self._entries, self._results, self._served):
+                kept.clear()
             zero = self._start_ns
-            sizes = np.array(common[0])
-            model, batch, gpu, dispatch, start, end, reply = (np.repeat(np.array(c), sizes) for c in common[1:])
+            model, batch, gpu, dispatch, start, end, reply = (np.repeat(column, sizes) for column in common)
             self._recorder.record_requests(
                 {
                     "id": of["id"],
@@ -146,8 +160,8 @@ class RunLog:
                 }
             )
         if self._batches:
-            columns = np.array(self._batches, np.int64).T
-            self._batches = []
+            columns = np.frombuffer(b"".join(self._batches), np.int64).reshape(-1, len(_BATCH_COLUMNS)).T
+            self._batches.clear()
             self._recorder.record_batches(dict(zip(_BATCH_COLUMNS, columns, strict=True)))
 
     def batch(self, flight: Flight, outcome: BatchOutcome, start: int = -1, end: int = -1) -> None:
@@ -155,7 +169,7 @@ class RunLog:
         zero = self._start_ns
         (window_open, window_close), (planned_start, planned_end) = flight.window, flight.planned
         self._batches.append(
-            (
+            _BATCH(
                 flight.batch, self._codes[flight.model.model_id], flight.gpu, len(flight.slots),
                 flight.dispatch_ns - zero, window_open - zero, window_close - zero, planned_start - zero,
                 planned_end - zero, start if start < 0 else start - zero, end if end < 0 else end - zero, int(outcome),

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.scheduling import kernels, pace, priorities, window
+from symphony_dask.scheduling import handle, kernels, pace, priorities, window
+from symphony_dask.scheduling.events import Journal
 from symphony_dask.scheduling.heap import ROOT, row_of
 from symphony_dask.scheduling.heap import size as heap_size
 from symphony_dask.scheduling.state import (
     ABSENT,
+    BATCH,
     BUSY,
     DEPTH,
     EVICTED,
@@ -58,10 +60,6 @@ Ints = npt.NDArray[np.int64]
 Slots = npt.NDArray[np.int32]
 
 
-#: Grows by (op, now, a, b, c, d, data).
-Journal = list[tuple[str, int, int, int, int, int, bytes]]
-
-
 class Decisions(NamedTuple):
     """What ``advance`` decided. The arrays are the engine's own: read them before the next call.
 
@@ -73,6 +71,9 @@ class Decisions(NamedTuple):
     batches: npt.NDArray[Any]
     members: Slots
     drops: Slots
+
+
+_NOTHING = Decisions(records(0, BATCH), np.empty(0, np.int32), np.empty(0, np.int32))
 
 
 class Removal(NamedTuple):
@@ -97,8 +98,8 @@ class Engine:
     def __init__(self, policy: str = "adaptive", *, exact: bool = False, max_requests: int = 65_536) -> None:
         if max_requests < 1:
             raise ValueError(f"max_requests={max_requests}: must be at least 1")
-        self.state: State = make_state(max_requests, 8, 8, 2, 128)
-        self.profiles: Profiles = make_profiles(8, 2, 128)
+        self.state = make_state(max_requests, 8, 8, 2, 128)
+        self.profiles = make_profiles(8, 2, 128)
         self.state.g["exact"] = int(exact)
         self._evicted = records(1, EVICTED)
         #: Records of ``state.EVICTED``: requests that the last ``submit`` evicted. Their slots may be in use again.
@@ -106,6 +107,27 @@ class Engine:
         #: Grows by a row for each call that changes the engine; see ``scheduling/journal.py``.
         self.journal: Journal | None = None
         self.policy = policy
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
+        self._state_table = handle.table_of(state)
+        #: What stands for the state in calls of ``handle``; another one whenever the engine grows.
+        self.handle: handle.Handle = handle.of(state, self._state_table)
+
+    @property
+    def profiles(self) -> Profiles:
+        return self._profiles
+
+    @profiles.setter
+    def profiles(self, profiles: Profiles) -> None:
+        self._profiles = profiles
+        self._profiles_table = handle.table_of(profiles)
+        self._profiles_handle = handle.of(profiles, self._profiles_table)
 
     @property
     def policy(self) -> str:
@@ -234,7 +256,7 @@ class Engine:
     def cancel(self, now: int, slot: int) -> bool:
         """True when the request left its queue and its slot is free; False when it is in flight."""
         self._note("cancel", now, slot)
-        return bool(kernels.cancel(self.state, now, slot))
+        return bool(handle.cancel(self.handle, now, slot))
 
     def completed(self, now: int, gpu: int, batch: int, start_ns: int, end_ns: int) -> bool:
         """A batch ran from ``start_ns`` to ``end_ns``: its slots are free. False when the GPU has no such batch.
@@ -243,7 +265,7 @@ class Engine:
         times tell nothing of l(b), as when the model raised.
         """
         self._note("completed", now, gpu, batch, start_ns, end_ns)
-        return bool(kernels.completed(self.state, self.profiles, now, gpu, batch, start_ns, end_ns))
+        return bool(handle.completed(self.handle, self._profiles_handle, now, gpu, batch, start_ns, end_ns))
 
     def pace(self, gpu: int) -> float:
         """Execution time of a GPU over that of its class as observed, smoothed; 1 before anything was."""
@@ -263,14 +285,16 @@ class Engine:
 
     def step(self, now: int) -> tuple[Decisions, int]:
         """``advance`` and ``next_event`` in one call."""
-        state = self.state
-        at = int(kernels.step(state, now))
-        g = state.g[0]
-        decisions = Decisions(state.batches[: g["n_batches"]], state.members[: g["n_members"]], self._drops())
+        state = self._state
+        at, n_batches, n_members, n_drops = handle.step(self.handle, now)
+        if n_batches == 0 and n_drops == 0:
+            if self.journal is not None:
+                self.journal.note("step", now)
+            return _NOTHING, at
+        decisions = Decisions(state.batches[:n_batches], state.members[:n_members], state.drops[:n_drops])
         if self.journal is not None:
-            n_batches, n_drops = len(decisions.batches), len(decisions.drops)
-            data = b"".join(part.tobytes() for part in decisions) if n_batches or n_drops else b""
-            self.journal.append(("step", now, n_batches, n_drops, 0, 0, data))
+            data = b"".join([part.tobytes() for part in decisions])
+            self.journal.note("step", now, n_batches, n_drops, 0, 0, data)
         return decisions, at
 
     def next_event(self) -> int:
@@ -283,7 +307,7 @@ class Engine:
         if gpu is None:
             self.state.g["control"] = control_ns
         else:
-            kernels.set_control(self.state, now, gpu, control_ns)
+            handle.set_control(self.handle, now, gpu, control_ns)
 
     def set_slack(self, slack_ns: int, share: float = 0.0) -> None:
         """Open windows before frontrun by ``slack_ns`` and a share of the model's SLO, for a host whose estimates err.
@@ -304,7 +328,7 @@ class Engine:
 
     def _note(self, op: str, now: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, data: bytes = b"") -> None:
         if self.journal is not None:
-            self.journal.append((op, now, a, b, c, d, data))
+            self.journal.note(op, now, a, b, c, d, data)
 
     def _drops(self) -> Slots:
         return self.state.drops[: self.state.g["n_drops"][0]]

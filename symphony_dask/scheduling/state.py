@@ -204,7 +204,7 @@ class State(NamedTuple):
     drops: Any  # (R,) int32: output
 
 
-def _plain() -> bool:
+def is_plain() -> bool:
     """Whether the kernels run as Python, where only record arrays have fields as attributes."""
     config: Any = numba.config
     return bool(config.DISABLE_JIT)
@@ -212,12 +212,12 @@ def _plain() -> bool:
 
 def records(n: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     array = np.zeros(n, dtype)
-    return array.view(np.recarray) if _plain() else array
+    return array.view(np.recarray) if is_plain() else array
 
 
 def fielded(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Records from elsewhere, with fields as attributes where the kernels run as Python."""
-    return array.view(np.recarray) if _plain() else array
+    return array.view(np.recarray) if is_plain() else array
 
 
 def _padded(dtype: np.dtype[Any], size: int) -> np.dtype[Any]:
@@ -237,7 +237,7 @@ def _lined(n: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """As ``records``, where each record begins with a cache line."""
     padded = _padded(dtype, -(-dtype.itemsize // LINE) * LINE)
     array = aligned(n * padded.itemsize).view(padded)
-    return array.view(np.recarray) if _plain() else array
+    return array.view(np.recarray) if is_plain() else array
 
 
 def _batch_rows(rows: int, max_batch: int) -> npt.NDArray[np.int32]:
@@ -252,7 +252,7 @@ def _requests(n: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
     req = lines.view(_padded(REQUEST, LINE))
     nxt = lines.view(np.int32).reshape(n, -1)[:, REQUEST.itemsize // 4 :][:, :LEVELS]
     nxt[:] = -1
-    return req.view(np.recarray) if _plain() else req, nxt
+    return req.view(np.recarray) if is_plain() else req, nxt
 
 
 def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: int) -> State:

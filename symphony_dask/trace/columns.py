@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from symphony_dask.scheduling.events import OPS
 from symphony_dask.trace.schema import SCHEMAS, BatchOutcome, Outcome, names
 
 #: Columns of integer arrays by name, all of one length.
@@ -19,16 +20,17 @@ Columns = Mapping[str, npt.NDArray[np.integer[Any]]]
 
 @dataclass(frozen=True)
 class Events:
-    """Rows (op, now, a, b, c, d, data) of an engine's journal, numbered from ``first``.
+    """Part of an engine's journal (``scheduling.events``): its events, numbered from ``first``, and their data.
 
-    The run's clock starts at ``zero_ns``; a row without a time (0) has that of the one before, the first one
+    The run's clock starts at ``zero_ns``; an event without a time (0) has that of the one before, the first one
     ``before_ns``.
     """
 
     first: int
     zero_ns: int
     before_ns: int
-    rows: Sequence[tuple[str, int, int, int, int, int, bytes]]
+    rows: npt.NDArray[Any]
+    data: bytes
 
 
 _OUTCOME_NAMES = {"requests": names(Outcome), "batches": names(BatchOutcome)}
@@ -57,14 +59,19 @@ def to_table(table: str, chunks: Sequence[Columns], models: Sequence[str]) -> An
 
 def events_table(chunks: Sequence[Events]) -> Any:
     """The events table of ``chunks``, in order; raises what Arrow raises on values that do not fit."""
-    tables = []
+    ops, tables = pa.array(OPS, pa.string()), []
     for chunk in chunks:
-        ops, times, *numbers, data = zip(*chunk.rows, strict=True)
-        at = np.maximum(np.maximum.accumulate(np.array(times, np.int64)), chunk.before_ns) - chunk.zero_ns
-        arrays = [pa.array(np.arange(chunk.first, chunk.first + len(ops))), pa.array(at)]
-        arrays.append(pa.array(ops, pa.string()).dictionary_encode())
-        arrays += [pa.array(values, pa.int64()) for values in numbers]
-        arrays.append(pa.array(data, pa.binary()))
+        rows, n = chunk.rows, len(chunk.rows)
+        at = np.maximum(np.maximum.accumulate(rows["time"]), chunk.before_ns) - chunk.zero_ns
+        ends = np.zeros(n + 1, np.int32)
+        np.cumsum(rows["data"], out=ends[1:])
+        arrays = [
+            pa.array(np.arange(chunk.first, chunk.first + n)),
+            pa.array(at),
+            pa.DictionaryArray.from_arrays(pa.array(rows["op"].astype(np.int32)), ops),
+            *(pa.array(np.ascontiguousarray(rows[name])) for name in ("a", "b", "c", "d")),
+            pa.Array.from_buffers(pa.binary(), n, [None, pa.py_buffer(ends), pa.py_buffer(chunk.data)]),
+        ]
         tables.append(pa.Table.from_arrays(arrays, schema=SCHEMAS["events"]))
         time.sleep(0)  # as above
-    return pa.concat_tables(tables).unify_dictionaries()
+    return pa.concat_tables(tables)

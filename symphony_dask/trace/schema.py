@@ -46,12 +46,6 @@ class BatchOutcome(IntEnum):
     LOST = 2
 
 
-#: What the engine was told or asked, in ``events``; see docs/trace-format.md for their arguments.
-ENGINE_EVENTS = (
-    "state", "policy", "slack", "control", "add_model", "update_profile", "remove_model", "add_gpu", "drain_gpu",
-    "remove_gpu", "wire", "admit", "cancel", "completed", "step",
-)  # fmt: skip
-
 GPU_EVENTS = ("join", "ready", "drain", "leave")
 
 

@@ -9,8 +9,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from symphony_dask.scheduling.events import OPS
 from symphony_dask.trace import GPU_EVENTS, SCHEMA_VERSION, SCHEMAS, BatchOutcome, Outcome
-from symphony_dask.trace.schema import ENGINE_EVENTS, names
+from symphony_dask.trace.schema import names
 from tests.trace.test_reader import record_example
 
 PAGE = (Path(__file__).parents[2] / "docs/trace-format.md").read_text(encoding="utf-8")
@@ -49,7 +50,7 @@ def test_every_column_of_a_table_is_described_with_its_type_and_whether_it_may_b
 
 
 def test_every_label_and_the_version_are_described():
-    for label in [*names(Outcome), *names(BatchOutcome), *GPU_EVENTS, *ENGINE_EVENTS]:
+    for label in [*names(Outcome), *names(BatchOutcome), *GPU_EVENTS, *OPS]:
         assert f"`{label}`" in PAGE
     assert f"schema version {SCHEMA_VERSION}" in PAGE
 
