@@ -1,0 +1,213 @@
+"""``EC2GPUCluster`` on moto: a real scheduler, and a real worker process for each instance that moto has running."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from autoscale.reconcile import Settings
+from distributed import Client
+
+import autoscale
+from symphony_dask import Serving
+from symphony_dask.backends import Emulated
+from symphony_dask.errors import BadInput
+from tests.cluster import Cluster, wait_until
+from tests.infra.aws import Aws, moto
+
+QUICK = Settings(max_instances=3, max_usd_per_hour=99.0, settle_s=0.5, retry_s=0.2, drain_s=5.0)
+
+
+class Boots:
+    """What boot scripts do: a worker for each running instance of the fleet, while it runs."""
+
+    def __init__(self, aws: Aws) -> None:
+        self._ec2 = aws.client("ec2")
+        self._workers: dict[str, subprocess.Popen[bytes]] = {}
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def instances(self, state: str = "running") -> dict[str, dict[str, str]]:
+        """Tags of the fleet's instances by id."""
+        found = self._ec2.describe_instances(Filters=[{"Name": "instance-state-name", "Values": [state]}])
+        every = [i for r in found["Reservations"] for i in r["Instances"]]
+        return {i["InstanceId"]: {t["Key"]: t["Value"] for t in i["Tags"]} for i in every}
+
+    def slots(self) -> list[int]:
+        return sorted(int(tags["symphony:slot"]) for tags in self.instances().values())
+
+    def _run(self) -> None:
+        while not self._end.wait(0.1):
+            running = self.instances()
+            for name, tags in running.items():
+                if name not in self._workers:
+                    self._workers[name] = self._boot(name, tags["symphony:scheduler"])
+            for name in set(self._workers) - set(running):
+                self._workers[name].kill()
+
+    def _boot(self, name: str, scheduler: str) -> subprocess.Popen[bytes]:
+        options = ["--name", f"{name}-0", "--no-nanny", "--no-dashboard", "--nthreads", "1", "--memory-limit", "0"]
+        command = [sys.executable, "-m", "dask", "worker", scheduler, *options, "--resources", "GPU=1"]
+        environment = {**os.environ, "DASK_SYMPHONY__GPU_CLASS": "cpu", "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([*command, "--death-timeout", "30"], stderr=subprocess.DEVNULL, env=environment)
+
+    def __enter__(self) -> Boots:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end.set()
+        self._thread.join()
+        for worker in self._workers.values():
+            worker.kill()
+            worker.wait()
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Aws]:
+    for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DASK_SYMPHONY__POLICY", "eager")
+    with moto() as aws:
+        aws.deploy(ClusterName="vision")
+        yield aws
+
+
+@pytest.fixture
+def boots(aws: Aws) -> Iterator[Boots]:
+    with Boots(aws) as boots:
+        yield boots
+
+
+def cluster_on(aws: Aws, **options: Any) -> Any:
+    return autoscale.EC2GPUCluster(
+        "demo",
+        **{
+            "max_instances": 3,
+            "max_usd_per_hour": 99.0,
+            "settings": QUICK,
+            "region": "us-east-1",
+            "endpoint_url": aws.url,
+            "host": "127.0.0.1",
+            "port": 0,
+            "lane_port": 0,
+            "interval": "200ms",
+            **options,
+        },
+    )
+
+
+def test_a_cluster_is_scaled_serves_shrinks_and_leaves_nothing(aws: Aws, boots: Boots) -> None:
+    with cluster_on(aws, n_workers=1) as cluster, Client(cluster) as client:
+        client.wait_for_workers(1, timeout=60)
+        assert client.submit(sum, [1, 2]).result(timeout=30) == 3
+        with Serving(client) as serving:
+            model = serving.deploy("m", Emulated(2, 0), slo="30s")
+            cluster.scale(3)
+            client.wait_for_workers(3, timeout=60)
+            assert boots.slots() == [0, 1, 2]
+            futures = model.map([b"x"] * 500)
+            cluster.scale(1)
+            wait_until(lambda: boots.slots() == [0], "slots 1 and 2 are empty", 60)
+            assert {f.outcome for f in futures if f.result(timeout=60) is not None} == {"ok"}
+        tags = next(iter(boots.instances().values()))
+        assert tags["symphony:cluster"] == "vision"
+        assert tags["symphony:scheduler"] == cluster.scheduler_address
+        cluster.scale(9)
+        wait_until(lambda: boots.slots() == [0, 1, 2], "three instances: the cap", 60)
+    assert boots.slots() == []
+    with pytest.raises(OSError, match="Timed out"):
+        Client(cluster.scheduler_address, timeout="1s")
+
+
+def test_adapt_follows_the_load_from_zero_and_back(aws: Aws, boots: Boots) -> None:
+    from autoscale.policy import Settings as PolicySettings
+
+    quick = PolicySettings(boot_s=3, scale_in_window_s=2, last_delay_s=2)
+    with cluster_on(aws) as cluster, Client(cluster) as client, Serving(client) as serving:
+        cluster.adapt(minimum=0, maximum=2, interval="250ms", settings=quick)
+        model = serving.deploy("m", Emulated(20, 0), slo="30s", max_batch=4)
+        assert boots.slots() == [0]
+        end = threading.Event()
+        futures: list[Any] = []
+
+        def load() -> None:
+            while not end.wait(0.0125):  # 80 a second: 1.6 GPUs
+                futures.append(model.submit(b"x"))
+
+        sender = threading.Thread(target=load)
+        sender.start()
+        try:
+            wait_until(lambda: boots.slots() == [0, 1], "a second instance", 60)
+        finally:
+            end.set()
+            sender.join()
+        wait_until(lambda: boots.slots() == [], "no instance", 60)
+        assert {f.outcome for f in futures if f.result(timeout=60) is not None} == {"ok"}
+
+
+def test_it_is_used_from_a_running_event_loop(aws: Aws, boots: Boots) -> None:
+    async def story() -> int:
+        async with (
+            cluster_on(aws, n_workers=1, asynchronous=True) as cluster,
+            Client(cluster, asynchronous=True) as client,
+        ):
+            await client.wait_for_workers(1, timeout=60)
+            return int(await client.submit(sum, [1, 2]))
+
+    assert asyncio.run(story()) == 3
+    assert boots.slots() == []
+
+
+def test_instances_join_a_scheduler_that_runs_already_and_leave_it_running(aws: Aws, boots: Boots) -> None:
+    with Cluster(0, preload=False) as running:
+        with cluster_on(aws, n_workers=1, scheduler=running.address):
+            client = running.client()
+            client.wait_for_workers(1, timeout=60)
+        assert boots.slots() == []
+        assert client.scheduler_info()["workers"] == {}
+        assert running.scheduler.poll() is None
+
+
+def test_the_scheduler_ends_when_its_owner_is_killed() -> None:
+    program = """
+import asyncio, sys
+from autoscale.scheduler_process import SchedulerProcess
+
+async def main():
+    process = SchedulerProcess(host="127.0.0.1", port=0, lane_port=0, security=None)
+    await process.start()
+    print(process.pid, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+    owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    scheduler = int(owner.stdout.readline())
+    os.kill(scheduler, 0)
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+
+    def gone() -> bool:
+        try:
+            os.kill(scheduler, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    wait_until(gone, "the scheduler has ended", 20)
+
+
+def test_a_stack_that_does_not_exist_is_named(aws: Aws) -> None:
+    with pytest.raises(BadInput, match="the CloudFormation stack 'nowhere' cannot be read"):
+        autoscale.EC2GPUCluster(
+            "nowhere", max_instances=1, max_usd_per_hour=1, region="us-east-1", endpoint_url=aws.url
+        )
