@@ -15,7 +15,7 @@ import asyncio
 import logging
 import secrets
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,6 +61,7 @@ from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.timer import Timer
 from symphony_dask.trace import BatchOutcome, Outcome
 from symphony_dask.units import NS_PER_S, format_duration
+from symphony_dask.waiting import Waiting, WaitingRoom
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class Dispatcher:
     """Serves models over the lane; one per scheduler process.
 
     inline_bytes: payloads and answers of more bytes go past the scheduler where they can.
+    zero_wait_ns: requests that come while no GPU serves wait for one so long; 0: they are refused at once.
     on_worker: called with the connection of each worker that says HELLO; its slots get batches from ``add_slots`` on.
     Times inside are ns on ``lane.now_ns``; recorded ones count from the start of the recording.
     """
@@ -110,6 +112,7 @@ class Dispatcher:
         policy: str = "adaptive",
         max_requests: int = 65_536,
         inline_bytes: int = 8_192,
+        zero_wait_ns: int = 0,
         on_worker: Callable[[Connection], None] = lambda connection: None,
     ) -> None:
         self.engine = Engine(policy, max_requests=max_requests)
@@ -130,6 +133,9 @@ class Dispatcher:
         self._slo_of = np.zeros(64, np.int64)
         self._gpu_classes: dict[str, int] = {}
         self._gpu_worker: dict[int, tuple[Connection, int]] = {}
+        #: Whether there is a GPU that takes what comes: one that does not drain.
+        self._serves = False
+        self._room = WaitingRoom(zero_wait_ns, max_requests)
         self._flights: dict[int, Flight] = {}
         self._requests = RequestTable(max_requests)
         self._reply_ns = FIRST_ROUND_TRIP_NS // 2
@@ -227,17 +233,71 @@ class Dispatcher:
             worker.gpus.append(gpu)
             self._gpu_worker[gpu] = (connection, slot)
             self._log_gpu("ready", gpu, worker)
+        self._look_who_serves()
         self._follow_latency()
         self._due()
 
-    def drain_worker(self, address: str) -> None:
-        """Give a worker no more batches."""
-        connection = self.workers.get(address)
-        if connection is not None and not connection.peer.draining:
+    def drain_workers(self, addresses: Iterable[str]) -> None:
+        """Give workers no more batches.
+
+        Where no other is left they are *closing*: they take nothing new, but all that is queued already, and drain
+        when that has ended. So no request that was accepted is lost for want of a GPU.
+        """
+        connections = [self.workers[a] for a in addresses if a in self.workers]
+        fresh = [c for c in connections if not c.peer.draining]
+        for connection in fresh:
             connection.peer.draining = True
-            for gpu in connection.peer.gpus:
-                self.engine.drain_gpu(now_ns(), gpu)
-                self._log_gpu("drain", gpu, connection.peer)
+        self._look_who_serves()
+        for connection in fresh:
+            if connection.peer.gpus and not self._serves and self._n_queued():
+                connection.peer.closing = True
+            else:
+                self._drain(connection)
+
+    def _drain(self, connection: Connection) -> None:
+        connection.peer.closing = False
+        for gpu in connection.peer.gpus:
+            self.engine.drain_gpu(now_ns(), gpu)
+            self._log_gpu("drain", gpu, connection.peer)
+        self._due()
+
+    def _close_up(self) -> None:
+        """Drain those that are closing once nothing is queued any more, or others serve again."""
+        closing = [c for c in self.workers.values() if c.peer.closing]
+        if closing and (self._serves or not self._n_queued()):
+            for connection in closing:
+                self._drain(connection)
+
+    def undrain_worker(self, address: str) -> bool:
+        """A draining worker drains no more; it may have lost its slots: see whether to ``add_slots``.
+
+        False, with nothing done, while it still has batches of before.
+        """
+        connection = self.workers.get(address)
+        if connection is None or not connection.peer.draining:
+            return False
+        if not connection.peer.closing:
+            if self.in_flight(address):
+                return False
+            self.remove_slots(connection)
+        connection.peer.draining = connection.peer.closing = False
+        self._look_who_serves()
+        return True
+
+    def is_draining(self, address: str) -> bool:
+        return address in self.workers and self.workers[address].peer.draining
+
+    def is_closing(self, address: str) -> bool:
+        """Whether a draining worker still takes batches of what is queued."""
+        return address in self.workers and self.workers[address].peer.closing
+
+    def _look_who_serves(self) -> None:
+        self._serves = any(c.peer.gpus and not c.peer.draining for c in self.workers.values())
+        if self._serves and self._room.n:
+            self._admit_waiting()
+
+    def _n_queued(self) -> int:
+        return sum(self.engine.queued(m.index) for m in self.models.values())
 
     def in_flight(self, address: str) -> int:
         """Batches at a worker."""
@@ -276,6 +336,7 @@ class Dispatcher:
                 text = f"{MAX_RETRIES + 1} workers were lost with the request in flight, the last at {worker.address}"
                 self._end_one(slot, Outcome.FAILED, "WorkerLost", text)
         worker.gpus.clear()
+        self._look_who_serves()
         self._follow_latency()
         self._due()
 
@@ -358,6 +419,8 @@ class Dispatcher:
         elif isinstance(peer, Client):
             del self._clients[peer.index]
             self._forsake(peer)
+            for waiting in self._room.leave(connection):
+                self._cancel_waiting(waiting)
             self._cancel_slots(self._requests.of_client(peer.index))
 
     async def _measure(self) -> None:
@@ -366,18 +429,28 @@ class Dispatcher:
             for connection in self._clients.values():
                 connection.send([PING, now_ns()])
             self._follow_latency()
+            self._close_up()
+            if self._room.n:
+                for waiting in self._room.overdue(now_ns()):
+                    self._submit(waiting.connection, waiting.connection.peer, [waiting.frame(now_ns())], waiting.blob, 0)
             if self.log is not None:
                 self.log.keep()
 
     # Requests
 
-    def _submit(self, connection: Connection, client: Client, fields: list[Any], blob: memoryview) -> None:
+    def _submit(
+        self, connection: Connection, client: Client, fields: list[Any], blob: memoryview, waited_ns: int = -1
+    ) -> None:
+        """Take in a frame of requests. waited_ns: how long it was in the waiting room, -1: it was not."""
         now = now_ns()
         rows = read_rows(fields[0], SUBMIT_ROW)
         requests, slo_of = self._requests, self._slo_of
-        serving = bool(self._gpu_worker)
+        serving = self._serves
+        if not serving and waited_ns < 0 and self._room.take(Waiting(connection, rows, blob, now)):
+            return
+        margin_ns = client.one_way_bound_ns() + self._reply_ns - max(waited_ns, 0)
         taken = requests.admit(
-            self.engine, rows, blob, client=client.index, now=now, margin_ns=client.one_way_bound_ns() + self._reply_ns,
+            self.engine, rows, blob, client=client.index, now=now, margin_ns=margin_ns,
             index_of=self._index_of, slo_of=slo_of, serving=serving,
         )  # fmt: skip
         if taken is None:
@@ -392,6 +465,13 @@ class Dispatcher:
             self._refuse(connection, refused["model"], record)
         self._due()
 
+    def _admit_waiting(self) -> None:
+        """A GPU has come: take in who waited for it. The engine plans as if they came now; late is late all the same."""
+        now = now_ns()
+        for waiting in self._room.empty():
+            waited_ns = now - waiting.since_ns
+            self._submit(waiting.connection, waiting.connection.peer, [waiting.frame(now)], waiting.blob, waited_ns)
+
     def _refuse(self, connection: Connection, models: npt.NDArray[np.int32], rows: Rows) -> None:
         """Answer the requests of a SUBMIT that got no slot: no such model, no GPU, or a full queue."""
         errors: dict[int, tuple[str, str]] = {}
@@ -400,21 +480,32 @@ class Dispatcher:
             if model is None:
                 errors[i] = ("UnknownModel", f"model {model_id} is not deployed: deploy it first")
                 continue
-            if not self._gpu_worker:
+            if not self._serves:
                 text = f'no worker serves model {model.name!r}: start one with dask worker --resources "GPU=1"'
                 errors[i] = ("NoGPUWorker", text)
             else:
                 queued = self.engine.queued(model.index)
                 text = f"queue of model {model.name!r} is full with {queued} requests: slow down, or add GPUs"
                 errors[i] = ("Overloaded", text)
-            model.counts[Outcome.REJECTED] += 1
-        _send_errors(connection, rows.ids, Outcome.REJECTED, errors)
-        if self.log is not None:
-            for model_id in np.unique(models).tolist():
-                model = self.models.get(model_id)
-                if model is not None:
-                    mine = Rows(*(values[models == model_id] for values in rows))
-                    self.log.requests(model, mine, Outcome.REJECTED, reply=now_ns())
+        self._end_unqueued(connection, models, rows, Outcome.REJECTED, errors)
+
+    def _end_unqueued(
+        self,
+        connection: Connection,
+        models: npt.NDArray[np.int32],
+        rows: Rows,
+        outcome: Outcome,
+        errors: dict[int, tuple[str, str]],
+    ) -> None:
+        """Answer, count and record requests that never were in a queue."""
+        _send_errors(connection, rows.ids, outcome, errors)
+        for model_id in np.unique(models).tolist():
+            model = self.models.get(model_id)
+            if model is not None:
+                mine = models == model_id
+                model.counts[outcome] += int(mine.sum())
+                if self.log is not None:
+                    self.log.requests(model, Rows(*(values[mine] for values in rows)), outcome, reply=now_ns())
 
     def _evict(self, evicted: npt.NDArray[Any]) -> None:
         """Answer the requests that had to make room for those just submitted, before these take over their slots."""
@@ -427,6 +518,16 @@ class Dispatcher:
 
     def _cancel(self, client: Client, ids: npt.NDArray[np.int64]) -> None:
         self._cancel_slots(self._requests.of_client(client.index, ids))
+        if self._room.n:
+            for waiting in self._room.withdraw(client, ids):
+                self._cancel_waiting(waiting)
+
+    def _cancel_waiting(self, waiting: Waiting) -> None:
+        """End requests that a client withdrew while they waited for a GPU."""
+        client, now = waiting.connection.peer, now_ns()
+        rows = waiting.aged(now)
+        record = self._requests.refused(rows, client=client.index, now=now, slo_of=self._slo_of)
+        self._end_unqueued(waiting.connection, rows["model"], record, Outcome.CANCELLED, {})
 
     def _cancel_slots(self, slots: npt.NDArray[Any]) -> None:
         now = now_ns()
@@ -695,6 +796,8 @@ class Dispatcher:
                 "slots": c.peer.slots,
                 "serving": len(c.peer.gpus),
                 "draining": c.peer.draining,
+                "closing": c.peer.closing,
+                "ranks": [int(engine.state.gpu["home_rank"][g]) for g in c.peer.gpus],
                 "in_flight": self.in_flight(address),
                 "pace": [engine.pace(g) for g in c.peer.gpus],
                 "slow": [engine.is_slow(g) for g in c.peer.gpus],
@@ -710,6 +813,7 @@ class Dispatcher:
             "policy": engine.policy,
             "models": models,
             "workers": workers,
+            "waiting": self._room.n,
             "clients": len(self._clients) - (self._local is not None),
             "recording": recording,
             "lane": {
