@@ -110,7 +110,7 @@ class Step:
 
     def summary(self) -> dict[str, Any]:
         """As JSON, for the scheduler's status and for records."""
-        counts = {p: 0 for p in ("launching", "booting", "joined", "draining", "terminating")}
+        counts = dict.fromkeys(("launching", "booting", "joined", "draining", "terminating"), 0)
         for p in self.phases.values():
             counts[p] += 1
         return {
@@ -195,9 +195,7 @@ def _carry_out(
     return True
 
 
-def _launch(
-    settings: Settings, fleet: FleetProtocol, cluster: Cluster, launch: Launch, done: Step, clock: Any
-) -> bool:
+def _launch(settings: Settings, fleet: FleetProtocol, cluster: Cluster, launch: Launch, done: Step, clock: Any) -> bool:
     """Ask for one instance; False if that changes what to ask for next."""
     asked_s = clock()
     try:

@@ -11,6 +11,9 @@ from autoscale.reconcile import Draining, Intent, View, Worker
 from symphony_dask import errors
 from symphony_dask.errors import NotServing, SymphonyError
 
+#: An RPC may take so long, s: a starting scheduler answers when its engine is compiled.
+_CALL_S = 120.0
+
 
 class DaskCluster:
     """The scheduler at ``address``; connects on first use, and again when the connection was lost.
@@ -61,18 +64,26 @@ class DaskCluster:
         try:
             if self._client is None or self._client.status != "running":
                 self.close()
-                self._client = Client(
-                    self.address, security=self._security, timeout=self._timeout_s, set_as_default=False, name="symphony"
-                )
-                self._client.sync(self._client.scheduler.symphony_info)
-            reply = self._client.sync(getattr(self._client.scheduler, f"symphony_{operation}"), **arguments)
+                options = {"security": self._security, "timeout": self._timeout_s, "set_as_default": False}
+                self._client = Client(self.address, **options)
+                if not self._sync("info"):
+                    self.close()
+                    text = f"the scheduler at {self.address} does not run Symphony"
+                    raise NotServing(f"{text}: start it with --preload symphony_dask, or deploy a model first")
+            reply = self._sync(operation, **arguments)
         except (OSError, TimeoutError, ValueError, AttributeError) as error:
             text = f"the scheduler at {self.address} does not answer ({type(error).__name__}: {error})"
             raise NotServing(f"{text}; is it up, with --preload symphony_dask, and reachable from here?") from error
+        if not isinstance(reply, dict):
+            raise NotServing(f"the scheduler at {self.address} does not know {operation!r}: is its Symphony older?")
         if "error" in reply:
             kind, text = reply["error"]
             raise getattr(errors, kind, SymphonyError)(text)
         return reply["ok"]
+
+    def _sync(self, operation: str, **arguments: Any) -> Any:
+        rpc = getattr(self._client.scheduler, f"symphony_{operation}")
+        return self._client.sync(rpc, callback_timeout=_CALL_S, **arguments)
 
     def close(self) -> None:
         if self._client is not None:
@@ -95,7 +106,8 @@ def view_of(reply: Mapping[str, Any]) -> View:
     """From the plain values of the RPC ``symphony_fleet``."""
     return View(
         workers=tuple(
-            Worker(w["name"], int(w["gpus"]), int(w["rank"]), int(w["in_flight"])) for w in reply["workers"]
+            Worker(w["name"], int(w["gpus"]), int(w["rank"]), int(w["in_flight"]), bool(w["draining"]))
+            for w in reply["workers"]
         ),
         drains={key: Draining(**drain) for key, drain in reply["drains"].items()},
         intents=tuple(

@@ -265,7 +265,9 @@ def _answers(what: str) -> Iterator[None]:
             raise Unanswered(text) from error
         raise FleetError(text) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
-        raise BadInput(f"EC2 cannot be asked to {what}: {error}; see aws configure, or give the machine a role") from error
+        raise BadInput(
+            f"EC2 cannot be asked to {what}: {error}; see aws configure, or give the machine a role"
+        ) from error
     except BotoCoreError as error:
         raise Unanswered(f"EC2 did not answer to: {what}: {error}") from error
 

@@ -61,12 +61,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker on the lane. gpus: slots that take batches or drain; rank: the lowest of them, -1 without any."""
+    """A worker on the lane. gpus: slots that take batches or drain; rank: the lowest of them, -1 without any; draining:
+    somebody drains it, perhaps by a name of its own.
+    """
 
     name: str
     gpus: int
     rank: int
     in_flight: int
+    draining: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ Action = Drain | Undrain | Retire | Terminate | Launch
 
 @dataclass(frozen=True)
 class Plan:
-    """actions, in order; phases: of each live instance; gpus: what there will be; why: what keeps it from the target."""
+    """actions: in order; phases: of each live instance; gpus: that there will be; why there are no more."""
 
     actions: tuple[Action, ...]
     memory: Memory
@@ -205,9 +208,7 @@ def unlisted(settings: Settings, instances: Sequence[Instance], view: View) -> l
     """Intents that may have come true and are not listed."""
     listed = {(i.slot, i.generation) for i in instances}
     return [
-        i
-        for i in view.intents
-        if i.age_s < settings.settle_s and (i.launch.slot, i.launch.generation) not in listed
+        i for i in view.intents if i.age_s < settings.settle_s and (i.launch.slot, i.launch.generation) not in listed
     ]
 
 
@@ -245,6 +246,8 @@ def plan(
         if phase_of[i.id] in ("launching", "booting", "joined"):
             if i.interrupted:
                 leaving[i.id] = INTERRUPTED
+            elif i.id in by_instance and all(w.draining for w in by_instance[i.id]):
+                leaving[i.id] = "its workers are drained"
             elif now_s - memory.alone.get(i.id, now_s) > settings.join_timeout_s:
                 leaving[i.id] = f"no worker for {settings.join_timeout_s:g} s"
                 memory = memory.ban(_offer_of(i), "offer", now_s + settings.ban_s)
@@ -258,7 +261,7 @@ def plan(
     staying = [i for i in staying if i.id not in leaving]
     gpus = sum(i.gpus for i in staying) + sum(i.launch.offer.gpus for i in pending)
     if gpus > target_gpus and shrink:
-        for i in sorted(staying, key=lambda i: _last_to_go(i, by_instance.get(i.id, []), memory), reverse=True):
+        for i in sorted(staying, key=lambda i: _last_to_go(i, by_instance.get(i.id, [])), reverse=True):
             if gpus - i.gpus >= target_gpus:
                 gpus -= i.gpus
                 actions.append(Drain(i.id, SURPLUS))
@@ -266,11 +269,10 @@ def plan(
     if gpus < target_gpus:
         for i in live:
             drain = view.drains.get(i.id)
-            if gpus < target_gpus and drain is not None and i.up and i.id in joined and drain.why == SURPLUS:
-                if drain.state == "draining" and not i.interrupted:
-                    actions = [a for a in actions if not (isinstance(a, Retire) and a.id == i.id)]
-                    actions.append(Undrain(i.id))
-                    gpus += i.gpus
+            if gpus < target_gpus and drain is not None and i.id in joined and _may_return(i, drain):
+                actions = [a for a in actions if not (isinstance(a, Retire) and a.id == i.id)]
+                actions.append(Undrain(i.id))
+                gpus += i.gpus
     if gpus < target_gpus:
         launches, why = _launches(settings, now_s, live, view, pending, offers, memory, target_gpus - gpus)
         actions += launches
@@ -302,6 +304,11 @@ def _go_on(settings: Settings, instance: Instance, drain: Draining) -> list[Acti
     if late or (drain.in_flight == 0 and not drain.closing):
         return [Retire(instance.id, late)]
     return []
+
+
+def _may_return(instance: Instance, drain: Draining) -> bool:
+    """Whether a drained instance may serve again."""
+    return instance.up and not instance.interrupted and drain.why == SURPLUS and drain.state == "draining"
 
 
 def _offer_of(instance: Instance) -> Offer:
@@ -339,8 +346,8 @@ def _beyond(
     return going
 
 
-def _last_to_go(instance: Instance, workers: Sequence[Worker], memory: Memory) -> tuple[int, float, int]:
-    """Sorts who stays longest first: who has joined, by lowest rank; then those without a worker, longest-lived first."""
+def _last_to_go(instance: Instance, workers: Sequence[Worker]) -> tuple[int, float, int]:
+    """Sorts those that stay longest first: who has joined, by lowest rank; then who has no worker, oldest first."""
     ranks = [w.rank for w in workers if w.gpus]
     if ranks:
         return 0, min(ranks), instance.slot

@@ -170,8 +170,8 @@ class Serving:
     def drain(self, workers: Sequence[str], why: str = "asked") -> Any:
         """Give workers no more batches; returns how many each still runs.
 
-        workers: addresses or names of workers, or names of instances, "ID" for workers ID, ID-0, ID-1, ...; one that has
-            not joined yet takes none when it does. Where no other worker is left, they still serve what is queued.
+        workers: addresses or names of workers, or names of instances, "ID" for workers ID, ID-0, ID-1, ...; one that
+            has not joined yet takes none when it does. Where no other worker is left, they still serve what is queued.
         """
         return self.client.sync(self._call, "drain", workers=list(workers), why=why)
 

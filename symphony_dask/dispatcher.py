@@ -61,7 +61,6 @@ from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.timer import Timer
 from symphony_dask.trace import BatchOutcome, Outcome
 from symphony_dask.units import NS_PER_S, format_duration
-from symphony_dask.waiting import Waiting, WaitingRoom
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +100,6 @@ class Dispatcher:
     """Serves models over the lane; one per scheduler process.
 
     inline_bytes: payloads and answers of more bytes go past the scheduler where they can.
-    zero_wait_ns: requests that come while no GPU serves wait for one so long; 0: they are refused at once.
     on_worker: called with the connection of each worker that says HELLO; its slots get batches from ``add_slots`` on.
     Times inside are ns on ``lane.now_ns``; recorded ones count from the start of the recording.
     """
@@ -112,7 +110,6 @@ class Dispatcher:
         policy: str = "adaptive",
         max_requests: int = 65_536,
         inline_bytes: int = 8_192,
-        zero_wait_ns: int = 0,
         on_worker: Callable[[Connection], None] = lambda connection: None,
     ) -> None:
         self.engine = Engine(policy, max_requests=max_requests)
@@ -135,7 +132,6 @@ class Dispatcher:
         self._gpu_worker: dict[int, tuple[Connection, int]] = {}
         #: Whether there is a GPU that takes what comes: one that does not drain.
         self._serves = False
-        self._room = WaitingRoom(zero_wait_ns, max_requests)
         self._flights: dict[int, Flight] = {}
         self._requests = RequestTable(max_requests)
         self._reply_ns = FIRST_ROUND_TRIP_NS // 2
@@ -293,8 +289,6 @@ class Dispatcher:
 
     def _look_who_serves(self) -> None:
         self._serves = any(c.peer.gpus and not c.peer.draining for c in self.workers.values())
-        if self._serves and self._room.n:
-            self._admit_waiting()
 
     def _n_queued(self) -> int:
         return sum(self.engine.queued(m.index) for m in self.models.values())
@@ -419,8 +413,6 @@ class Dispatcher:
         elif isinstance(peer, Client):
             del self._clients[peer.index]
             self._forsake(peer)
-            for waiting in self._room.leave(connection):
-                self._cancel_waiting(waiting)
             self._cancel_slots(self._requests.of_client(peer.index))
 
     async def _measure(self) -> None:
@@ -430,28 +422,18 @@ class Dispatcher:
                 connection.send([PING, now_ns()])
             self._follow_latency()
             self._close_up()
-            if self._room.n:
-                for waiting in self._room.overdue(now_ns()):
-                    self._submit(waiting.connection, waiting.connection.peer, [waiting.frame(now_ns())], waiting.blob, 0)
             if self.log is not None:
                 self.log.keep()
 
     # Requests
 
-    def _submit(
-        self, connection: Connection, client: Client, fields: list[Any], blob: memoryview, waited_ns: int = -1
-    ) -> None:
-        """Take in a frame of requests. waited_ns: how long it was in the waiting room, -1: it was not."""
+    def _submit(self, connection: Connection, client: Client, fields: list[Any], blob: memoryview) -> None:
         now = now_ns()
         rows = read_rows(fields[0], SUBMIT_ROW)
         requests, slo_of = self._requests, self._slo_of
-        serving = self._serves
-        if not serving and waited_ns < 0 and self._room.take(Waiting(connection, rows, blob, now)):
-            return
-        margin_ns = client.one_way_bound_ns() + self._reply_ns - max(waited_ns, 0)
         taken = requests.admit(
-            self.engine, rows, blob, client=client.index, now=now, margin_ns=margin_ns,
-            index_of=self._index_of, slo_of=slo_of, serving=serving,
+            self.engine, rows, blob, client=client.index, now=now, margin_ns=client.one_way_bound_ns() + self._reply_ns,
+            index_of=self._index_of, slo_of=slo_of, serving=self._serves,
         )  # fmt: skip
         if taken is None:
             raise BadInput(f"lane SUBMIT of {len(rows)} requests does not fit its {len(blob)} bytes of payload")
@@ -464,13 +446,6 @@ class Dispatcher:
             record = requests.refused(refused, client=client.index, now=now, slo_of=slo_of)
             self._refuse(connection, refused["model"], record)
         self._due()
-
-    def _admit_waiting(self) -> None:
-        """A GPU has come: take in who waited for it. The engine plans as if they came now; late is late all the same."""
-        now = now_ns()
-        for waiting in self._room.empty():
-            waited_ns = now - waiting.since_ns
-            self._submit(waiting.connection, waiting.connection.peer, [waiting.frame(now)], waiting.blob, waited_ns)
 
     def _refuse(self, connection: Connection, models: npt.NDArray[np.int32], rows: Rows) -> None:
         """Answer the requests of a SUBMIT that got no slot: no such model, no GPU, or a full queue."""
@@ -487,25 +462,14 @@ class Dispatcher:
                 queued = self.engine.queued(model.index)
                 text = f"queue of model {model.name!r} is full with {queued} requests: slow down, or add GPUs"
                 errors[i] = ("Overloaded", text)
-        self._end_unqueued(connection, models, rows, Outcome.REJECTED, errors)
-
-    def _end_unqueued(
-        self,
-        connection: Connection,
-        models: npt.NDArray[np.int32],
-        rows: Rows,
-        outcome: Outcome,
-        errors: dict[int, tuple[str, str]],
-    ) -> None:
-        """Answer, count and record requests that never were in a queue."""
-        _send_errors(connection, rows.ids, outcome, errors)
-        for model_id in np.unique(models).tolist():
-            model = self.models.get(model_id)
-            if model is not None:
-                mine = models == model_id
-                model.counts[outcome] += int(mine.sum())
-                if self.log is not None:
-                    self.log.requests(model, Rows(*(values[mine] for values in rows)), outcome, reply=now_ns())
+            model.counts[Outcome.REJECTED] += 1
+        _send_errors(connection, rows.ids, Outcome.REJECTED, errors)
+        if self.log is not None:
+            for model_id in np.unique(models).tolist():
+                model = self.models.get(model_id)
+                if model is not None:
+                    mine = Rows(*(values[models == model_id] for values in rows))
+                    self.log.requests(model, mine, Outcome.REJECTED, reply=now_ns())
 
     def _evict(self, evicted: npt.NDArray[Any]) -> None:
         """Answer the requests that had to make room for those just submitted, before these take over their slots."""
@@ -518,16 +482,6 @@ class Dispatcher:
 
     def _cancel(self, client: Client, ids: npt.NDArray[np.int64]) -> None:
         self._cancel_slots(self._requests.of_client(client.index, ids))
-        if self._room.n:
-            for waiting in self._room.withdraw(client, ids):
-                self._cancel_waiting(waiting)
-
-    def _cancel_waiting(self, waiting: Waiting) -> None:
-        """End requests that a client withdrew while they waited for a GPU."""
-        client, now = waiting.connection.peer, now_ns()
-        rows = waiting.aged(now)
-        record = self._requests.refused(rows, client=client.index, now=now, slo_of=self._slo_of)
-        self._end_unqueued(waiting.connection, rows["model"], record, Outcome.CANCELLED, {})
 
     def _cancel_slots(self, slots: npt.NDArray[Any]) -> None:
         now = now_ns()
@@ -813,7 +767,6 @@ class Dispatcher:
             "policy": engine.policy,
             "models": models,
             "workers": workers,
-            "waiting": self._room.n,
             "clients": len(self._clients) - (self._local is not None),
             "recording": recording,
             "lane": {

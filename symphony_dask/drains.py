@@ -97,7 +97,7 @@ class Drains:
         return {key: self._drains[key].state for key in keys if key in self._drains}
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """Each drain by name: for how long, why, its state, batches in flight, and whether it still takes queued ones."""
+        """Each drain by name: its age, reason and state, batches in flight, and whether it still takes queued ones."""
         now = time.monotonic()
         return {
             key: {

@@ -20,15 +20,14 @@ from distributed.protocol.pickle import dumps
 
 from symphony_dask import config
 from symphony_dask.dispatcher import Dispatcher
-from symphony_dask.drains import Drains
 from symphony_dask.errors import BadInput, DeploymentError, NoGPUWorker, SymphonyError, UnknownModel
+from symphony_dask.fleets import Fleets
 from symphony_dask.held import HeldTasks
 from symphony_dask.lane import DONE_ROW, SUBMIT_ROW, Connection, pack_rows, read_rows
-from symphony_dask.ledger import Ledger
 from symphony_dask.requests import RequestTable
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.trace import Outcome
-from symphony_dask.units import format_duration, parse_duration_ns
+from symphony_dask.units import format_duration
 from symphony_dask.worker import SymphonyWorkerPlugin
 
 logger = logging.getLogger(__name__)
@@ -77,7 +76,6 @@ class SymphonyPlugin(SchedulerPlugin):
         self._held: HeldTasks | None = None  # until the dispatcher runs
         self._deployments: dict[int, Deployment] = {}
         self._workers: dict[str, WorkerState] = {}
-        self._ledgers: dict[str, Ledger] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, scheduler: Any) -> None:
@@ -118,13 +116,11 @@ class SymphonyPlugin(SchedulerPlugin):
             "policy": self.policy or dask.config.get("symphony.policy"),
             "max_requests": int(dask.config.get("symphony.max-requests")),
             "inline_bytes": int(dask.config.get("symphony.lane.inline-bytes")),
-            "zero_wait_ns": _duration_ns("symphony.zero-wait"),
         }
         # Compiling the engine, where it is not in the disk cache yet, takes seconds: not on the event loop.
         self.dispatcher = await asyncio.to_thread(Dispatcher, **options, on_worker=self._on_worker)
         self._held = HeldTasks(scheduler, self.dispatcher, asyncio.get_running_loop())
-        self._drains = Drains(scheduler, self.dispatcher)
-        self._started_s = time.monotonic()
+        self._fleets = Fleets(scheduler, self.dispatcher, admit=self._admit_again, loading=self._loading)
         await asyncio.to_thread(warm_up)
         # What is here now stays; a full collection that walks all of it holds up every request for tens of ms.
         gc.collect()
@@ -132,11 +128,10 @@ class SymphonyPlugin(SchedulerPlugin):
         ssl_context = scheduler.security.get_listen_args("scheduler").get("ssl_context")
         host = dask.config.get("symphony.lane.host") or config.listen_host(scheduler)
         await self.dispatcher.start(host, int(dask.config.get("symphony.lane.port")), ssl_context)
-        for name in (
-            "deploy", "undeploy", "status", "record", "stop_recording", "set_policy", "drain", "undrain", "retire",
-            "fleet", "intend", "forget",
-        ):  # fmt: skip
+        for name in ("deploy", "undeploy", "status", "record", "stop_recording", "set_policy"):
             scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
+        for name in ("drain", "undrain", "retire", "fleet", "intend", "forget"):
+            scheduler.handlers[f"symphony_{name}"] = getattr(self._fleets, name)
         # How clients learn that the plugin is here: asking for an operation that does not exist would be logged.
         scheduler.set_metadata(keys=["symphony"], value=True)
         directory = dask.config.get("symphony.trace.directory")
@@ -179,62 +174,8 @@ class SymphonyPlugin(SchedulerPlugin):
             status["workers"].setdefault(address, {})["error"] = next(iter(worker.errors.values()), None)
             known = self.scheduler.workers.get(address)
             status["workers"][address]["name"] = None if known is None else str(known.name)
-        status["loading"] = [d.name for d in self._deployments.values() if not d.serving]
-        status["drains"] = self._drains.status()
-        status["fleets"] = {name: report for name, kept in self._ledgers.items() if (report := kept.last_report())}
-        return {"ok": status}
-
-    # For controllers of the fleet (autoscale.reconcile)
-
-    async def _drain(self, workers: list[str], why: str = "asked") -> Reply:
-        self._drains.drain(workers, why)
-        drains = self._drains.status()
-        return {"ok": {key: drains[key]["in_flight"] for key in workers}}
-
-    async def _undrain(self, workers: list[str]) -> Reply:
-        done = self._drains.undrain(workers)
-        for address in {address for key in done for address in self._drains.addresses(key)}:
-            if address in self._workers:
-                self._admit(self._workers[address])
-        return {"ok": done}
-
-    async def _retire(self, workers: list[str], force: bool = False, wait_s: float = 0.0) -> Reply:
-        return {"ok": await self._drains.retire(workers, force=force, wait_s=wait_s)}
-
-    async def _fleet(self, fleet: str, report: dict[str, Any] | None = None) -> Reply:
-        """What a controller has to know of the scheduler: workers, drains, and the fleet's ledger."""
-        ledger = self._ledgers.setdefault(fleet, Ledger())
-        if report is not None:
-            ledger.set_report(report)
-        lane = self.dispatcher.status()["workers"]
-        workers = [
-            {
-                "name": str(self.scheduler.workers[address].name),
-                "address": address,
-                "gpus": worker["serving"],
-                "rank": min(worker["ranks"], default=-1),
-                "in_flight": worker["in_flight"],
-            }
-            for address, worker in lane.items()
-            if address in self.scheduler.workers
-        ]
-        return {
-            "ok": {
-                "workers": workers,
-                "drains": self._drains.status(),
-                "launches": ledger.entries(),
-                "version": ledger.version,
-                "age_s": time.monotonic() - self._started_s,
-                "loading": [d.name for d in self._deployments.values() if not d.serving],
-            }
-        }
-
-    async def _intend(self, fleet: str, version: int, slot: int, generation: int, launch: dict[str, Any]) -> Reply:
-        return {"ok": self._ledgers.setdefault(fleet, Ledger()).intend(version, slot, generation, launch)}
-
-    async def _forget(self, fleet: str, slot: int, generation: int) -> Reply:
-        self._ledgers.setdefault(fleet, Ledger()).forget(slot, generation)
-        return {"ok": None}
+        status["loading"] = self._loading()
+        return {"ok": status | self._fleets.status()}
 
     async def _record(self, folder: str, info: dict[str, Any]) -> Reply:
         try:
@@ -259,10 +200,10 @@ class SymphonyPlugin(SchedulerPlugin):
             return _failure(UnknownModel(f"model {name!r} is not deployed; deployed are {self._names()}"))
         del self._deployments[deployment.model_id]
         self.dispatcher.remove_model(deployment.model_id)
-        await self._unload(deployment)
+        await self._forget(deployment)
         return {"ok": name}
 
-    async def _unload(self, deployment: Deployment) -> None:
+    async def _forget(self, deployment: Deployment) -> None:
         """Unload a model that is no longer deployed; a worker that takes no batches for its sake may do so again."""
         for address, worker in list(self._workers.items()):
             worker.loaded.discard(deployment.model_id)
@@ -296,12 +237,15 @@ class SymphonyPlugin(SchedulerPlugin):
             await self._bring_up(deployment, timeout_s)
         except Exception as error:
             del self._deployments[deployment.model_id]
-            await self._unload(deployment)
+            await self._forget(deployment)
             if not isinstance(error, SymphonyError):
                 logger.exception("deployment of %r failed", name)
                 error = DeploymentError(f"model {name!r} could not be deployed: {type(error).__name__}: {error}")
             return _failure(error)
         return {"ok": {"model_id": deployment.model_id, "profiles": _plain(deployment.profiles)}}
+
+    def _loading(self) -> list[str]:
+        return [d.name for d in self._deployments.values() if not d.serving]
 
     def _names(self) -> list[str]:
         return [d.name for d in self._deployments.values()]
@@ -362,10 +306,15 @@ class SymphonyPlugin(SchedulerPlugin):
         if not served <= worker.loaded:
             self.dispatcher.remove_slots(worker.connection)
         elif not worker.connection.peer.gpus and not worker.connection.closed:
-            if self._drains.of(worker.connection.peer.address) is None:
+            if self._fleets.drains.of(worker.connection.peer.address) is None:
                 self.dispatcher.add_slots(worker.connection)
             else:
                 worker.connection.peer.draining = True
+
+    def _admit_again(self, address: str) -> None:
+        """A worker is drained no more."""
+        if address in self._workers:
+            self._admit(self._workers[address])
 
     async def _load(self, worker: WorkerState, deployment: Deployment) -> None:
         peer = worker.connection.peer
@@ -440,12 +389,6 @@ def warm_up() -> None:
     engine.drain_gpu(0, gpu)
     engine.remove_gpu(0, gpu)
     engine.remove_model(0, model)
-
-
-def _duration_ns(setting: str) -> int:
-    """A duration of 0 or more; raises ``BadInput``."""
-    value = dask.config.get(setting)
-    return 0 if value in (0, "0", "0s", None) else parse_duration_ns(value, setting)
 
 
 def _failure(error: Exception) -> Reply:

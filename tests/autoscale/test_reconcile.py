@@ -192,6 +192,16 @@ def test_what_the_cloud_takes_back_is_drained_and_replaced_at_once() -> None:
     assert [a.slot for a in found if isinstance(a, Launch)] == [1]
 
 
+def test_an_instance_whose_workers_somebody_drains_goes_and_is_replaced() -> None:
+    found = actions(
+        1, [instance(0)], view(Worker("i0-0", 1, 0, 0, draining=True), Worker("i0-1", 1, 1, 0, draining=True))
+    )
+    assert found[0] == Drain("i0", "its workers are drained")
+    assert [a.slot for a in found if isinstance(a, Launch)] == [1]
+    one_left = view(Worker("i0-0", 1, 0, 0, draining=True), Worker("i0-1", 1, 1, 0))
+    assert actions(1, [instance(0)], one_left) == ()
+
+
 def test_who_does_not_join_in_time_is_replaced_and_its_offer_banned() -> None:
     memory = Memory(alone={"i0": NOW_S - 601})
     found = planned(1, [instance(0)], view(), offers=(SMALL, BIG), memory=memory)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -130,17 +131,17 @@ class FakeCloud:
 class FakeScheduler:
     """A cluster whose workers join ``boot_s`` after their instance was launched, on all but ``broken`` types.
 
-    in_flight: batches by worker; a drained worker ends one of them each time it is looked at. killed: instances that
-    were retired with work in flight, and unannounced those that ended without having been retired.
+    cloud: anything with ``live()``. in_flight: batches by worker; a drained one ends one of them each time it is looked
+    at. killed: instances that were retired with work in flight.
     """
 
-    clock: Clock
-    cloud: FakeCloud
+    clock: Callable[[], float]
+    cloud: Any
     boot_s: float = 60.0
     broken: set[str] = field(default_factory=set)
     in_flight: dict[str, int] = field(default_factory=dict)
-    interrupted: dict[str, int] = field(default_factory=dict)
     killed: list[str] = field(default_factory=list)
+    lock: Any = field(default_factory=threading.RLock)
     ledger: Ledger = field(init=False)
     started_s: float = -1e9
     _drains: dict[str, tuple[float, str]] = field(default_factory=dict)
@@ -150,57 +151,66 @@ class FakeScheduler:
         self.ledger = Ledger(clock=self.clock)
 
     def view(self, fleet: str, report: Mapping[str, Any] | None = None) -> View:
-        drains = {}
-        for key, (since_s, why) in self._drains.items():
-            busy = self.in_flight.get(key, 0)
-            state = "retired" if key in self._retired else "draining"
-            drains[key] = Draining(self.clock() - since_s, why, state, busy)
-            if busy:
-                self.in_flight[key] = busy - 1
-        return View(
-            workers=tuple(
-                Worker(i.id, i.gpus, int(i.id[1:]), self.in_flight.get(i.id, 0))
-                for i in self.cloud.live()
-                if self.joined(i)
-            ),
-            drains=drains,
-            intents=tuple(
-                Intent(Launch(e["slot"], e["generation"], Offer(**e["launch"])), e["age_s"])
-                for e in self.ledger.entries()
-            ),
-            version=self.ledger.version,
-            age_s=self.clock() - self.started_s,
-        )
+        with self.lock:
+            drains = {}
+            for key, (since_s, why) in self._drains.items():
+                busy = self.in_flight.get(key, 0)
+                state = "retired" if key in self._retired else "draining"
+                drains[key] = Draining(self.clock() - since_s, why, state, busy)
+                if busy:
+                    self.in_flight[key] = busy - 1
+            return View(
+                workers=tuple(
+                    Worker(i.id, i.gpus, i.slot, self.in_flight.get(i.id, 0))
+                    for i in self.cloud.live()
+                    if self.joined(i)
+                ),
+                drains=drains,
+                intents=tuple(
+                    Intent(Launch(e["slot"], e["generation"], Offer(**e["launch"])), e["age_s"])
+                    for e in self.ledger.entries()
+                ),
+                version=self.ledger.version,
+                age_s=self.clock() - self.started_s,
+            )
 
     def joined(self, instance: Instance) -> bool:
         up = instance.state == RUNNING and self.clock() - instance.launched_s >= self.boot_s
         return up and instance.instance_type not in self.broken and instance.id not in self._retired
 
     def drain(self, ids: Sequence[str], why: str) -> None:
-        for i in ids:
-            self._drains.setdefault(i, (self.clock(), why))
+        with self.lock:
+            for i in ids:
+                self._drains.setdefault(i, (self.clock(), why))
 
     def undrain(self, ids: Sequence[str]) -> None:
-        for i in ids:
-            if i not in self._retired and not self.in_flight.get(i, 0):
-                self._drains.pop(i, None)
+        with self.lock:
+            for i in ids:
+                if i not in self._retired and not self.in_flight.get(i, 0):
+                    self._drains.pop(i, None)
 
     def retire(self, ids: Sequence[str], *, force: bool, wait_s: float) -> Mapping[str, str]:
-        states = {}
-        for i in ids:
-            if i in self._drains:
-                if force and self.in_flight.get(i, 0):
-                    self.killed.append(i)
-                if force or not self.in_flight.get(i, 0):
-                    self._retired.add(i)
-                states[i] = "retired" if i in self._retired else "draining"
-        return states
+        with self.lock:
+            states = {}
+            for i in ids:
+                if i in self._drains:
+                    if force and self.in_flight.get(i, 0):
+                        self.killed.append(i)
+                    if force or not self.in_flight.get(i, 0):
+                        self._retired.add(i)
+                    states[i] = "retired" if i in self._retired else "draining"
+            return states
 
     def intend(self, fleet: str, version: int, launch: Launch) -> int | None:
-        return self.ledger.intend(version, launch.slot, launch.generation, launch.offer.__dict__)
+        with self.lock:
+            return self.ledger.intend(version, launch.slot, launch.generation, launch.offer.__dict__)
 
     def forget(self, fleet: str, launch: Launch) -> None:
-        self.ledger.forget(launch.slot, launch.generation)
+        with self.lock:
+            self.ledger.forget(launch.slot, launch.generation)
+
+    def joined_ids(self) -> list[str]:
+        return [i.id for i in self.cloud.live() if self.joined(i)]
 
     def retired(self, instance: str) -> bool:
         return instance in self._retired
