@@ -190,18 +190,22 @@ def _carry_out(
         if written is None:
             return False
         version = written
-        if not _launch(settings, fleet, cluster, launch, done, clock):
+        again = any(i.launch == launch for i in view.intents)
+        if not _launch(settings, fleet, cluster, launch, done, clock, again):
             return False
     return True
 
 
-def _launch(settings: Settings, fleet: FleetProtocol, cluster: Cluster, launch: Launch, done: Step, clock: Any) -> bool:
-    """Ask for one instance; False if that changes what to ask for next."""
+def _launch(
+    settings: Settings, fleet: FleetProtocol, cluster: Cluster, launch: Launch, done: Step, clock: Any, again: bool
+) -> bool:
+    """Ask for one instance, perhaps ``again``; False if that changes what to ask for next."""
     asked_s = clock()
     try:
         instance = fleet.launch(launch)
     except NoCapacity as error:
-        cluster.forget(fleet.name, launch)
+        if not again:
+            cluster.forget(fleet.name, launch)
         done.memory = done.memory.ban(launch.offer, error.scope, clock() + settings.ban_s)
         done.faults.append(f"{launch.offer}: {error}")
         return False
@@ -209,7 +213,9 @@ def _launch(settings: Settings, fleet: FleetProtocol, cluster: Cluster, launch: 
         done.faults.append(f"slot {launch.slot}: {error}")
         return True
     except FleetError as error:
-        cluster.forget(fleet.name, launch)
+        # That this call launched nothing does not say so of the one that it repeats.
+        if isinstance(error, SlotEnded) or not again:
+            cluster.forget(fleet.name, launch)
         done.faults.append(f"slot {launch.slot}: {error}")
         done.throttled = isinstance(error, Throttled)
         done.over = not isinstance(error, SlotEnded)

@@ -244,6 +244,7 @@ class _Unknown(FleetError):
 def _answers(what: str) -> Iterator[None]:
     """Have a call's errors be ours."""
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+    from botocore.parsers import ResponseParserError
 
     try:
         yield
@@ -268,7 +269,7 @@ def _answers(what: str) -> Iterator[None]:
         raise BadInput(
             f"EC2 cannot be asked to {what}: {error}; see aws configure, or give the machine a role"
         ) from error
-    except BotoCoreError as error:
+    except (BotoCoreError, ResponseParserError) as error:  # the latter for a page of some proxy's
         raise Unanswered(f"EC2 did not answer to: {what}: {error}") from error
 
 

@@ -22,7 +22,6 @@ from urllib.parse import parse_qs
 from autoscale.fleet import ENDED, LAUNCHING, RUNNING, STOPPING, Instance
 from workloads.prices import prices
 
-NS = "http://ec2.amazonaws.com/doc/2016-11-15/"
 REGION = "us-east-1"
 ZONES = ("us-east-1a", "us-east-1b")
 TEMPLATE = "symphony-workers"
@@ -216,34 +215,32 @@ class AwsFront:
         if not status.startswith("200"):
             return status, answer
         root = ET.fromstring(self._redrawn(answer))
-        reservations = root.find(f"{{{NS}}}reservationSet")
+        reservations = root.find("{*}reservationSet")
         assert reservations is not None
         kept = []
         for reservation in list(reservations):
             reservations.remove(reservation)
-            made = self.made.get(reservation.findtext(f".//{{{NS}}}instanceId") or "")
+            made = self.made.get(reservation.findtext(".//{*}instanceId") or "")
             if made is None or time.time() - made.made_s >= self.lag_s:
                 kept.append(reservation)
         for reservation in kept[start : start + size]:
             reservations.append(reservation)
         if len(kept) > start + size:
-            ET.SubElement(root, f"{{{NS}}}nextToken").text = str(start + size)
-        ET.register_namespace("", NS)
+            ET.SubElement(root, reservations.tag.replace("reservationSet", "nextToken")).text = str(start + size)
         return status, ET.tostring(root)
 
     def _redrawn(self, answer: bytes) -> bytes:
         """An answer with the states that instances would have on EC2."""
         root = ET.fromstring(answer)
         names = {LAUNCHING: ("0", "pending"), RUNNING: ("16", "running"), STOPPING: ("32", "shutting-down")}
-        for item in root.iter(f"{{{NS}}}item"):
-            made, state = self.made.get(item.findtext(f"{{{NS}}}instanceId") or ""), item.find(f"{{{NS}}}instanceState")
+        for item in root.iter():
+            made, state = self.made.get(item.findtext("{*}instanceId") or ""), item.find("{*}instanceState")
             if made is not None and state is not None:
                 code, name = names.get(self._state(made), ("48", "terminated"))
                 for part, text in (("code", code), ("name", name)):
-                    element = state.find(f"{{{NS}}}{part}")
+                    element = state.find(f"{{*}}{part}")
                     assert element is not None
                     element.text = text
-        ET.register_namespace("", NS)
         return ET.tostring(root)
 
     def _forward(self, environ: dict[str, Any], body: bytes) -> tuple[str, bytes]:
