@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -166,6 +166,30 @@ class Serving:
     def set_policy(self, policy: str) -> Any:
         """Schedule by another policy of ``scheduling.engine.POLICIES`` from now on. Raises ``BadInput``."""
         return self.client.sync(self._call, "set_policy", policy=policy)
+
+    def drain(self, workers: Sequence[str], why: str = "asked") -> Any:
+        """Give workers no more batches; returns how many each still runs.
+
+        workers: addresses or names of workers, or names of instances, "ID" for workers ID, ID-0, ID-1, ...; one that
+            has not joined yet takes none when it does. Where no other worker is left, they still serve what is queued.
+        """
+        return self.client.sync(self._call, "drain", workers=list(workers), why=why)
+
+    def undrain(self, workers: Sequence[str]) -> Any:
+        """Let drained workers take batches again; returns the names of those that do.
+
+        One that still runs batches of before does not yet, and one that is being retired never does.
+        """
+        return self.client.sync(self._call, "undrain", workers=list(workers))
+
+    def retire(self, workers: Sequence[str], *, force: bool = False, timeout: str | float = "30s") -> Any:
+        """Take drained workers off the cluster; returns the state of each, "retired" when its process may end.
+
+        force: hand what is in flight there back to the queues; otherwise a worker that runs batches stays "draining".
+        timeout: how long to wait for Dask to move what the workers hold.
+        """
+        wait_s = parse_duration_ns(timeout, "timeout") / 1e9
+        return self.client.sync(self._call, "retire", workers=list(workers), force=force, wait_s=wait_s)
 
     def close(self) -> Any:
         """Close the lane connection; requests without an answer end as ``ConnectionLost``. Models stay deployed."""

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import secrets
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -130,6 +130,8 @@ class Dispatcher:
         self._slo_of = np.zeros(64, np.int64)
         self._gpu_classes: dict[str, int] = {}
         self._gpu_worker: dict[int, tuple[Connection, int]] = {}
+        #: Whether there is a GPU that takes what comes: one that does not drain.
+        self._serves = False
         self._flights: dict[int, Flight] = {}
         self._requests = RequestTable(max_requests)
         self._reply_ns = FIRST_ROUND_TRIP_NS // 2
@@ -227,17 +229,69 @@ class Dispatcher:
             worker.gpus.append(gpu)
             self._gpu_worker[gpu] = (connection, slot)
             self._log_gpu("ready", gpu, worker)
+        self._look_who_serves()
         self._follow_latency()
         self._due()
 
-    def drain_worker(self, address: str) -> None:
-        """Give a worker no more batches."""
-        connection = self.workers.get(address)
-        if connection is not None and not connection.peer.draining:
+    def drain_workers(self, addresses: Iterable[str]) -> None:
+        """Give workers no more batches.
+
+        Where no other is left they are *closing*: they take nothing new, but all that is queued already, and drain
+        when that has ended. So no request that was accepted is lost for want of a GPU.
+        """
+        connections = [self.workers[a] for a in addresses if a in self.workers]
+        fresh = [c for c in connections if not c.peer.draining]
+        for connection in fresh:
             connection.peer.draining = True
-            for gpu in connection.peer.gpus:
-                self.engine.drain_gpu(now_ns(), gpu)
-                self._log_gpu("drain", gpu, connection.peer)
+        self._look_who_serves()
+        for connection in fresh:
+            if connection.peer.gpus and not self._serves and self._n_queued():
+                connection.peer.closing = True
+            else:
+                self._drain(connection)
+
+    def _drain(self, connection: Connection) -> None:
+        connection.peer.closing = False
+        for gpu in connection.peer.gpus:
+            self.engine.drain_gpu(now_ns(), gpu)
+            self._log_gpu("drain", gpu, connection.peer)
+        self._due()
+
+    def _close_up(self) -> None:
+        """Drain those that are closing once nothing is queued any more, or others serve again."""
+        closing = [c for c in self.workers.values() if c.peer.closing]
+        if closing and (self._serves or not self._n_queued()):
+            for connection in closing:
+                self._drain(connection)
+
+    def undrain_worker(self, address: str) -> bool:
+        """A draining worker drains no more; it may have lost its slots: see whether to ``add_slots``.
+
+        False, with nothing done, while it still has batches of before.
+        """
+        connection = self.workers.get(address)
+        if connection is None or not connection.peer.draining:
+            return False
+        if not connection.peer.closing:
+            if self.in_flight(address):
+                return False
+            self.remove_slots(connection)
+        connection.peer.draining = connection.peer.closing = False
+        self._look_who_serves()
+        return True
+
+    def is_draining(self, address: str) -> bool:
+        return address in self.workers and self.workers[address].peer.draining
+
+    def is_closing(self, address: str) -> bool:
+        """Whether a draining worker still takes batches of what is queued."""
+        return address in self.workers and self.workers[address].peer.closing
+
+    def _look_who_serves(self) -> None:
+        self._serves = any(c.peer.gpus and not c.peer.draining for c in self.workers.values())
+
+    def _n_queued(self) -> int:
+        return sum(self.engine.queued(m.index) for m in self.models.values())
 
     def in_flight(self, address: str) -> int:
         """Batches at a worker."""
@@ -276,6 +330,7 @@ class Dispatcher:
                 text = f"{MAX_RETRIES + 1} workers were lost with the request in flight, the last at {worker.address}"
                 self._end_one(slot, Outcome.FAILED, "WorkerLost", text)
         worker.gpus.clear()
+        self._look_who_serves()
         self._follow_latency()
         self._due()
 
@@ -366,6 +421,7 @@ class Dispatcher:
             for connection in self._clients.values():
                 connection.send([PING, now_ns()])
             self._follow_latency()
+            self._close_up()
             if self.log is not None:
                 self.log.keep()
 
@@ -375,10 +431,9 @@ class Dispatcher:
         now = now_ns()
         rows = read_rows(fields[0], SUBMIT_ROW)
         requests, slo_of = self._requests, self._slo_of
-        serving = bool(self._gpu_worker)
         taken = requests.admit(
             self.engine, rows, blob, client=client.index, now=now, margin_ns=client.one_way_bound_ns() + self._reply_ns,
-            index_of=self._index_of, slo_of=slo_of, serving=serving,
+            index_of=self._index_of, slo_of=slo_of, serving=self._serves,
         )  # fmt: skip
         if taken is None:
             raise BadInput(f"lane SUBMIT of {len(rows)} requests does not fit its {len(blob)} bytes of payload")
@@ -400,7 +455,7 @@ class Dispatcher:
             if model is None:
                 errors[i] = ("UnknownModel", f"model {model_id} is not deployed: deploy it first")
                 continue
-            if not self._gpu_worker:
+            if not self._serves:
                 text = f'no worker serves model {model.name!r}: start one with dask worker --resources "GPU=1"'
                 errors[i] = ("NoGPUWorker", text)
             else:
@@ -695,6 +750,8 @@ class Dispatcher:
                 "slots": c.peer.slots,
                 "serving": len(c.peer.gpus),
                 "draining": c.peer.draining,
+                "closing": c.peer.closing,
+                "ranks": [int(engine.state.gpu["home_rank"][g]) for g in c.peer.gpus],
                 "in_flight": self.in_flight(address),
                 "pace": [engine.pace(g) for g in c.peer.gpus],
                 "slow": [engine.is_slow(g) for g in c.peer.gpus],

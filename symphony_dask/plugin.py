@@ -21,6 +21,7 @@ from distributed.protocol.pickle import dumps
 from symphony_dask import config
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import BadInput, DeploymentError, NoGPUWorker, SymphonyError, UnknownModel
+from symphony_dask.fleets import Fleets
 from symphony_dask.held import HeldTasks
 from symphony_dask.lane import DONE_ROW, SUBMIT_ROW, Connection, pack_rows, read_rows
 from symphony_dask.requests import RequestTable
@@ -119,6 +120,7 @@ class SymphonyPlugin(SchedulerPlugin):
         # Compiling the engine, where it is not in the disk cache yet, takes seconds: not on the event loop.
         self.dispatcher = await asyncio.to_thread(Dispatcher, **options, on_worker=self._on_worker)
         self._held = HeldTasks(scheduler, self.dispatcher, asyncio.get_running_loop())
+        self._fleets = Fleets(scheduler, self.dispatcher, admit=self._admit_again, loading=self._loading)
         await asyncio.to_thread(warm_up)
         # What is here now stays; a full collection that walks all of it holds up every request for tens of ms.
         gc.collect()
@@ -128,6 +130,8 @@ class SymphonyPlugin(SchedulerPlugin):
         await self.dispatcher.start(host, int(dask.config.get("symphony.lane.port")), ssl_context)
         for name in ("deploy", "undeploy", "status", "record", "stop_recording", "set_policy"):
             scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
+        for name in ("drain", "undrain", "retire", "fleet", "intend", "forget"):
+            scheduler.handlers[f"symphony_{name}"] = getattr(self._fleets, name)
         # How clients learn that the plugin is here: asking for an operation that does not exist would be logged.
         scheduler.set_metadata(keys=["symphony"], value=True)
         directory = dask.config.get("symphony.trace.directory")
@@ -168,8 +172,10 @@ class SymphonyPlugin(SchedulerPlugin):
         status = self.dispatcher.status()
         for address, worker in self._workers.items():
             status["workers"].setdefault(address, {})["error"] = next(iter(worker.errors.values()), None)
-        status["loading"] = [d.name for d in self._deployments.values() if not d.serving]
-        return {"ok": status}
+            known = self.scheduler.workers.get(address)
+            status["workers"][address]["name"] = None if known is None else str(known.name)
+        status["loading"] = self._loading()
+        return {"ok": status | self._fleets.status()}
 
     async def _record(self, folder: str, info: dict[str, Any]) -> Reply:
         try:
@@ -238,6 +244,9 @@ class SymphonyPlugin(SchedulerPlugin):
             return _failure(error)
         return {"ok": {"model_id": deployment.model_id, "profiles": _plain(deployment.profiles)}}
 
+    def _loading(self) -> list[str]:
+        return [d.name for d in self._deployments.values() if not d.serving]
+
     def _names(self) -> list[str]:
         return [d.name for d in self._deployments.values()]
 
@@ -297,7 +306,15 @@ class SymphonyPlugin(SchedulerPlugin):
         if not served <= worker.loaded:
             self.dispatcher.remove_slots(worker.connection)
         elif not worker.connection.peer.gpus and not worker.connection.closed:
-            self.dispatcher.add_slots(worker.connection)
+            if self._fleets.drains.of(worker.connection.peer.address) is None:
+                self.dispatcher.add_slots(worker.connection)
+            else:
+                worker.connection.peer.draining = True
+
+    def _admit_again(self, address: str) -> None:
+        """A worker is drained no more."""
+        if address in self._workers:
+            self._admit(self._workers[address])
 
     async def _load(self, worker: WorkerState, deployment: Deployment) -> None:
         peer = worker.connection.peer
