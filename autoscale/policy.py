@@ -1,78 +1,80 @@
-"""How many GPUs there should be: pure functions of what was seen, all of one shape, named in ``POLICIES``."""
+"""How many GPUs there should be: pure functions of what was seen, all of one shape, named in ``POLICIES``.
+
+``load_proportional``, of which docs/autoscaling.md tells more:
+
+    base      staffed(growth * demand, growth * spread): what the load will take when a GPU launched now serves
+    wanted    the most that base was within the scale-in window, or margin * its mean there if that is more
+    target    wanted, rounded up, within the bounds; at least the demand of now
+
+Rule 1. Scale out at once; scale in when nothing within the window wanted more.
+Rule 2. Bad requests that a shortage of GPUs does not explain count as demand: a GPU then does less than its profile
+        says.
+Rule 3. There is a GPU as long as there were requests within the last-GPU delay, and as soon as there is one.
+Rule 4. What is remembered only ever delays scale-in: after a restart nothing is given back for a window.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
+from autoscale.comparisons import dask_adaptive, fixed_peak, gpu_utilization, ray_ongoing
+from autoscale.decision import Fleet, Memory, Policy, Settings, Target, bounded
+from autoscale.demand import bad_demand, demand, spread, staffed
 from autoscale.signals import Signals
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What an operator chooses. Times in s; fleets in GPUs.
-
-    boot_s: from the launch of a GPU until it serves.
-    headroom: share of demand to keep on top of what bursts ask for.
-    scale_in_window_s: the fleet shrinks to the most that was wanted in so long a time.
-    last_delay_s: the last GPU goes when there was no request for so long; only with ``scale_to_zero``.
-    minimum, maximum: bounds of the target.
-    """
-
-    boot_s: float = 120.0
-    headroom: float = 0.05
-    scale_in_window_s: float = 600.0
-    last_delay_s: float = 900.0
-    minimum: int = 0
-    maximum: int = 64
-    scale_to_zero: bool = True
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a policy remembers from tick to tick; ``Memory()`` is the first. Nothing in it is needed after a restart.
-
-    wanted: (time_s, GPUs) of what was asked for within the window that scale-in looks at.
-    """
-
-    wanted: tuple[tuple[float, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """GPUs by state, as the reconciler counts them."""
-
-    ready: int = 0
-    booting: int = 0
-    draining: int = 0
-
-
-@dataclass(frozen=True)
-class Target:
-    """How many GPUs there should be, ready and booting together, and why, for people."""
-
-    gpus: int
-    why: str
-
-
-#: One decision: memory in, memory out.
-Policy = Callable[[Settings, Memory, Signals, Fleet], tuple[Memory, Target]]
-
-
 def load_proportional(settings: Settings, memory: Memory, signals: Signals, fleet: Fleet) -> tuple[Memory, Target]:
-    """The GPU time that a second's requests need at the batches that their SLOs allow."""
-    demand = 0.0
-    for model in signals.models:
-        cost_s = max(model.gpu_seconds_per_request.values(), default=0.0)
-        demand += (max(model.rate_hz.values(), default=0.0) + model.bad_hz) * cost_s
-    wanted = demand * (1 + settings.headroom)
-    start = signals.time_s - settings.scale_in_window_s
-    kept = (*(entry for entry in memory.wanted if entry[0] > start), (signals.time_s, wanted))
-    gpus = math.ceil(max(amount for _, amount in kept))
-    gpus = min(max(gpus, settings.minimum), settings.maximum)
-    return Memory(kept), Target(gpus, f"{demand:.2f} GPUs of work")
+    """GPUs in proportion to the load, with headroom for bursts."""
+    now_s, have = signals.time_s, fleet.ready + fleet.booting
+    miss, prior = settings.burst_miss, 1 + settings.headroom
+    amount = demand(signals)
+    if amount <= fleet.ready and not fleet.booting:
+        amount += bad_demand(signals)
+    course = memory.course.follow(now_s, amount, settings.boot_s)
+    before_s = now_s - settings.boot_s
+    earlier = _within(memory.asked, before_s - settings.scale_in_window_s, before_s)
+    if earlier:
+        seconds = now_s - memory.asked[-1][0]
+        shortfall = course.shortfall.add(seconds, amount, max(earlier), _mean(earlier), prior, miss)
+        course = replace(course, shortfall=shortfall)
+    base = staffed(course.growth * amount, course.growth * spread(signals), miss)
+    start_s = now_s - settings.scale_in_window_s
+    kept_s = start_s - settings.boot_s
+    asked = (*(entry for entry in memory.asked if entry[0] > kept_s), (now_s, base))
+    margin = course.shortfall.margin(prior, miss)
+    recent = _within(asked, start_s, now_s)
+    gpus = math.ceil(max(*recent, margin * _mean(recent)) - 1e-9)
+
+    active = any(m.queued or max(m.rate_hz.values(), default=0.0) > 0 for m in signals.models)
+    began_s = now_s if memory.began_s is None else memory.began_s
+    active_s = now_s if active else memory.active_s
+    why = f"demand {amount:.2f}, growth {course.growth:.2f}, with headroom {base:.2f}, margin {margin:.2f}"
+    if now_s - began_s < settings.scale_in_window_s and gpus < have:
+        gpus, why = have, f"{why}; nothing is given back in the first {settings.scale_in_window_s:.0f} s"
+    quiet = active_s is None or now_s - active_s >= settings.last_delay_s
+    if gpus < 1 and not (settings.scale_to_zero and quiet and not active):
+        gpus, why = 1, f"{why}; the last GPU stays"
+    known = replace(memory, began_s=began_s, active_s=active_s, asked=asked, course=course)
+    return known, Target(bounded(settings, gpus), why)
+
+
+def _within(asked: tuple[tuple[float, float], ...], after_s: float, to_s: float) -> list[float]:
+    """What was asked for after the one time and up to the other."""
+    return [amount for at_s, amount in asked if after_s < at_s <= to_s]
+
+
+def _mean(amounts: list[float]) -> float:
+    return sum(amounts) / len(amounts)
 
 
 #: Policies by name.
-POLICIES: dict[str, Policy] = {"load_proportional": load_proportional}
+POLICIES: dict[str, Policy] = {
+    "load_proportional": load_proportional,
+    "dask_adaptive": dask_adaptive,
+    "ray_ongoing": ray_ongoing,
+    "gpu_utilization": gpu_utilization,
+    "fixed_peak": fixed_peak,
+}
+
+__all__ = ["POLICIES", "Fleet", "Memory", "Policy", "Settings", "Target", "load_proportional"]

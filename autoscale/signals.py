@@ -17,6 +17,7 @@ class ModelSignals:
 
     rate_hz: arrivals a second, the mean over each of several windows, by the window's length in s (1, 10, 60, ...).
     spread_hz: standard deviation of the rates of single seconds in that window.
+    ongoing: requests that wait or run, the mean over each window.
     bad_hz: requests a second that ended late, dropped or rejected, over the last 10 s.
     queued: requests that wait for a GPU now.
     gpu_seconds_per_request: l(b)/b by GPU class, at the largest batch b that the SLO allows at the present rate.
@@ -29,6 +30,7 @@ class ModelSignals:
     bad_hz: float
     queued: int
     gpu_seconds_per_request: Mapping[str, float]
+    ongoing: Mapping[float, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Signals:
                     bad_hz=m["bad_hz"],
                     queued=m["queued"],
                     gpu_seconds_per_request=dict(m["gpu_seconds_per_request"]),
+                    ongoing={float(w): n for w, n in m["ongoing"].items()},
                 )
                 for m in reply["models"]
             ),
