@@ -89,6 +89,9 @@ class Adaptive(distributed.Adaptive):
         self._retiring: set[asyncio.Task[None]] = set()
         super().__init__(cluster, interval=interval, minimum=minimum, maximum=maximum, wait_count=wait_count, **kwargs)
 
+    #: Until Dask sets it: an object that could not be made is collected too.
+    state: Any = "inactive"
+
     async def target(self) -> int:
         """How many workers the policy wants, draining ones not counted."""
         self._seen = await self._signals()

@@ -155,6 +155,14 @@ class Serving:
         """Models, workers, queues, outcome counts and latency estimates, as a dict."""
         return self.client.sync(self._call, "status")
 
+    def signals(self) -> Any:
+        """Each model's load and each GPU's use over the last minute, as a dict (``autoscale.Signals.from_reply``)."""
+        return self.client.sync(self._call, "signals")
+
+    def record_scaling(self, inputs: dict[str, Any], decision: dict[str, Any]) -> Any:
+        """Write one tick of a scaling policy, plain JSON values, into the recording; False when there is none."""
+        return self.client.sync(self._call, "record_scaling", inputs=inputs, decision=decision)
+
     def record(self, folder: str, **info: Any) -> Any:
         """Record a run into ``folder``, on the scheduler's machine, from now on. Raises ``BadInput``."""
         return self.client.sync(self._call, "record", folder=str(folder), info=info)

@@ -58,9 +58,11 @@ from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, NEVER, Engine
 from symphony_dask.scheduling.intake import MIXED
 from symphony_dask.scheduling.journal import dump
 from symphony_dask.scheduling.profile import LatencyProfile
+from symphony_dask.signals import GpuFacts, ModelFacts, Sampler
 from symphony_dask.timer import Timer
 from symphony_dask.trace import BatchOutcome, Outcome
 from symphony_dask.units import NS_PER_S, format_duration
+from symphony_dask.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,9 @@ MAX_RETRIES = 2
 
 #: How often clients' connections are measured and estimates handed to the engine, s.
 MEASURE_S = 0.2
+
+#: How often counts are sampled for ``signals``, s; the measuring above is what calls it.
+SAMPLE_S = 1.0
 
 #: How late the timer is taken to ring until it has rung, ns.
 FIRST_TIMER_LATENESS_NS = 250_000
@@ -100,6 +105,7 @@ class Dispatcher:
     """Serves models over the lane; one per scheduler process.
 
     inline_bytes: payloads and answers of more bytes go past the scheduler where they can.
+    wait_ns: for how long requests wait for a first GPU while there is none; their SLO counts from then. 0: not at all.
     on_worker: called with the connection of each worker that says HELLO; its slots get batches from ``add_slots`` on.
     Times inside are ns on ``lane.now_ns``; recorded ones count from the start of the recording.
     """
@@ -110,6 +116,7 @@ class Dispatcher:
         policy: str = "adaptive",
         max_requests: int = 65_536,
         inline_bytes: int = 8_192,
+        wait_ns: int = 0,
         on_worker: Callable[[Connection], None] = lambda connection: None,
     ) -> None:
         self.engine = Engine(policy, max_requests=max_requests)
@@ -132,8 +139,12 @@ class Dispatcher:
         self._gpu_worker: dict[int, tuple[Connection, int]] = {}
         #: Whether there is a GPU that takes what comes: one that does not drain.
         self._serves = False
+        #: For how long each GPU has run batches.
+        self._busy_ns: dict[int, int] = {}
+        self._sampler = Sampler()
         self._flights: dict[int, Flight] = {}
         self._requests = RequestTable(max_requests)
+        self._waiting = Waiting(wait_ns, max_requests)
         self._reply_ns = FIRST_ROUND_TRIP_NS // 2
         self._server: asyncio.Server | None = None
         self._timer_lateness = Latency(FIRST_TIMER_LATENESS_NS)
@@ -149,6 +160,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._server = await self._loop.create_server(self._accept, host, port, ssl=ssl_context, backlog=512)
         self._timer = Timer(self._loop, self._on_timer)
+        self._sample()
         self._measure_task = self._loop.create_task(self._measure())
 
     @property
@@ -228,10 +240,12 @@ class Dispatcher:
             gpu = self.engine.add_gpu(now, gpu_class=gpu_class, control_ns=int(worker.control.mean_ns))
             worker.gpus.append(gpu)
             self._gpu_worker[gpu] = (connection, slot)
+            self._busy_ns[gpu] = 0
             self._log_gpu("ready", gpu, worker)
         self._look_who_serves()
         self._follow_latency()
         self._due()
+        self._resubmit()
 
     def drain_workers(self, addresses: Iterable[str]) -> None:
         """Give workers no more batches.
@@ -278,6 +292,8 @@ class Dispatcher:
             self.remove_slots(connection)
         connection.peer.draining = connection.peer.closing = False
         self._look_who_serves()
+        if self._serves:
+            self._resubmit()
         return True
 
     def is_draining(self, address: str) -> bool:
@@ -319,7 +335,7 @@ class Dispatcher:
                 cancelled = flight.slots[self._requests.client[flight.slots] < 0]
                 self._end(cancelled, flight.model, Outcome.CANCELLED, "", "")
             removal = self.engine.remove_gpu(now, gpu)
-            del self._gpu_worker[gpu]
+            del self._gpu_worker[gpu], self._busy_ns[gpu]
             self._log_gpu("leave", gpu, worker)
             retries = self._requests.retries
             retries[removal.requeued] += 1
@@ -412,6 +428,7 @@ class Dispatcher:
             self.drop_worker(peer.address)
         elif isinstance(peer, Client):
             del self._clients[peer.index]
+            self._waiting.forget(peer)
             self._forsake(peer)
             self._cancel_slots(self._requests.of_client(peer.index))
 
@@ -422,13 +439,19 @@ class Dispatcher:
                 connection.send([PING, now_ns()])
             self._follow_latency()
             self._close_up()
+            self._sample()
+            self._resubmit(now_ns())
             if self.log is not None:
                 self.log.keep()
 
     # Requests
 
-    def _submit(self, connection: Connection, client: Client, fields: list[Any], blob: memoryview) -> None:
+    def _submit(
+        self, connection: Connection, client: Client, fields: list[Any], blob: memoryview, *, may_wait: bool = True
+    ) -> None:
         now = now_ns()
+        if not self._serves and may_wait and self._waiting.keep(now, connection, client, fields, blob):
+            return
         rows = read_rows(fields[0], SUBMIT_ROW)
         requests, slo_of = self._requests, self._slo_of
         taken = requests.admit(
@@ -446,6 +469,15 @@ class Dispatcher:
             record = requests.refused(refused, client=client.index, now=now, slo_of=slo_of)
             self._refuse(connection, refused["model"], record)
         self._due()
+
+    def _resubmit(self, before_ns: int | None = None) -> None:
+        """Take in what waited for a GPU, now that there is one; or refuse what has waited too long."""
+        for _, connection, client, fields, blob in self._waiting.take(before_ns):
+            try:
+                self._submit(connection, client, fields, blob, may_wait=False)
+            except BadInput as error:
+                logger.warning("closed a lane connection: %s", error)
+                connection.close()
 
     def _refuse(self, connection: Connection, models: npt.NDArray[np.int32], rows: Rows) -> None:
         """Answer the requests of a SUBMIT that got no slot: no such model, no GPU, or a full queue."""
@@ -602,6 +634,7 @@ class Dispatcher:
             text = f"lane DONE of batch {batch} has {len(answers)} answers that do not fit {len(slots)} requests"
             raise BadInput(f"{text} and {len(blob)} bytes")
         del self._flights[batch]
+        self._busy_ns[flight.gpu] += run_ns
         one_way = max(0, now - flight.dispatch_ns - held_ns) // 2
         start = flight.dispatch_ns + one_way + queued_ns
         end = start + run_ns
@@ -726,6 +759,48 @@ class Dispatcher:
         if self.log is not None:
             rank = int(self.engine.state.gpu["home_rank"][gpu])
             self.log.gpu(event, gpu, rank, worker.gpu_class, worker.address, worker.host)
+
+    def record_scaling(self, inputs: dict[str, Any], decision: dict[str, Any]) -> bool:
+        """Write a tick of the scaling policy into the recording; False when there is none."""
+        if self.log is None:
+            return False
+        self.log.scaling(inputs, decision)
+        return True
+
+    def _sample(self) -> None:
+        """Keep the counts of now, once a second."""
+        time_s = now_ns() / NS_PER_S
+        if time_s - self._sampler.time_s < SAMPLE_S - MEASURE_S / 2:
+            return
+        waits = self._waiting.counts
+        ongoing = {model_id: self.engine.queued(m.index) + waits[model_id] for model_id, m in self.models.items()}
+        for flight in self._flights.values():
+            if flight.model.model_id in ongoing:
+                ongoing[flight.model.model_id] += len(flight.slots)
+        counts = np.array([m.counts for m in self.models.values()], np.int64).reshape(-1, len(Outcome))
+        there = np.array(list(ongoing.values()), np.int64)
+        bad = counts[:, [Outcome.LATE, Outcome.DROPPED, Outcome.REJECTED]].sum(1)
+        busy_s = [ns / NS_PER_S for ns in self._busy_ns.values()]
+        self._sampler.add(time_s, list(ongoing), counts.sum(1) + there, bad, there, self._gpu_keys(), busy_s)
+
+    def _gpu_keys(self) -> list[tuple[str, int]]:
+        return [(self._gpu_worker[gpu][0].peer.address, gpu) for gpu in self._busy_ns]
+
+    def signals(self) -> dict[str, Any]:
+        """The load of models and the use of GPUs over the last minute, as plain values (``Sampler.reply``)."""
+        state = self.engine.state
+        models, gpus = {}, {}
+        for model_id, m in self.models.items():
+            entries = int(state.mod["max_batch"][m.index]) + 2
+            tables = {c: state.lat[m.index, self._gpu_class(c), :entries] for c in m.profiles}
+            queued = self.engine.queued(m.index) + self._waiting.counts[model_id]
+            models[model_id] = ModelFacts(m.name, m.slo_ns, queued, tables)
+        for key in self._gpu_keys():
+            address, gpu = key
+            worker: Worker = self.workers[address].peer
+            rank = int(state.gpu["home_rank"][gpu])
+            gpus[key] = GpuFacts(gpu, rank, worker.gpu_class, address, worker.draining)
+        return self._sampler.reply(models, gpus)
 
     def status(self) -> dict[str, Any]:
         """Models, workers, queues, counts and latency estimates, as plain values."""
