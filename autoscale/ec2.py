@@ -87,7 +87,8 @@ def client(service: str, *, region: str | None = None, endpoint_url: str | None 
 class Ec2Fleet:
     """The instances tagged ``symphony:cluster`` = ``name`` in one region.
 
-    launch_template: name or id ("lt-...") of what ``infra/template.yaml`` makes; its default version is used.
+    launch_template: name or id ("lt-...") of what ``infra/template.yaml`` makes. Its latest version is used:
+        CloudFormation makes a new one of each change, and leaves the default as it was.
     types, markets: in order of preference; each market is tried with all types before the next one.
     zones: where to launch; a mapping gives the subnet of each, otherwise the account's default one is taken.
     scheduler: what workers connect to, if it is not in the template.
@@ -166,7 +167,10 @@ class Ec2Fleet:
         }
         by_id = self._template.startswith("lt-")
         asked: dict[str, Any] = {
-            "LaunchTemplate": {"LaunchTemplateId" if by_id else "LaunchTemplateName": self._template},
+            "LaunchTemplate": {
+                "LaunchTemplateId" if by_id else "LaunchTemplateName": self._template,
+                "Version": "$Latest",
+            },
             "InstanceType": offer.instance_type,
             "MinCount": 1,
             "MaxCount": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 import subprocess
@@ -13,15 +14,20 @@ from typing import Any
 
 import pytest
 from distributed import Client
+from distributed.security import Security
 
 import autoscale
+from autoscale.ec2 import Ec2Fleet
+from autoscale.ec2_cluster import stack_outputs, zones_of
+from autoscale.fleet import Launch
 from autoscale.reconcile import Settings
+from autoscale.scheduler_process import SchedulerProcess
 from symphony_dask import Serving
 from symphony_dask.backends import Emulated
 from symphony_dask.errors import BadInput
-from tests.autoscale.test_adaptive import by_the_latest_rate
+from tests.autoscale.test_adaptive import Load, by_the_latest_rate
 from tests.cluster import Cluster, wait_until
-from tests.infra.aws import Aws, moto
+from tests.infra.aws import TEMPLATE, Aws, moto
 
 QUICK = Settings(max_instances=3, max_usd_per_hour=99.0, settle_s=0.5, retry_s=0.2, drain_s=5.0)
 
@@ -112,6 +118,7 @@ def outcomes(futures: list[Any]) -> set[str]:
     return {future.outcome for future in futures}
 
 
+@pytest.mark.slow
 def test_a_cluster_is_scaled_serves_shrinks_and_leaves_nothing(aws: Aws, boots: Boots) -> None:
     with cluster_on(aws, n_workers=1) as cluster, Client(cluster) as client:
         client.wait_for_workers(1, timeout=60)
@@ -135,24 +142,16 @@ def test_a_cluster_is_scaled_serves_shrinks_and_leaves_nothing(aws: Aws, boots: 
         Client(cluster.scheduler_address, timeout="1s")
 
 
+@pytest.mark.slow
 def test_adapt_follows_the_load_from_zero_and_back(aws: Aws, boots: Boots) -> None:
     with cluster_on(aws) as cluster, Client(cluster) as client, Serving(client) as serving:
         cluster.adapt(minimum=0, maximum=2, interval="250ms", policy=by_the_latest_rate)
-        model = serving.deploy("m", Emulated(20, 0), slo="30s", max_batch=4)
-        end = threading.Event()
-        futures: list[Any] = []
-
-        def load() -> None:
-            while not end.wait(0.0125):  # 80 a second: 1.6 GPUs
-                futures.append(model.submit(b"x"))
-
-        sender = threading.Thread(target=load)
-        sender.start()
+        model = serving.deploy("m", Emulated(40, 0), slo="30s", max_batch=4)
+        load = Load(model, 50)
         try:
             wait_until(lambda: boots.slots() == [0, 1], "a second instance", 60)
         finally:
-            end.set()
-            sender.join()
+            futures = load.end()
         wait_until(lambda: boots.slots() == [], "no instance", 60)
         assert outcomes(futures) == {"ok"}
 
@@ -170,6 +169,7 @@ def test_it_is_used_from_a_running_event_loop(aws: Aws, boots: Boots) -> None:
     assert boots.slots() == []
 
 
+@pytest.mark.slow
 def test_instances_join_a_scheduler_that_runs_already_and_leave_it_running(aws: Aws, boots: Boots) -> None:
     with Cluster(0, preload=False) as running:
         with cluster_on(aws, n_workers=1, scheduler=running.address):
@@ -208,6 +208,42 @@ asyncio.run(main())
         return False
 
     wait_until(gone, "the scheduler has ended", 20)
+
+
+def test_the_scheduler_of_a_cluster_with_tls_speaks_tls_only() -> None:
+    security = Security.temporary()
+
+    async def story() -> int:
+        process = SchedulerProcess(host="127.0.0.1", port=0, lane_port=0, security=security)
+        address = await process.start()
+        try:
+            assert address.startswith("tls://127.0.0.1:")
+            with pytest.raises(OSError, match=r"(?i)timed out|closed"):
+                await Client(address.replace("tls", "tcp"), asynchronous=True, timeout="1s")
+            async with Client(address, security=security, asynchronous=True, timeout="30s") as client:
+                return len(client.scheduler_info()["workers"])
+        finally:
+            await process.stop()
+
+    assert asyncio.run(story()) == 0
+
+
+def test_an_instance_has_what_the_stack_says_after_an_update(aws: Aws) -> None:
+    aws.client("cloudformation").update_stack(
+        StackName="demo",
+        TemplateBody=TEMPLATE.read_text().replace("pip install --quiet", "pip install --no-cache-dir --quiet"),
+        Parameters=aws.parameters(ClusterName="vision"),
+        Capabilities=["CAPABILITY_IAM"],
+    )
+    where = {"region": "us-east-1", "endpoint_url": aws.url}
+    outputs = stack_outputs("demo", **where)
+    zones = zones_of(outputs["SubnetIds"].split(","), **where)
+    template = outputs["LaunchTemplateId"]
+    fleet = Ec2Fleet("vision", launch_template=template, types=["g4dn.xlarge"], zones=zones, **where)
+    instance = fleet.launch(Launch(0, 1, fleet.offers()[0]))
+    ec2 = aws.client("ec2")
+    data = ec2.describe_instance_attribute(InstanceId=instance.id, Attribute="userData")["UserData"]["Value"]
+    assert "pip install --no-cache-dir --quiet" in base64.b64decode(data).decode()
 
 
 def test_a_stack_that_does_not_exist_is_named(aws: Aws) -> None:
