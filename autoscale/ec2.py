@@ -264,6 +264,8 @@ def _answers(what: str) -> Iterator[None]:
             raise SlotTaken(text) from error
         if code == "IdempotentInstanceTerminated":
             raise SlotEnded(text) from error
+        if code == "InvalidInstanceType":
+            raise BadInput(f"{text}: choose another type, or another region") from error
         if code.startswith("InvalidInstanceID"):
             raise _Unknown(text) from error
         if status >= 500 or code in ("InternalError", "Unavailable"):

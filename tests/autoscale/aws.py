@@ -16,6 +16,7 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -140,10 +141,10 @@ class AwsFront:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         asked = parse_qs(body.decode("utf-8", "replace")) if b"Action=" in body else {}
         action = asked.get("Action", [""])[0]
+        self.on_call(action, "before")
         with self._lock:
             self.calls[action] += 1
             lost, throttled = (self.chance.random() < share for share in (self.lose, self.throttle))
-        self.on_call(action, "before")
         if action and throttled:
             status, answer = "503 Service Unavailable", _error("RequestLimitExceeded")
         else:
@@ -258,12 +259,17 @@ class AwsFront:
         return RUNNING if now - made.made_s >= self.pending_s else LAUNCHING
 
     def _shown(self, made: Made) -> Instance:
-        rented = prices().find(made.instance_type)
-        assert rented is not None
+        gpus, usd = _price(made.instance_type)
         return Instance(
-            made.id, made.slot, 0, made.instance_type, made.zone, "", self._state(made), made.made_s, rented.gpus,
-            rented.usd_per_hour,
+            made.id, made.slot, 0, made.instance_type, made.zone, "", self._state(made), made.made_s, gpus, usd,
         )  # fmt: skip
+
+
+@cache
+def _price(instance_type: str) -> tuple[int, float]:
+    """GPUs, and USD an hour; none for what has no GPU."""
+    rented = prices().find(instance_type)
+    return (rented.gpus, rented.usd_per_hour) if rented is not None else (0, 0.0)
 
 
 def _slot(one: dict[str, str]) -> int:
@@ -277,5 +283,5 @@ def _error(code: str) -> bytes:
 
 
 def tagged(instances: Sequence[Any]) -> list[dict[str, str]]:
-    """The tags of described instances."""
-    return [{t["Key"]: t["Value"] for t in i.get("Tags", [])} for i in instances]
+    """The tags of described things, without EC2's own."""
+    return [{t["Key"]: t["Value"] for t in i.get("Tags", []) if not t["Key"].startswith("aws:")} for i in instances]
