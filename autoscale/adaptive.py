@@ -37,7 +37,11 @@ _LOOK_S, _RETIRE_S = 0.1, 5.0
 UNBOUNDED = 1 << 20
 
 
-class Adaptive(distributed.Adaptive):
+#: Dask's own, whose types do not say what it takes.
+_DaskAdaptive: Any = distributed.Adaptive
+
+
+class Adaptive(_DaskAdaptive):
     """Scales ``cluster`` by a policy on the load of its Symphony models; for ``cluster.adapt(Adaptive=Adaptive, ...)``.
 
     interval: how often to look, "1s".

@@ -43,7 +43,7 @@ class EC2GPUCluster(FleetCluster):
         endpoint_url: str | None = None,
         **options: Any,
     ) -> None:
-        where = {"region": region, "endpoint_url": endpoint_url}
+        where: dict[str, Any] = {"region": region, "endpoint_url": endpoint_url}
         outputs = stack_outputs(stack, **where)
         zones = zones_of(outputs["SubnetIds"].split(","), **where)
 
@@ -59,7 +59,7 @@ class EC2GPUCluster(FleetCluster):
                 **where,
             )
 
-        caps = {"max_instances": max_instances, "max_usd_per_hour": max_usd_per_hour}
+        caps: dict[str, Any] = {"max_instances": max_instances, "max_usd_per_hour": max_usd_per_hour}
         super().__init__(
             fleet,
             replace(settings, **caps) if settings is not None else Settings(**caps),

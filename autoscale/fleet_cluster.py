@@ -18,7 +18,6 @@ from typing import Any
 
 import distributed
 from distributed.core import Status, rpc
-from distributed.deploy import Cluster
 from distributed.protocol.pickle import dumps
 from distributed.security import Security
 
@@ -53,7 +52,11 @@ class FleetAdaptive(Adaptive):
         self.cluster.scale(n)
 
 
-class FleetCluster(Cluster):
+#: Dask's own, which is untyped.
+_DaskCluster: Any = distributed.deploy.cluster.Cluster
+
+
+class FleetCluster(_DaskCluster):
     """The instances of any fleet (``autoscale.fleet``) as a Dask cluster. ``EC2GPUCluster`` is the one on EC2.
 
     fleet: makes the fleet, given the scheduler's address.
@@ -110,6 +113,9 @@ class FleetCluster(Cluster):
                 self._loop_runner.stop()
                 raise
 
+    #: Dask's own.
+    status: Any
+
     @property
     def plan(self) -> set[Hashable]:
         """Names of the workers that there should be; a number stands for one that has no instance yet."""
@@ -129,7 +135,7 @@ class FleetCluster(Cluster):
         if not isinstance(n, int) or n < 0:
             raise BadInput(f"scale({n!r}): give a whole number of GPUs, at least 0")
         self.wanted = n
-        self.loop.add_callback(self._look_now)  # type: ignore[union-attr]
+        self.loop.add_callback(self._look_now)
         return distributed.utils.NoOpAwaitable() if self.asynchronous else None
 
     def scale_down(self, workers: Iterable[Hashable]) -> Any:
