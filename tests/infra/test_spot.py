@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 from distributed import Scheduler, Worker
 
 from infra.worker import spot
+from symphony_dask import Serving
+from tests.cluster import Cluster, wait_until
 from tests.infra.imds import Instance
 
 NOTICE = json.dumps({"action": "terminate", "time": "2026-11-25T12:00:00Z"})
@@ -70,3 +74,15 @@ def test_metadata_that_cannot_be_read_are_read_again(metadata: Instance, monkeyp
     monkeypatch.setattr(spot.imds, "spot_notice", fails_twice)
     asyncio.run(watched(metadata, drained := Drained()))
     assert drained.workers
+
+
+def test_the_program_drains_a_worker_of_a_real_scheduler(metadata: Instance) -> None:
+    with Cluster(1) as cluster, Serving(cluster.client()) as serving:
+        wait_until(lambda: serving.status()["workers"], "the worker is on the lane", 60)
+        (worker,) = serving.status()["workers"]
+        metadata.values["spot/instance-action"] = NOTICE
+        command = [sys.executable, "-m", "infra.worker.spot", "--scheduler", cluster.address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert f"draining: {worker}" in done.stderr
+        assert serving.status()["drains"][worker]["why"] == "spot notice"
