@@ -79,7 +79,7 @@ class Stepwise:
         self.batches = self.batched = 0
         #: The first request that the log still has, and the first that is not counted in ``outcomes``.
         self._base = self._counted = 0
-        self._came = 0
+        self._came = self._last = 0
         self._log = new_log(0, 0)
         #: Of the requests that the log has room for.
         self._deadlines, self._priorities = np.empty(0, np.int64), np.empty(0, np.int32)
@@ -128,7 +128,7 @@ class Stepwise:
             s, p, self._arrivals[base:stop], self._choices[base:stop], self._deadlines[:n], self._priorities[:n],
             self._exact, self._even, 0, 0, self._ends, self._log, self._ids, place, until_ns,
         )  # fmt: skip
-        self._came, self.now_ns = stop, until_ns
+        self._last, self._came, self.now_ns = start, stop, until_ns
         self.arrived += np.bincount(self._choices[start:stop], minlength=self._models)
         k = int(place[1])
         took = self._log.end[:k] - self._log.start[:k]
@@ -148,6 +148,14 @@ class Stepwise:
         runs = state.flight[in_flight & (state.flight["end"] > self.now_ns)]
         running = np.bincount(self._ids.model[runs["model"]], runs["n"], minlength=self._models)
         return self.queued() + running.astype(np.int64)
+
+    def arrived_by(self, times_ns: Ints) -> Ints:
+        """(times, models) requests that came before each of some times within the last ``run_until``."""
+        last = slice(self._last, self._came)
+        ends = np.searchsorted(self._arrivals[last], times_ns)
+        later = np.array([np.bincount(self._choices[last][end:], minlength=self._models) for end in ends.tolist()])
+        found: Ints = self.arrived - later
+        return found
 
     def queued(self) -> npt.NDArray[np.int64]:
         """Requests of each model that wait now."""
