@@ -121,27 +121,24 @@ def variants(name: str, settings: Settings, work: Workload, peak_gpus: int) -> l
     if name == "load_proportional":
         return [("", settings)]
     if name == "fixed_peak":
-        sizes = sorted({max(1, round(peak_gpus * share)) for share in (1.0, 0.9, 0.8, 0.7, 0.6)}, reverse=True)
+        sizes = sorted({max(1, round(peak_gpus * share)) for share in (1.0, 0.8, 0.65, 0.5, 0.4)}, reverse=True)
         return [(f"{n} GPUs", replace(settings, fixed_gpus=n)) for n in sizes]
     if name == "gpu_utilization":
         return [
-            (f"{share:.0%}, {wait} s", replace(settings, target_utilization=share, stabilization_s=float(wait)))
-            for share in (0.5, 0.6, 0.7, 0.8, 0.9)
-            for wait in (300, 600)
+            (f"{share:.0%}", replace(settings, target_utilization=share)) for share in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
         ]
     slo_s = min(model.slo_ns for model in work.models) / NS_PER_S
     if name == "dask_adaptive":
-        found = [slo_s * share for share in (0.2, 0.3, 0.4, 0.5, 0.75)]
+        found = [slo_s * share for share in (0.15, 0.25, 0.35, 0.5)]
         return [(f"{s:.3g} s", replace(settings, target_duration_s=s)) for s in (*found, 5.0)]
     if name == "ray_ongoing":
         # By Little's law a busy GPU has its rate times the time that a request stays, somewhat below the SLO.
         cost_s = max(gpu_seconds_per_request(m.profile_on(GPU).latency_ns(), m.slo_ns, 1e6) for m in work.models)
         busy = slo_s / cost_s
-        targets = [2.0, *(busy * share for share in (0.25, 0.35, 0.45, 0.55, 0.7))]
+        tried = [(2.0, 30.0), *((busy * share, 0.0) for share in (0.2, 0.3, 0.4, 0.5, 0.65))]
         return [
-            (f"{n:.3g}, up after {up} s", replace(settings, target_ongoing=n, upscale_delay_s=float(up)))
-            for n in targets
-            for up in (0, 30)
+            (f"{n:.3g}, up after {up:.0f} s", replace(settings, target_ongoing=n, upscale_delay_s=up))
+            for n, up in tried
         ]
     raise KeyError(name)
 

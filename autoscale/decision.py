@@ -35,7 +35,7 @@ class Settings:
     boot_s: float = 120.0
     scale_in_window_s: float = 600.0
     last_delay_s: float = 900.0
-    attainment: float = 0.995
+    attainment: float = 0.99
     headroom: float = 0.15
     target_duration_s: float = 5.0
     wait_count: int = 3
@@ -49,8 +49,13 @@ class Settings:
 
     @property
     def burst_miss(self) -> float:
-        """Share of requests that bursts may cost which come faster than GPUs boot; others may cost as much again."""
+        """Share of requests that may be missed because bursts come faster than GPUs boot."""
         return (1 - self.attainment) / 2
+
+    @property
+    def chance_miss(self) -> float:
+        """Share of requests that may be missed because arrivals within one SLO vary by chance."""
+        return (1 - self.attainment) / 4
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ class Memory:
     """What a policy remembers from tick to tick; ``Memory()`` is the first, and all there is after a restart.
 
     began_s: when the first tick was. active_s: when there last were requests.
-    asked: (time_s, GPUs) of what the latest ticks asked for, as far back as scale-in looks.
+    asked, wanted: (time_s, GPUs) of what the latest ticks asked for without and with what is kept ready for bursts, as
+        far back as it takes.
     pressed_s, direction: since when a policy with delays has wanted more (+1) or less (-1).
     course: how demand went, for the forecast.
     """
@@ -66,6 +72,7 @@ class Memory:
     began_s: float | None = None
     active_s: float | None = None
     asked: tuple[tuple[float, float], ...] = ()
+    wanted: tuple[tuple[float, float], ...] = ()
     pressed_s: float | None = None
     direction: int = 0
     course: Course = field(default_factory=Course)

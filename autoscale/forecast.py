@@ -24,12 +24,17 @@ STEP_S = 60.0
 DAY_STEPS = 1440
 MOST_STEPS = 2 * DAY_STEPS
 
+#: Steps whose median is the level.
+LEVEL_STEPS = 60
+
 #: How much more than the mean of the latest forecasts may be kept ready, as factors.
 MARGINS = tuple(1 + k / 20 for k in range(41))
 
-#: A shortfall counts half after so long, s; nothing is known first, which counts as so long without one.
-HALF_LIFE_S = 86_400.0
-PRIOR_S = 7_200.0
+#: A shortfall counts half after so long, s; what was before the first tick counts as so long without one; and so long
+#: nothing is known well enough to keep less ready than the setting says.
+HALF_LIFE_S = 2 * 86_400.0
+PRIOR_S = 86_400.0
+FIRST_S = 7_200.0
 
 #: Continues a course: demand of past steps (the last is the present), steps ahead, steps of a season.
 Method = Callable[[Floats, int, int], float]
@@ -147,30 +152,29 @@ def _factor(real: Floats, made: Floats, miss: float) -> float:
 
 @dataclass(frozen=True)
 class Shortfall:
-    """What would have gone without a GPU under each of ``MARGINS``, and how much work there was; both fade."""
+    """What would have gone without a GPU under each of ``MARGINS``, in how much work and time; all of it fades."""
 
-    short: tuple[float, ...] = ()
+    short: tuple[float, ...] = (0.0,) * len(MARGINS)
     work: float = 0.0
+    seconds: float = 0.0
 
-    def add(self, seconds: float, demand: float, most: float, mean: float, prior: float, miss: float) -> Shortfall:
-        """``demand`` for so many seconds, where forecasts had come to ``most`` and ``mean`` when it was time to launch.
-
-        prior: the margin to begin with; it holds until as much time as ``PRIOR_S`` has shown that less will do.
-        """
-        short, work = self.short, self.work
-        if not short:
-            work = max(demand, most) * PRIOR_S
-            short = tuple(2 * miss * work if margin < prior else 0.0 for margin in MARGINS)
+    def add(self, seconds: float, demand: float, most: float, level: float) -> Shortfall:
+        """``demand`` for so many seconds, of which ``most`` was foreseen, and a margin m had kept m * ``level``."""
         fade = 0.5 ** (seconds / HALF_LIFE_S)
-        gone = (max(0.0, demand - math.ceil(max(most, margin * mean) - 1e-9)) * seconds for margin in MARGINS)
-        return Shortfall(tuple(s * fade + g for s, g in zip(short, gone, strict=True)), work * fade + demand * seconds)
+        gone = (max(0.0, demand - math.ceil(max(most, margin * level) - 1e-9)) * seconds for margin in MARGINS)
+        short = tuple(s * fade + g for s, g in zip(self.short, gone, strict=True))
+        return Shortfall(short, self.work * fade + demand * seconds, self.seconds * fade + seconds)
 
-    def margin(self, prior: float, miss: float) -> float:
-        """The least margin under which at most ``miss`` of the work would have gone without a GPU."""
-        if not self.short:
-            return prior
-        allowed = miss * self.work
-        return next((m for m, short in zip(MARGINS, self.short, strict=True) if short <= allowed), MARGINS[-1])
+    def margin(self, first: float, miss: float) -> float:
+        """The least margin under which at most ``miss`` of the work would have gone without a GPU.
+
+        The work is what was seen, and a day (``PRIOR_S``) of it without any shortfall before. At least ``first`` until
+        two hours were seen (``FIRST_S``).
+        """
+        known = 1 + PRIOR_S / self.seconds if self.seconds > 0 else 1.0
+        allowed = miss * self.work * known
+        found = next((m for m, short in zip(MARGINS, self.short, strict=True) if short <= allowed), MARGINS[-1])
+        return max(found, first) if self.seconds < FIRST_S else found
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,7 @@ class Course:
     """Demand in GPUs by step, as far as it is known.
 
     demand: mean of each whole step, the latest last. since_s, sum_, ticks: of the step that goes on.
+    level: median of the last hour, as bursts do not count.
     growth: what demand is thought to grow by, as a factor of at least 1, until a GPU launched now serves.
     method: of ``METHODS``.
     """
@@ -186,6 +191,7 @@ class Course:
     since_s: float | None = None
     sum_: float = 0.0
     ticks: int = 0
+    level: float = 0.0
     growth: float = 1.0
     shortfall: Shortfall = Shortfall()
     method: str = METHOD
@@ -204,6 +210,7 @@ class Course:
             since_s=since + STEP_S * math.floor((time_s - since) / STEP_S),
             sum_=demand,
             ticks=1,
+            level=float(np.median(past[-LEVEL_STEPS:])),
             growth=growth(np.array(past), ahead, self.method),
         )
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from autoscale.decision import Memory, Settings
-from autoscale.forecast import DAY_STEPS, MOST_STEPS, STEP_S, Course, Floats, Shortfall, backtest, growth
+from autoscale.forecast import DAY_STEPS, LEVEL_STEPS, MOST_STEPS, STEP_S, Course, Floats, Shortfall, backtest, growth
 from autoscale.runs import demand_by_minute
 from symphony_dask.scheduling.profile import LatencyProfile
 
@@ -42,10 +42,8 @@ def learn(
     shortfall = Shortfall()
     for i in range(ahead, len(past)):
         earlier = made[max(0, i - ahead - window + 1) : i - ahead + 1]
-        mean = sum(earlier) / len(earlier)
-        shortfall = shortfall.add(
-            STEP_S, float(past[i]), max(earlier), mean, 1 + settings.headroom, settings.burst_miss
-        )
+        level = float(np.median(past[max(0, i - LEVEL_STEPS) : i]))
+        shortfall = shortfall.add(STEP_S, float(past[i]), max(earlier), min(level, max(earlier)))
     return Memory(course=replace(Course(tuple(past.tolist())), shortfall=shortfall, method=method))
 
 

@@ -3,8 +3,8 @@
 ``load_proportional``, of which docs/autoscaling.md tells more:
 
     base      staffed(growth * demand, growth * spread): what the load will take when a GPU launched now serves
-    wanted    the most that base was within the scale-in window, or margin * its mean there if that is more
-    target    wanted, rounded up, within the bounds; at least the demand of now
+    wanted    base, or margin * the ordinary level where that is more
+    target    the most that was wanted within the scale-in window, rounded up, within the bounds
 
 Rule 1. Scale out at once; scale in when nothing within the window wanted more.
 Rule 2. Bad requests that a shortage of GPUs does not explain count as demand: a GPU then does less than its profile
@@ -27,7 +27,6 @@ from autoscale.signals import Signals
 def load_proportional(settings: Settings, memory: Memory, signals: Signals, fleet: Fleet) -> tuple[Memory, Target]:
     """GPUs in proportion to the load, with headroom for bursts."""
     now_s, have = signals.time_s, fleet.ready + fleet.booting
-    miss, prior = settings.burst_miss, 1 + settings.headroom
     amount = demand(signals)
     if amount <= fleet.ready and not fleet.booting:
         amount += bad_demand(signals)
@@ -36,15 +35,17 @@ def load_proportional(settings: Settings, memory: Memory, signals: Signals, flee
     earlier = _within(memory.asked, before_s - settings.scale_in_window_s, before_s)
     if earlier:
         seconds = now_s - memory.asked[-1][0]
-        shortfall = course.shortfall.add(seconds, amount, max(earlier), _mean(earlier), prior, miss)
+        shortfall = course.shortfall.add(seconds, amount, max(earlier), min(course.level, max(earlier)))
         course = replace(course, shortfall=shortfall)
-    base = staffed(course.growth * amount, course.growth * spread(signals), miss)
+    base = staffed(course.growth * amount, course.growth * spread(signals), settings.chance_miss)
     start_s = now_s - settings.scale_in_window_s
     kept_s = start_s - settings.boot_s
     asked = (*(entry for entry in memory.asked if entry[0] > kept_s), (now_s, base))
-    margin = course.shortfall.margin(prior, miss)
-    recent = _within(asked, start_s, now_s)
-    gpus = math.ceil(max(*recent, margin * _mean(recent)) - 1e-9)
+    margin = course.shortfall.margin(1 + settings.headroom, settings.burst_miss)
+    ordinary = min(course.level, max(_within(asked, start_s, now_s)))
+    wanted = max(base, margin * ordinary if margin > 1 else 0.0)
+    recent = (*(entry for entry in memory.wanted if entry[0] > start_s), (now_s, wanted))
+    gpus = math.ceil(max(amount for _, amount in recent) - 1e-9)
 
     active = any(m.queued or max(m.rate_hz.values(), default=0.0) > 0 for m in signals.models)
     began_s = now_s if memory.began_s is None else memory.began_s
@@ -55,17 +56,13 @@ def load_proportional(settings: Settings, memory: Memory, signals: Signals, flee
     quiet = active_s is None or now_s - active_s >= settings.last_delay_s
     if gpus < 1 and not (settings.scale_to_zero and quiet and not active):
         gpus, why = 1, f"{why}; the last GPU stays"
-    known = replace(memory, began_s=began_s, active_s=active_s, asked=asked, course=course)
+    known = replace(memory, began_s=began_s, active_s=active_s, asked=asked, wanted=recent, course=course)
     return known, Target(bounded(settings, gpus), why)
 
 
 def _within(asked: tuple[tuple[float, float], ...], after_s: float, to_s: float) -> list[float]:
     """What was asked for after the one time and up to the other."""
     return [amount for at_s, amount in asked if after_s < at_s <= to_s]
-
-
-def _mean(amounts: list[float]) -> float:
-    return sum(amounts) / len(amounts)
 
 
 #: Policies by name.

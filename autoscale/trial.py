@@ -1,7 +1,7 @@
 """A policy tried on a trace: the engine under virtual time, the policy at its ticks, a fleet that is slow and fails.
 
-Everything here is simulated. The policy sees the signals that a live one sees, made by the same ``Sampler`` from counts
-of each second; the engine is the one that serves. Of the fleet:
+Everything here is simulated. The policy sees the signals that a live one sees, made by the same ``Sampler``; the engine
+is the one that serves. It is looked at, and GPUs come and go, every ``STEP_S``. Of the fleet:
 
 Rule 1. A launched GPU is paid for from its launch until it is gone, and serves after its boot time, which is drawn.
 Rule 2. Where fewer are wanted, those that boot go first, the latest launched before the others; then the highest ranks,
@@ -30,6 +30,9 @@ from symphony_dask.units import NS_PER_S
 from workloads.fleet import GPU
 from workloads.stepwise import Stepwise
 from workloads.workload import Workload
+
+#: How often the simulation stops to be looked at, s; more often where the policy decides more often.
+STEP_S = 5
 
 #: How long before a spot instance goes it is said to, s.
 SPOT_NOTICE_S = 120.0
@@ -158,6 +161,9 @@ class _Run:
         self.span_s = math.ceil((int(arrivals[-1]) - self.zero_ns + 1) / NS_PER_S)
         self.models = work.models
         self.tables = [{GPU: model.profile_on(GPU).latency_ns()} for model in work.models]
+        self.step_s = math.gcd(tick_s, STEP_S)
+        self.was_bad = np.zeros(len(work.models))
+        self.was_busy_s: dict[tuple[int, int], float] = {}
         self.seed, self.drawn = seed, 0
         self.sampler = Sampler()
         self.fleet: list[_Instance] = []
@@ -170,8 +176,8 @@ class _Run:
 
     def run(self, name: str) -> Trial:
         self._change(0.0)
-        self._sample(0.0)
-        for second in range(1, self.span_s + 1):
+        self.sampler.add(0.0, range(len(self.models)), *[np.zeros(len(self.models))] * 3, [], [])
+        for second in range(self.step_s, self.span_s + self.step_s, self.step_s):
             self.sim.run_until(self.zero_ns + second * NS_PER_S)
             self._change(float(second))
             self._sample(float(second))
@@ -218,11 +224,26 @@ class _Run:
         return sorted(ready, key=lambda i: i.gpu)
 
     def _sample(self, now_s: float) -> None:
-        sim = self.sim
+        """Tell the sampler of each second since it was told last; only arrivals are known second by second."""
+        sim, keys, n = self.sim, range(len(self.models)), self.step_s
         bad = sim.outcomes[:, [Outcome.LATE, Outcome.DROPPED, Outcome.REJECTED]].sum(1)
         slots = [(id(i), i.gpu) for i in self.fleet if i.gpu >= 0]
-        busy_s = [sim.busy_ns[gpu] / NS_PER_S for _, gpu in slots]
-        self.sampler.add(now_s, range(len(self.models)), sim.arrived, bad, sim.ongoing(), slots, busy_s)
+        busy_s = np.array([sim.busy_ns[gpu] / NS_PER_S for _, gpu in slots])
+        was_busy_s = np.array([self.was_busy_s.get(slot, 0.0) for slot in slots])
+        ongoing, start_s = sim.ongoing(), now_s - n
+        arrived = sim.arrived_by(self.zero_ns + (int(start_s) + np.arange(1, n + 1)) * NS_PER_S)
+        for i in range(n):
+            part = (i + 1) / n
+            self.sampler.add(
+                start_s + i + 1,
+                keys,
+                arrived[i],
+                self.was_bad + part * (bad - self.was_bad),
+                ongoing,
+                slots,
+                was_busy_s + part * (busy_s - was_busy_s),
+            )
+        self.was_bad, self.was_busy_s = bad, dict(zip(slots, busy_s.tolist(), strict=True))
 
     def signals(self, now_s: float) -> Signals:
         """What a live policy would be told now."""

@@ -72,18 +72,13 @@ def test_scaling_ticks_must_be_plain(serving: Serving, tmp_path: Path) -> None:
     serving.stop_recording()
 
 
-@pytest.mark.parametrize("wait", ["", "5min"])
-def test_without_any_gpu_requests_are_refused_or_wait_as_set(wait: str) -> None:
-    settings = {"DASK_SYMPHONY__WAIT_FOR_GPU": wait} if wait else {}
+def test_a_request_that_comes_while_there_is_no_gpu_waits_for_one_where_that_is_set() -> None:
+    settings = {"DASK_SYMPHONY__WAIT_FOR_GPU": "5min"}
     with Cluster(1, settings=settings) as cluster, Serving(cluster.client()) as serving:
         model = serving.deploy("m", lambda batch: batch, slo="5s", profile=PROFILE)
         cluster.workers[0].kill()
         wait_until(lambda: not serving.status()["workers"], "the worker to be gone")
         future = model.submit(np.array([1.0]))
-        if not wait:
-            with pytest.raises(NoGPUWorker):
-                future.result(30)
-            return
         wait_until(lambda: serving.signals()["models"][0]["queued"] == 1, "the request to wait")
         cluster.add_worker()
         assert future.result(60) == np.array([1.0])

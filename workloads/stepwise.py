@@ -27,6 +27,9 @@ Ints = npt.NDArray[np.int64]
 #: Outcome of a request that has not ended.
 _UNKNOWN = -1
 
+#: The log has room for at least so many requests.
+_LEAST_ROOM = 1 << 16
+
 
 class Stepwise:
     """Requests served up to some time on the GPUs that there are by then.
@@ -76,10 +79,13 @@ class Stepwise:
         self.batches = self.batched = 0
         #: The first request that the log still has, and the first that is not counted in ``outcomes``.
         self._base = self._counted = 0
-        self._came = 0
+        self._came = self._last = 0
         self._log = new_log(0, 0)
+        #: Of the requests that the log has room for.
+        self._deadlines, self._priorities = np.empty(0, np.int64), np.empty(0, np.int32)
         self._ends = make_ends(most_gpus)
-        self._none, self._even = np.empty(0), np.ones(most_gpus)
+        self._exact, self._even = np.empty(0), np.ones(most_gpus)
+        self._place_in_flight = np.tile(np.arange(DEPTH), len(self.engine.state.gpu))
         self._draining: set[int] = set()
 
     @property
@@ -113,19 +119,16 @@ class Stepwise:
         """Serve all that comes before ``until_ns``, and bring the figures up to it."""
         start = self._came
         stop = start + int(np.searchsorted(self._arrivals[start:], until_ns))
-        self._make_room(stop)
-        base = self._base
-        window = slice(base, stop)
-        arrivals, models = self._arrivals[window], self._choices[window]
-        deadlines = arrivals + self._slos[window]
+        if stop - self._base > len(self._log.outcome):
+            self._make_room(stop)
+        base, n = self._base, stop - self._base
         place = np.array([start - base, 0, self.now_ns], np.int64)
         s, p = self.engine.state, self.engine.profiles
-        priorities = np.zeros(stop - base, np.int32)
         loop(
-            s, p, arrivals, models, deadlines, priorities, self._none, self._even, 0, 0, self._ends, self._log,
-            self._ids, place, until_ns,
+            s, p, self._arrivals[base:stop], self._choices[base:stop], self._deadlines[:n], self._priorities[:n],
+            self._exact, self._even, 0, 0, self._ends, self._log, self._ids, place, until_ns,
         )  # fmt: skip
-        self._came, self.now_ns = stop, until_ns
+        self._last, self._came, self.now_ns = start, stop, until_ns
         self.arrived += np.bincount(self._choices[start:stop], minlength=self._models)
         k = int(place[1])
         took = self._log.end[:k] - self._log.start[:k]
@@ -139,10 +142,20 @@ class Stepwise:
     def ongoing(self) -> npt.NDArray[np.int64]:
         """Requests of each model that wait or run now."""
         state = self.engine.state
-        in_flight = np.repeat(state.gpu["n_flight"], DEPTH) > np.tile(np.arange(DEPTH), len(state.gpu))
+        if len(self._place_in_flight) != len(state.flight):
+            self._place_in_flight = np.tile(np.arange(DEPTH), len(state.gpu))
+        in_flight = np.repeat(state.gpu["n_flight"], DEPTH) > self._place_in_flight
         runs = state.flight[in_flight & (state.flight["end"] > self.now_ns)]
         running = np.bincount(self._ids.model[runs["model"]], runs["n"], minlength=self._models)
         return self.queued() + running.astype(np.int64)
+
+    def arrived_by(self, times_ns: Ints) -> Ints:
+        """(times, models) requests that came before each of some times within the last ``run_until``."""
+        last = slice(self._last, self._came)
+        ends = np.searchsorted(self._arrivals[last], times_ns)
+        later = np.array([np.bincount(self._choices[last][end:], minlength=self._models) for end in ends.tolist()])
+        found: Ints = self.arrived - later
+        return found
 
     def queued(self) -> npt.NDArray[np.int64]:
         """Requests of each model that wait now."""
@@ -167,17 +180,20 @@ class Stepwise:
         self._counted = stop
 
     def _make_room(self, stop: int) -> None:
-        """Have the log begin with the first request of which something can come, and reach to ``stop``."""
+        """Have the log begin with the first request of which something can come, and reach beyond ``stop``."""
         alive = self._log.outcome[: self._came - self._base]
         counted = self._counted - self._base
         unknown = np.flatnonzero(alive[:counted] == _UNKNOWN)
         first = int(unknown[0]) if len(unknown) else counted
-        size = stop - self._base - first
         kept = alive[first:].copy()
-        if size > len(self._log.outcome):
-            # Each request that is queued again, as its GPU is gone, may come to be in one more batch.
-            self._log = new_log(2 * size, 2 * size + self._most_gpus * DEPTH)
-        self._log.outcome[: len(kept)] = kept
-        self._log.outcome[len(kept) : size] = _UNKNOWN
         self._base += first
         self.engine.state.req["request"] -= first
+        size = max(_LEAST_ROOM, 2 * (stop - self._base))
+        if size > len(self._log.outcome):
+            # Batches of one step: each request is in one at most, as GPUs go between steps.
+            self._log = new_log(size, size)
+        self._log.outcome[: len(kept)] = kept
+        self._log.outcome[len(kept) :] = _UNKNOWN
+        window = slice(self._base, self._base + len(self._log.outcome))
+        self._deadlines = self._arrivals[window] + self._slos[window]
+        self._priorities = np.zeros(len(self._deadlines), np.int32)

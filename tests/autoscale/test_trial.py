@@ -45,11 +45,11 @@ def scripted(*targets: int):
 
 
 def test_a_gpu_is_paid_from_launch_to_end_and_serves_after_its_boot_time():
-    # Launched at 10 s, serves at 40 s, given back at 60 s; the other is there for all of the 100 s.
+    # Launched at 10 s, serves at 40 s, given back at 60 s and seen to be gone within 5 s; the other is always there.
     policy = scripted(2, 2, 2, 2, 2, 1)
     trial = run_trial(work(100), "scripted", policy, NO_LIMIT, FleetModel(boot_s=30), start_gpus=1)
     assert (trial.launches, trial.terminations) == (1, 1)
-    assert trial.gpu_hours * 3600 == pytest.approx(100 + 50, abs=1)
+    assert 100 + 50 <= trial.gpu_hours * 3600 <= 100 + 55
     assert [(t[2], t[3]) for t in trial.ticks.tolist()[:5]] == [(1, 0), (1, 1), (1, 1), (2, 0), (2, 0)]
     assert trial.attainment == 1.0
 
@@ -124,7 +124,7 @@ def test_the_default_policy_follows_load_steps_and_goes_to_zero_and_back():
     )
     ready = {int(t[0]): int(t[2]) for t in trial.ticks.tolist()}
     assert ready[190] > ready[90]
-    assert ready[290] == ready[90]
+    assert ready[290] < ready[190]
     assert ready[390] == 0
     assert ready[480] >= ready[90]
 

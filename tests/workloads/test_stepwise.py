@@ -98,6 +98,14 @@ def test_what_waits_and_runs_is_told():
     assert sim.ongoing().tolist() == [0]
 
 
+def test_arrivals_are_told_for_times_within_the_last_step():
+    arrivals = np.array([0, 1, 2, 3, 4], np.int64) * S
+    sim = Stepwise(MODELS[:2], arrivals, np.array([0, 1, 0, 1, 0], np.int32), np.full(5, 20 * MS), most_gpus=1)
+    sim.run_until(2 * S)
+    sim.run_until(5 * S)
+    assert sim.arrived_by(np.array([3, 4, 5]) * S).tolist() == [[2, 1], [2, 2], [3, 2]]
+
+
 def test_more_gpus_than_were_announced_cannot_come():
     sim = Stepwise(MODELS[:1], np.array([0], np.int64), np.zeros(1, np.int32), np.full(1, 20 * MS), most_gpus=1)
     sim.add_gpu()
