@@ -1,1 +1,20 @@
 """Load-proportional scaling of the GPU fleet."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+# Public names load on first use, so that `import autoscale` stays quick.
+_WHERE = {"Adaptive": "autoscale.adaptive", "EC2GPUCluster": "autoscale.ec2_cluster"}
+__all__ = ["Adaptive", "EC2GPUCluster"]
+
+if TYPE_CHECKING:
+    from autoscale.adaptive import Adaptive
+    from autoscale.ec2_cluster import EC2GPUCluster
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

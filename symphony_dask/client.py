@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -155,6 +155,14 @@ class Serving:
         """Models, workers, queues, outcome counts and latency estimates, as a dict."""
         return self.client.sync(self._call, "status")
 
+    def signals(self) -> Any:
+        """Each model's load and each GPU's use over the last minute, as a dict (``autoscale.Signals.from_reply``)."""
+        return self.client.sync(self._call, "signals")
+
+    def record_scaling(self, inputs: dict[str, Any], decision: dict[str, Any]) -> Any:
+        """Write one tick of a scaling policy, plain JSON values, into the recording; False when there is none."""
+        return self.client.sync(self._call, "record_scaling", inputs=inputs, decision=decision)
+
     def record(self, folder: str, **info: Any) -> Any:
         """Record a run into ``folder``, on the scheduler's machine, from now on. Raises ``BadInput``."""
         return self.client.sync(self._call, "record", folder=str(folder), info=info)
@@ -166,6 +174,30 @@ class Serving:
     def set_policy(self, policy: str) -> Any:
         """Schedule by another policy of ``scheduling.engine.POLICIES`` from now on. Raises ``BadInput``."""
         return self.client.sync(self._call, "set_policy", policy=policy)
+
+    def drain(self, workers: Sequence[str], why: str = "asked") -> Any:
+        """Give workers no more batches; returns how many each still runs.
+
+        workers: addresses or names of workers, or names of instances, "ID" for workers ID, ID-0, ID-1, ...; one that
+            has not joined yet takes none when it does. Where no other worker is left, they still serve what is queued.
+        """
+        return self.client.sync(self._call, "drain", workers=list(workers), why=why)
+
+    def undrain(self, workers: Sequence[str]) -> Any:
+        """Let drained workers take batches again; returns the names of those that do.
+
+        One that still runs batches of before does not yet, and one that is being retired never does.
+        """
+        return self.client.sync(self._call, "undrain", workers=list(workers))
+
+    def retire(self, workers: Sequence[str], *, force: bool = False, timeout: str | float = "30s") -> Any:
+        """Take drained workers off the cluster; returns the state of each, "retired" when its process may end.
+
+        force: hand what is in flight there back to the queues; otherwise a worker that runs batches stays "draining".
+        timeout: how long to wait for Dask to move what the workers hold.
+        """
+        wait_s = parse_duration_ns(timeout, "timeout") / 1e9
+        return self.client.sync(self._call, "retire", workers=list(workers), force=force, wait_s=wait_s)
 
     def close(self) -> Any:
         """Close the lane connection; requests without an answer end as ``ConnectionLost``. Models stay deployed."""

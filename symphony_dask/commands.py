@@ -40,7 +40,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 @json_option
 @command
 def status(scheduler: str, as_json: bool) -> None:
-    """Show the models, workers and outcome counts of a cluster."""
+    """Show the models, workers and outcome counts of a cluster, and its fleet as a controller last saw it."""
     from distributed import Client
 
     from symphony_dask.client import Serving
@@ -68,12 +68,25 @@ def status(scheduler: str, as_json: bool) -> None:
     for column in ("worker", "GPU class", "slots", "in flight", "control latency", "state"):
         workers.add_column(column)
     for address, w in found["workers"].items():
+        if "slots" not in w:  # it has just gone
+            continue
         state = w.get("error") or ("draining" if w["draining"] else "serving" if w["serving"] else "loading")
         latency = format_duration(w["control_ns"])
         workers.add_row(address, w["gpu_class"], str(w["slots"]), str(w["in_flight"]), latency, state)
     console = Console()
     console.print(models)
     console.print(workers)
+    for key, drain in found["drains"].items():
+        text = f"{drain['state']} for {drain['age_s']:.0f} s, {drain['in_flight']} batches in flight: {drain['why']}"
+        click.echo(f"{key}: {text}")
+    for name, fleet in found["fleets"].items():
+        instances = ", ".join(f"{n} {phase}" for phase, n in fleet["instances"].items() if n) or "no instances"
+        cost = f"{fleet['usd_per_hour']:.2f} of {fleet['max_usd_per_hour']:g} USD an hour at most"
+        click.echo(f"fleet {name}, {fleet['age_s']:.0f} s ago: {instances}; {fleet['gpus']} GPUs wanted; {cost}")
+        click.echo(f"  {fleet['policy']}")
+        for text in [fleet["why"], *fleet["faults"]]:
+            if text:
+                click.echo(f"  {text}")
 
 
 @click.command()

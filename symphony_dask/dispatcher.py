@@ -15,7 +15,7 @@ import asyncio
 import logging
 import secrets
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,9 +58,11 @@ from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, NEVER, Engine
 from symphony_dask.scheduling.intake import MIXED
 from symphony_dask.scheduling.journal import dump
 from symphony_dask.scheduling.profile import LatencyProfile
+from symphony_dask.signals import GpuFacts, ModelFacts, Sampler
 from symphony_dask.timer import Timer
 from symphony_dask.trace import BatchOutcome, Outcome
 from symphony_dask.units import NS_PER_S, format_duration
+from symphony_dask.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,9 @@ MAX_RETRIES = 2
 
 #: How often clients' connections are measured and estimates handed to the engine, s.
 MEASURE_S = 0.2
+
+#: How often counts are sampled for ``signals``, s; the measuring above is what calls it.
+SAMPLE_S = 1.0
 
 #: How late the timer is taken to ring until it has rung, ns.
 FIRST_TIMER_LATENESS_NS = 250_000
@@ -100,6 +105,7 @@ class Dispatcher:
     """Serves models over the lane; one per scheduler process.
 
     inline_bytes: payloads and answers of more bytes go past the scheduler where they can.
+    wait_ns: for how long requests wait for a first GPU while there is none; their SLO counts from then. 0: not at all.
     on_worker: called with the connection of each worker that says HELLO; its slots get batches from ``add_slots`` on.
     Times inside are ns on ``lane.now_ns``; recorded ones count from the start of the recording.
     """
@@ -110,6 +116,7 @@ class Dispatcher:
         policy: str = "adaptive",
         max_requests: int = 65_536,
         inline_bytes: int = 8_192,
+        wait_ns: int = 0,
         on_worker: Callable[[Connection], None] = lambda connection: None,
     ) -> None:
         self.engine = Engine(policy, max_requests=max_requests)
@@ -130,8 +137,14 @@ class Dispatcher:
         self._slo_of = np.zeros(64, np.int64)
         self._gpu_classes: dict[str, int] = {}
         self._gpu_worker: dict[int, tuple[Connection, int]] = {}
+        #: Whether there is a GPU that takes what comes: one that does not drain.
+        self._serves = False
+        #: For how long each GPU has run batches.
+        self._busy_ns: dict[int, int] = {}
+        self._sampler = Sampler()
         self._flights: dict[int, Flight] = {}
         self._requests = RequestTable(max_requests)
+        self._waiting = Waiting(wait_ns, max_requests)
         self._reply_ns = FIRST_ROUND_TRIP_NS // 2
         self._server: asyncio.Server | None = None
         self._timer_lateness = Latency(FIRST_TIMER_LATENESS_NS)
@@ -147,6 +160,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._server = await self._loop.create_server(self._accept, host, port, ssl=ssl_context, backlog=512)
         self._timer = Timer(self._loop, self._on_timer)
+        self._sample()
         self._measure_task = self._loop.create_task(self._measure())
 
     @property
@@ -226,18 +240,74 @@ class Dispatcher:
             gpu = self.engine.add_gpu(now, gpu_class=gpu_class, control_ns=int(worker.control.mean_ns))
             worker.gpus.append(gpu)
             self._gpu_worker[gpu] = (connection, slot)
+            self._busy_ns[gpu] = 0
             self._log_gpu("ready", gpu, worker)
+        self._look_who_serves()
         self._follow_latency()
         self._due()
+        self._resubmit()
 
-    def drain_worker(self, address: str) -> None:
-        """Give a worker no more batches."""
-        connection = self.workers.get(address)
-        if connection is not None and not connection.peer.draining:
+    def drain_workers(self, addresses: Iterable[str]) -> None:
+        """Give workers no more batches.
+
+        Where no other is left they are *closing*: they take nothing new, but all that is queued already, and drain
+        when that has ended. So no request that was accepted is lost for want of a GPU.
+        """
+        connections = [self.workers[a] for a in addresses if a in self.workers]
+        fresh = [c for c in connections if not c.peer.draining]
+        for connection in fresh:
             connection.peer.draining = True
-            for gpu in connection.peer.gpus:
-                self.engine.drain_gpu(now_ns(), gpu)
-                self._log_gpu("drain", gpu, connection.peer)
+        self._look_who_serves()
+        for connection in fresh:
+            if connection.peer.gpus and not self._serves and self._n_queued():
+                connection.peer.closing = True
+            else:
+                self._drain(connection)
+
+    def _drain(self, connection: Connection) -> None:
+        connection.peer.closing = False
+        for gpu in connection.peer.gpus:
+            self.engine.drain_gpu(now_ns(), gpu)
+            self._log_gpu("drain", gpu, connection.peer)
+        self._due()
+
+    def _close_up(self) -> None:
+        """Drain those that are closing once nothing is queued any more, or others serve again."""
+        closing = [c for c in self.workers.values() if c.peer.closing]
+        if closing and (self._serves or not self._n_queued()):
+            for connection in closing:
+                self._drain(connection)
+
+    def undrain_worker(self, address: str) -> bool:
+        """A draining worker drains no more; it may have lost its slots: see whether to ``add_slots``.
+
+        False, with nothing done, while it still has batches of before.
+        """
+        connection = self.workers.get(address)
+        if connection is None or not connection.peer.draining:
+            return False
+        if not connection.peer.closing:
+            if self.in_flight(address):
+                return False
+            self.remove_slots(connection)
+        connection.peer.draining = connection.peer.closing = False
+        self._look_who_serves()
+        if self._serves:
+            self._resubmit()
+        return True
+
+    def is_draining(self, address: str) -> bool:
+        return address in self.workers and self.workers[address].peer.draining
+
+    def is_closing(self, address: str) -> bool:
+        """Whether a draining worker still takes batches of what is queued."""
+        return address in self.workers and self.workers[address].peer.closing
+
+    def _look_who_serves(self) -> None:
+        self._serves = any(c.peer.gpus and not c.peer.draining for c in self.workers.values())
+
+    def _n_queued(self) -> int:
+        return sum(self.engine.queued(m.index) for m in self.models.values())
 
     def in_flight(self, address: str) -> int:
         """Batches at a worker."""
@@ -265,7 +335,7 @@ class Dispatcher:
                 cancelled = flight.slots[self._requests.client[flight.slots] < 0]
                 self._end(cancelled, flight.model, Outcome.CANCELLED, "", "")
             removal = self.engine.remove_gpu(now, gpu)
-            del self._gpu_worker[gpu]
+            del self._gpu_worker[gpu], self._busy_ns[gpu]
             self._log_gpu("leave", gpu, worker)
             retries = self._requests.retries
             retries[removal.requeued] += 1
@@ -276,6 +346,7 @@ class Dispatcher:
                 text = f"{MAX_RETRIES + 1} workers were lost with the request in flight, the last at {worker.address}"
                 self._end_one(slot, Outcome.FAILED, "WorkerLost", text)
         worker.gpus.clear()
+        self._look_who_serves()
         self._follow_latency()
         self._due()
 
@@ -357,6 +428,7 @@ class Dispatcher:
             self.drop_worker(peer.address)
         elif isinstance(peer, Client):
             del self._clients[peer.index]
+            self._waiting.forget(peer)
             self._forsake(peer)
             self._cancel_slots(self._requests.of_client(peer.index))
 
@@ -366,19 +438,25 @@ class Dispatcher:
             for connection in self._clients.values():
                 connection.send([PING, now_ns()])
             self._follow_latency()
+            self._close_up()
+            self._sample()
+            self._resubmit(now_ns())
             if self.log is not None:
                 self.log.keep()
 
     # Requests
 
-    def _submit(self, connection: Connection, client: Client, fields: list[Any], blob: memoryview) -> None:
+    def _submit(
+        self, connection: Connection, client: Client, fields: list[Any], blob: memoryview, *, may_wait: bool = True
+    ) -> None:
         now = now_ns()
+        if not self._serves and may_wait and self._waiting.keep(now, connection, client, fields, blob):
+            return
         rows = read_rows(fields[0], SUBMIT_ROW)
         requests, slo_of = self._requests, self._slo_of
-        serving = bool(self._gpu_worker)
         taken = requests.admit(
             self.engine, rows, blob, client=client.index, now=now, margin_ns=client.one_way_bound_ns() + self._reply_ns,
-            index_of=self._index_of, slo_of=slo_of, serving=serving,
+            index_of=self._index_of, slo_of=slo_of, serving=self._serves,
         )  # fmt: skip
         if taken is None:
             raise BadInput(f"lane SUBMIT of {len(rows)} requests does not fit its {len(blob)} bytes of payload")
@@ -392,6 +470,15 @@ class Dispatcher:
             self._refuse(connection, refused["model"], record)
         self._due()
 
+    def _resubmit(self, before_ns: int | None = None) -> None:
+        """Take in what waited for a GPU, now that there is one; or refuse what has waited too long."""
+        for _, connection, client, fields, blob in self._waiting.take(before_ns):
+            try:
+                self._submit(connection, client, fields, blob, may_wait=False)
+            except BadInput as error:
+                logger.warning("closed a lane connection: %s", error)
+                connection.close()
+
     def _refuse(self, connection: Connection, models: npt.NDArray[np.int32], rows: Rows) -> None:
         """Answer the requests of a SUBMIT that got no slot: no such model, no GPU, or a full queue."""
         errors: dict[int, tuple[str, str]] = {}
@@ -400,7 +487,7 @@ class Dispatcher:
             if model is None:
                 errors[i] = ("UnknownModel", f"model {model_id} is not deployed: deploy it first")
                 continue
-            if not self._gpu_worker:
+            if not self._serves:
                 text = f'no worker serves model {model.name!r}: start one with dask worker --resources "GPU=1"'
                 errors[i] = ("NoGPUWorker", text)
             else:
@@ -548,6 +635,7 @@ class Dispatcher:
             text = f"lane DONE of batch {batch} has {len(answers)} answers that do not fit {len(slots)} requests"
             raise BadInput(f"{text} and {len(blob)} bytes")
         del self._flights[batch]
+        self._busy_ns[flight.gpu] += run_ns
         one_way = max(0, now - flight.dispatch_ns - held_ns) // 2
         start = flight.dispatch_ns + one_way + queued_ns
         end = start + run_ns
@@ -673,6 +761,48 @@ class Dispatcher:
             rank = int(self.engine.state.gpu["home_rank"][gpu])
             self.log.gpu(event, gpu, rank, worker.gpu_class, worker.address, worker.host)
 
+    def record_scaling(self, inputs: dict[str, Any], decision: dict[str, Any]) -> bool:
+        """Write a tick of the scaling policy into the recording; False when there is none."""
+        if self.log is None:
+            return False
+        self.log.scaling(inputs, decision)
+        return True
+
+    def _sample(self) -> None:
+        """Keep the counts of now, once a second."""
+        time_s = now_ns() / NS_PER_S
+        if time_s - self._sampler.time_s < SAMPLE_S - MEASURE_S / 2:
+            return
+        waits = self._waiting.counts
+        ongoing = {model_id: self.engine.queued(m.index) + waits[model_id] for model_id, m in self.models.items()}
+        for flight in self._flights.values():
+            if flight.model.model_id in ongoing:
+                ongoing[flight.model.model_id] += len(flight.slots)
+        counts = np.array([m.counts for m in self.models.values()], np.int64).reshape(-1, len(Outcome))
+        there = np.array(list(ongoing.values()), np.int64)
+        bad = counts[:, [Outcome.LATE, Outcome.DROPPED, Outcome.REJECTED]].sum(1)
+        busy_s = [ns / NS_PER_S for ns in self._busy_ns.values()]
+        self._sampler.add(time_s, list(ongoing), counts.sum(1) + there, bad, there, self._gpu_keys(), busy_s)
+
+    def _gpu_keys(self) -> list[tuple[str, int]]:
+        return [(self._gpu_worker[gpu][0].peer.address, gpu) for gpu in self._busy_ns]
+
+    def signals(self) -> dict[str, Any]:
+        """The load of models and the use of GPUs over the last minute, as plain values (``Sampler.reply``)."""
+        state = self.engine.state
+        models, gpus = {}, {}
+        for model_id, m in self.models.items():
+            entries = int(state.mod["max_batch"][m.index]) + 2
+            tables = {c: state.lat[m.index, self._gpu_class(c), :entries] for c in m.profiles}
+            queued = self.engine.queued(m.index) + self._waiting.counts[model_id]
+            models[model_id] = ModelFacts(m.name, m.slo_ns, queued, tables)
+        for key in self._gpu_keys():
+            address, gpu = key
+            worker: Worker = self.workers[address].peer
+            rank = int(state.gpu["home_rank"][gpu])
+            gpus[key] = GpuFacts(gpu, rank, worker.gpu_class, address, worker.draining)
+        return self._sampler.reply(models, gpus)
+
     def status(self) -> dict[str, Any]:
         """Models, workers, queues, counts and latency estimates, as plain values."""
         engine = self.engine
@@ -696,6 +826,8 @@ class Dispatcher:
                 "slots": c.peer.slots,
                 "serving": len(c.peer.gpus),
                 "draining": c.peer.draining,
+                "closing": c.peer.closing,
+                "ranks": [int(engine.state.gpu["home_rank"][g]) for g in c.peer.gpus],
                 "in_flight": self.in_flight(address),
                 "pace": [engine.pace(g) for g in c.peer.gpus],
                 "slow": [engine.is_slow(g) for g in c.peer.gpus],

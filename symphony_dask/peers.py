@@ -40,4 +40,5 @@ class Worker:
     reply: Latency = field(default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2))
     heard: int = 0  #: samples of ``reply`` at the last look
     gpus: list[int] = field(default_factory=list)
-    draining: bool = False
+    draining: bool = False  #: takes nothing new
+    closing: bool = False  #: draining, but takes what is queued, since no other worker is left for it

@@ -10,6 +10,7 @@ import asyncio
 import gc
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,15 +19,17 @@ from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol.pickle import dumps
 
-from symphony_dask import config
+from symphony_dask import config, metrics
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import BadInput, DeploymentError, NoGPUWorker, SymphonyError, UnknownModel
+from symphony_dask.fleets import Fleets
 from symphony_dask.held import HeldTasks
 from symphony_dask.lane import DONE_ROW, SUBMIT_ROW, Connection, pack_rows, read_rows
 from symphony_dask.requests import RequestTable
 from symphony_dask.scheduling.profile import LatencyProfile
+from symphony_dask.signals import gpu_seconds_per_request
 from symphony_dask.trace import Outcome
-from symphony_dask.units import format_duration
+from symphony_dask.units import format_duration, parse_duration_ns
 from symphony_dask.worker import SymphonyWorkerPlugin
 
 logger = logging.getLogger(__name__)
@@ -73,6 +76,7 @@ class SymphonyPlugin(SchedulerPlugin):
     def __init__(self, policy: str | None = None) -> None:
         self.policy = policy
         self._held: HeldTasks | None = None  # until the dispatcher runs
+        self._forget_metrics: Callable[[], None] = lambda: None
         self._deployments: dict[int, Deployment] = {}
         self._workers: dict[str, WorkerState] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -111,14 +115,17 @@ class SymphonyPlugin(SchedulerPlugin):
         config.load()
         self.scheduler = scheduler
         self._worker_joined = asyncio.Condition()
+        wait = dask.config.get("symphony.wait-for-gpu")
         options: dict[str, Any] = {
             "policy": self.policy or dask.config.get("symphony.policy"),
             "max_requests": int(dask.config.get("symphony.max-requests")),
             "inline_bytes": int(dask.config.get("symphony.lane.inline-bytes")),
+            "wait_ns": parse_duration_ns(wait, "symphony.wait-for-gpu") if wait else 0,
         }
         # Compiling the engine, where it is not in the disk cache yet, takes seconds: not on the event loop.
         self.dispatcher = await asyncio.to_thread(Dispatcher, **options, on_worker=self._on_worker)
         self._held = HeldTasks(scheduler, self.dispatcher, asyncio.get_running_loop())
+        self._fleets = Fleets(scheduler, self.dispatcher, admit=self._admit_again, loading=self._loading)
         await asyncio.to_thread(warm_up)
         # What is here now stays; a full collection that walks all of it holds up every request for tens of ms.
         gc.collect()
@@ -126,8 +133,21 @@ class SymphonyPlugin(SchedulerPlugin):
         ssl_context = scheduler.security.get_listen_args("scheduler").get("ssl_context")
         host = dask.config.get("symphony.lane.host") or config.listen_host(scheduler)
         await self.dispatcher.start(host, int(dask.config.get("symphony.lane.port")), ssl_context)
-        for name in ("deploy", "undeploy", "status", "record", "stop_recording", "set_policy"):
+        operations = (
+            "deploy",
+            "undeploy",
+            "status",
+            "signals",
+            "record",
+            "stop_recording",
+            "record_scaling",
+            "set_policy",
+        )
+        for name in operations:
             scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
+        for name in ("drain", "undrain", "retire", "fleet", "intend", "forget"):
+            scheduler.handlers[f"symphony_{name}"] = getattr(self._fleets, name)
+        self._forget_metrics = metrics.expose(self.dispatcher.signals)
         # How clients learn that the plugin is here: asking for an operation that does not exist would be logged.
         scheduler.set_metadata(keys=["symphony"], value=True)
         directory = dask.config.get("symphony.trace.directory")
@@ -142,6 +162,7 @@ class SymphonyPlugin(SchedulerPlugin):
         self._starting.cancel()
         for task in self._tasks:
             task.cancel()
+        self._forget_metrics()
         if self._held is not None:
             await self.dispatcher.stop()
 
@@ -168,8 +189,13 @@ class SymphonyPlugin(SchedulerPlugin):
         status = self.dispatcher.status()
         for address, worker in self._workers.items():
             status["workers"].setdefault(address, {})["error"] = next(iter(worker.errors.values()), None)
-        status["loading"] = [d.name for d in self._deployments.values() if not d.serving]
-        return {"ok": status}
+            known = self.scheduler.workers.get(address)
+            status["workers"][address]["name"] = None if known is None else str(known.name)
+        status["loading"] = self._loading()
+        return {"ok": status | self._fleets.status()}
+
+    async def _signals(self) -> Reply:
+        return {"ok": self.dispatcher.signals()}
 
     async def _record(self, folder: str, info: dict[str, Any]) -> Reply:
         try:
@@ -180,6 +206,12 @@ class SymphonyPlugin(SchedulerPlugin):
 
     async def _stop_recording(self) -> Reply:
         return {"ok": await self.dispatcher.stop_recording()}
+
+    async def _record_scaling(self, inputs: dict[str, Any], decision: dict[str, Any]) -> Reply:
+        try:
+            return {"ok": self.dispatcher.record_scaling(inputs, decision)}
+        except (TypeError, ValueError) as error:
+            return _failure(BadInput(f"inputs and decision of a scaling tick must be plain JSON values: {error}"))
 
     async def _set_policy(self, policy: str) -> Reply:
         try:
@@ -237,6 +269,9 @@ class SymphonyPlugin(SchedulerPlugin):
                 error = DeploymentError(f"model {name!r} could not be deployed: {type(error).__name__}: {error}")
             return _failure(error)
         return {"ok": {"model_id": deployment.model_id, "profiles": _plain(deployment.profiles)}}
+
+    def _loading(self) -> list[str]:
+        return [d.name for d in self._deployments.values() if not d.serving]
 
     def _names(self) -> list[str]:
         return [d.name for d in self._deployments.values()]
@@ -297,7 +332,15 @@ class SymphonyPlugin(SchedulerPlugin):
         if not served <= worker.loaded:
             self.dispatcher.remove_slots(worker.connection)
         elif not worker.connection.peer.gpus and not worker.connection.closed:
-            self.dispatcher.add_slots(worker.connection)
+            if self._fleets.drains.of(worker.connection.peer.address) is None:
+                self.dispatcher.add_slots(worker.connection)
+            else:
+                worker.connection.peer.draining = True
+
+    def _admit_again(self, address: str) -> None:
+        """A worker is drained no more."""
+        if address in self._workers:
+            self._admit(self._workers[address])
 
     async def _load(self, worker: WorkerState, deployment: Deployment) -> None:
         peer = worker.connection.peer
@@ -373,6 +416,7 @@ def warm_up() -> None:
     engine.drain_gpu(0, gpu)
     engine.remove_gpu(0, gpu)
     engine.remove_model(0, model)
+    gpu_seconds_per_request(latency, 10**9, 1.0)
 
 
 def _failure(error: Exception) -> Reply:

@@ -108,6 +108,10 @@ class RunLog:
             host=host,
         )
 
+    def scaling(self, inputs: dict[str, Any], decision: dict[str, Any]) -> None:
+        """A tick of the scaling policy."""
+        self._recorder.record_scaling(time_ns=now_ns() - self._start_ns, inputs=inputs, decision=decision)
+
     def served(
         self,
         flight: Flight,

@@ -592,7 +592,7 @@ def test_counts_add_up_when_requests_are_cancelled_in_flight_and_their_worker_is
 
 def test_requests_of_a_client_that_leaves_are_cancelled() -> None:
     async def main(bench: Bench) -> None:
-        bench.dispatcher.drain_worker("w")
+        bench.dispatcher.drain_workers(["w"])
         client = await bench.connect()
         bench.submit(client, [1, 2, 3], [b"a", b"b", b"c"])
         await until(lambda: bench.dispatcher.status()["models"]["m"]["queued"] == 3)
@@ -610,7 +610,7 @@ def test_a_request_of_higher_priority_takes_the_room_of_one_of_a_full_queue_whic
         made.add_model(
             made.new_model_id(), "narrow", 10_000_000_000, {"cpu": LatencyProfile(0.0, 0.1, 8)}, queue_limit=2
         )
-        made.drain_worker("w")
+        made.drain_workers(["w"])
         client = await bench.connect()
         bench.submit(client, [1, 2], [b"a", b"b"], model=1)
         await until(lambda: made.status()["models"]["narrow"]["queued"] == 2)
@@ -628,7 +628,7 @@ def test_requests_left_without_a_gpu_end_at_their_deadline() -> None:
     async def main(bench: Bench) -> None:
         made = bench.dispatcher
         made.add_model(made.new_model_id(), "short", 50_000_000, {"cpu": LatencyProfile(0.0, 0.1, 8)})
-        made.drain_worker("w")
+        made.drain_workers(["w"])
         client = await bench.connect()
         bench.submit(client, [1], [b"a"], model=1)
         await until(lambda: made.status()["models"]["short"]["queued"] == 1)

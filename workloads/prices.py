@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
+
+import dask.config
 
 from symphony_dask.errors import BadInput
 
@@ -35,6 +38,7 @@ class Prices:
     as_of: str
     source: str
     given: dict[str, float] = field(default_factory=dict)
+    region: str = "us-east-1"
 
     def find(self, gpu_class: str) -> Instance | None:
         """What a GPU class is rented as; None if nothing is known of it.
@@ -54,12 +58,29 @@ class Prices:
         return min(alike, key=lambda i: i.usd_per_hour / i.gpus, default=None)
 
     def basis(self) -> str:
-        return f"EC2 on demand, us-east-1, as of {self.as_of}, to be refreshed; --price overrides"
+        return f"EC2 on demand, {self.region}, as of {self.as_of}, to be refreshed; --price overrides"
+
+
+def table() -> dict[str, Any]:
+    """The price table: the file that the setting ``symphony.prices`` names, or the one that comes with the package.
+
+    Raises ``BadInput``.
+    """
+    return _read(dask.config.get("symphony.prices", None))
 
 
 @cache
-def _table() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(files("workloads.data").joinpath("ec2_gpu_prices.json").read_text("utf-8"))
+def _read(path: str | None) -> dict[str, Any]:
+    shipped = files("workloads.data").joinpath("ec2_gpu_prices.json")
+    try:
+        found: dict[str, Any] = json.loads((Path(path).expanduser() if path else shipped).read_text("utf-8"))
+        for row in found["instances"]:
+            Instance(row["instance"], row["gpu"], int(row["gpus"]), float(row["usd_per_hour"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        text = f"price table {path!r} cannot be read ({type(error).__name__}: {error})"
+        raise BadInput(
+            f"{text}: have symphony autoscale prices --refresh write it, or unset symphony.prices"
+        ) from error
     return found
 
 
@@ -74,6 +95,6 @@ def prices(given: Sequence[str] = ()) -> Prices:
             own[name] = -1.0
         if not name or not 0 <= own[name] < math.inf:
             raise BadInput(f'price {text!r} cannot be read: write CLASS=USD an hour, such as "g5.xlarge=1.006"')
-    table = _table()
-    rows = [Instance(r["instance"], r["gpu"], r["gpus"], r["usd_per_hour"]) for r in table["instances"]]
-    return Prices(tuple(rows), table["as_of"], table["source"], own)
+    known = table()
+    rows = [Instance(r["instance"], r["gpu"], r["gpus"], r["usd_per_hour"]) for r in known["instances"]]
+    return Prices(tuple(rows), known["as_of"], known["source"], own, known["region"])

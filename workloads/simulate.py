@@ -73,7 +73,7 @@ class SimulatedRun(Simulated):
     batch_planned_end_ns: Ints = field(repr=False)
 
 
-class _Log(NamedTuple):
+class Log(NamedTuple):
     """Where the loop writes, of n requests and their batches. Memory that is not written to costs nothing."""
 
     outcome: Any  # (n,) int8
@@ -93,14 +93,14 @@ class _Log(NamedTuple):
     lost: Any  # (batches,) bool
 
 
-def _new_log(n: int, batches: int) -> _Log:
+def new_log(n: int, batches: int) -> Log:
     of_requests: list[Any] = [np.empty(n, kind) for kind in (np.int8, np.int64, np.int64, np.int32)]
     of_batches: list[Any] = [np.empty(batches, kind) for kind in [np.int32] * 3 + [np.int64] * 7]
-    return _Log._make([*of_requests, *of_batches, np.zeros(batches, np.bool_)])
+    return Log._make([*of_requests, *of_batches, np.zeros(batches, np.bool_)])
 
 
 @compiled
-def _run(
+def loop(
     s: Any,
     p: Any,
     arrivals: Ints,
@@ -112,7 +112,7 @@ def _run(
     control: int,
     reply: int,
     ends: Ends,
-    log: _Log,
+    log: Log,
     ids: Ids,
     place: Ints,
     until: int,
@@ -266,7 +266,7 @@ def simulate(
     slow = np.ones(n_gpus) if slowness is None else np.array(slowness, float)
     if slow.shape != (n_gpus,) or not (slow > 0).all() or not np.isfinite(slow).all():
         raise BadInput(f"slowness={slowness}: give a positive factor for each of the {n_gpus} GPUs")
-    room = _room(arrivals, int(slos.max()), n_gpus * DEPTH * largest)
+    room = slots_needed(arrivals, int(slos.max()), n_gpus * DEPTH * largest)
     exact = noise == 0 and control_ns == 0 and slowness is None
     engine = Engine(policy, exact=exact, max_requests=room)
     start = min([int(arrivals[0]), *(event.time_ns for event in fleet.events)])
@@ -278,7 +278,7 @@ def simulate(
     if noise > 0:
         factors = np.random.Generator(np.random.PCG64(seed)).gamma(noise**-2, noise**2, most)
     ends = make_ends(n_gpus)
-    log = _new_log(n, most)
+    log = new_log(n, most)
     host = Host(engine, fleet, models, tables, log, control_ns=control_ns, queue_limit=queue_limit)
     host.start(start)
     place = np.array([0, 0, start], np.int64)
@@ -286,7 +286,7 @@ def simulate(
 
     def run_until(until: int) -> None:
         s, p = engine.state, engine.profiles  # replaced as the engine grows
-        _run(s, p, arrivals, which, due, ranks, factors, slow, control_ns, reply_ns, ends, log, host.ids, place, until)
+        loop(s, p, arrivals, which, due, ranks, factors, slow, control_ns, reply_ns, ends, log, host.ids, place, until)
 
     for event in fleet.events:
         run_until(event.time_ns)
@@ -375,7 +375,7 @@ def _check(models: Sequence[SimModel], arrivals: Ints, choices: Slots) -> None:
         raise BadInput(f"choices run from {choices.min()} to {choices.max()}: there are {len(models)} models")
 
 
-def _room(arrivals: Ints, slo_ns: int, in_flight: int) -> int:
+def slots_needed(arrivals: Ints, slo_ns: int, in_flight: int) -> int:
     """Enough request slots: for all that arrive within one SLO, and for all that can be at GPUs.
 
     A request leaves its queue by its deadline, so those queued arrived within an SLO, thus in two adjacent intervals of

@@ -1,4 +1,4 @@
-"""`symphony trace`: import, info, scale, slice, mix, synth, validate."""
+"""`symphony trace`: import, info, scale, slice, mix, synth, diurnal, validate."""
 
 from __future__ import annotations
 
@@ -212,6 +212,34 @@ def synth_(target: str, requests: int, slo: str | None, as_json: bool, **options
     slo_ns = None if slo is None else parse_duration_ns(slo, "--slo")
     with _progress("drawing", requests) as on_progress:
         found = synth(target, requests=requests, slo_ns=slo_ns, **options, on_progress=on_progress)
+    _print_info(found, as_json)
+
+
+@trace.command("diurnal")
+@click.argument("target", metavar="OUT")
+@click.option("--length", default="24h", show_default=True, help="From midnight on.")
+@click.option("--peak", "peak_hz", type=float, required=True, help="Requests a second at noon, without bursts.")
+@click.option("--trough", default=0.1, show_default=True, help="The rate at midnight over that at noon.")
+@click.option("--bursts", "bursts_per_day", default=12.0, show_default=True, help="How many a day, on average.")
+@click.option("--burst", default=1.6, show_default=True, help="What a burst multiplies the rate by, on average.")
+@click.option("--wobble", default=0.05, show_default=True, help="Slow noise, relative to the rate.")
+@click.option("--models", default=1, show_default=True, help="How many models.")
+@click.option("--popularity", type=_POPULARITIES, default="equal", show_default=True, help="Of the models.")
+@click.option("--slo", help="From arrival to deadline, such as 25ms; by default none is known.")
+@seed_option
+@json_option
+@command
+def diurnal_(target: str, length: str, slo: str | None, as_json: bool, **options: Any) -> None:
+    """Make a trace whose rate rises and falls with the hours of the day, with bursts at random."""
+    from pathlib import Path
+
+    from symphony_dask.units import NS_PER_S, parse_duration_ns
+    from workloads.diurnal import diurnal
+
+    seconds = parse_duration_ns(length, "--length") // NS_PER_S
+    slo_ns = None if slo is None else parse_duration_ns(slo, "--slo")
+    with _progress("drawing", seconds) as on_progress:
+        found = diurnal(Path(target), seconds=seconds, slo_ns=slo_ns, **options, on_progress=on_progress)
     _print_info(found, as_json)
 
 

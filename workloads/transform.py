@@ -55,7 +55,7 @@ def scale(
                 arrivals = np.rint(rows["arrival_ns"] / factor).astype(np.int64)
                 yield {**rows, "arrival_ns": arrivals, "deadline_ns": arrivals + slo_ns}
 
-    return _write(scaled(), names, target, {"source": os.fspath(path), "scaled": factor, "method": method})
+    return write_chunks(scaled(), names, target, {"source": os.fspath(path), "scaled": factor, "method": method})
 
 
 def cut(
@@ -95,7 +95,7 @@ def cut(
                 return
 
     described = {"source": os.fspath(path), "start_ns": start_ns, "end_ns": end_ns, "only_models": list(models)}
-    return _write(wanted(), names, target, described)
+    return write_chunks(wanted(), names, target, described)
 
 
 def mix(
@@ -125,7 +125,7 @@ def mix(
                     on_progress(done)
 
     numbered = ({name: values for name, values in rows.items() if name != "id"} for rows in in_order(all_rows()))
-    return _write(numbered, names, target, {"sources": [os.fspath(path) for path in paths], "separate": separate})
+    return write_chunks(numbered, names, target, {"sources": [os.fspath(path) for path in paths], "separate": separate})
 
 
 def synth(
@@ -181,10 +181,10 @@ def synth(
         "slo_ns": slo_ns,
         "seed": seed,
     }
-    return _write(drawn(), Names(f"model-{m}" for m in range(models)), target, described)
+    return write_chunks(drawn(), Names(f"model-{m}" for m in range(models)), target, described)
 
 
-def _write(chunks: Iterator[Rows], names: Names, target: Path, described: dict[str, Any]) -> dict[str, Any]:
+def write_chunks(chunks: Iterator[Rows], names: Names, target: Path, described: dict[str, Any]) -> dict[str, Any]:
     facts = Facts()
     with TraceWriter(target, described) as writer:
         for rows in chunks:

@@ -1,0 +1,99 @@
+"""What a controller of the fleet asks of the scheduler: who is here, drains, and the ledger of launches.
+
+RPCs, each answering {"ok": value}; ``autoscale.cluster`` calls them, and ``Serving.drain`` and its like.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from symphony_dask.dispatcher import Dispatcher
+from symphony_dask.drains import Drains
+from symphony_dask.ledger import Ledger
+
+Reply = dict[str, Any]
+
+
+class Fleets:
+    """Of one scheduler.
+
+    admit: called with the address of each worker that is drained no more. loading: models that are not served yet.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        dispatcher: Dispatcher,
+        *,
+        admit: Callable[[str], None],
+        loading: Callable[[], list[str]],
+    ) -> None:
+        self.drains = Drains(scheduler, dispatcher)
+        self._scheduler = scheduler
+        self._dispatcher = dispatcher
+        self._admit = admit
+        self._loading = loading
+        self._ledgers: dict[str, Ledger] = {}
+        self._started_s = time.monotonic()
+
+    def status(self) -> dict[str, Any]:
+        """For people: the drains, and what controllers last said of their fleets."""
+        reports = {name: report for name, kept in self._ledgers.items() if (report := kept.last_report())}
+        return {"drains": self.drains.status(), "fleets": reports}
+
+    async def drain(self, workers: list[str], why: str = "asked") -> Reply:
+        """Batches in flight by the names given, which ``drains`` explains."""
+        self.drains.drain(workers, why)
+        drains = self.drains.status()
+        return {"ok": {key: drains[key]["in_flight"] for key in workers}}
+
+    async def undrain(self, workers: list[str]) -> Reply:
+        """The names of those that take batches again."""
+        done = self.drains.undrain(workers)
+        for address in {address for key in done for address in self.drains.addresses(key)}:
+            self._admit(address)
+        return {"ok": done}
+
+    async def retire(self, workers: list[str], force: bool = False, wait_s: float = 0.0) -> Reply:
+        """The state of each drain."""
+        return {"ok": await self.drains.retire(workers, force=force, wait_s=wait_s)}
+
+    async def fleet(self, fleet: str, report: dict[str, Any] | None = None) -> Reply:
+        """All that a controller has to know (``autoscale.reconcile.View``). report: what it has to say itself."""
+        ledger = self._ledger(fleet)
+        if report is not None:
+            ledger.set_report(report)
+        status = self._dispatcher.status()
+        workers = [
+            {
+                "name": str(self._scheduler.workers[address].name),
+                "gpus": worker["serving"],
+                "rank": min(worker["ranks"], default=-1),
+                "in_flight": worker["in_flight"],
+                "draining": worker["draining"],
+            }
+            for address, worker in status["workers"].items()
+            if address in self._scheduler.workers
+        ]
+        found = {
+            "workers": workers,
+            "drains": self.drains.status(),
+            "launches": ledger.entries(),
+            "version": ledger.version,
+            "age_s": time.monotonic() - self._started_s,
+            "loading": self._loading(),
+        }
+        return {"ok": found}
+
+    async def intend(self, fleet: str, version: int, slot: int, generation: int, launch: dict[str, Any]) -> Reply:
+        """The ledger's new version, None where ``version`` is not the present one."""
+        return {"ok": self._ledger(fleet).intend(version, slot, generation, launch)}
+
+    async def forget(self, fleet: str, slot: int, generation: int) -> Reply:
+        self._ledger(fleet).forget(slot, generation)
+        return {"ok": None}
+
+    def _ledger(self, fleet: str) -> Ledger:
+        return self._ledgers.setdefault(fleet, Ledger())

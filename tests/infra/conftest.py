@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.infra.aws import Aws, moto
+from tests.infra.imds import Instance, instance
+
+
+@pytest.fixture
+def aws() -> Iterator[Aws]:
+    with moto() as aws:
+        yield aws
+
+
+@pytest.fixture
+def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Instance]:
+    """The metadata service of this "instance", for this process and those it starts."""
+    with instance() as served:
+        monkeypatch.setenv("SYMPHONY_IMDS", served.url)
+        yield served
