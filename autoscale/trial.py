@@ -176,7 +176,8 @@ class _Run:
 
     def run(self, name: str) -> Trial:
         self._change(0.0)
-        self.sampler.add(0.0, range(len(self.models)), *[np.zeros(len(self.models))] * 3, [], [])
+        none = np.zeros(len(self.models))
+        self.sampler.add(0.0, range(len(self.models)), none, none, none, [], [])
         for second in range(self.step_s, self.span_s + self.step_s, self.step_s):
             self.sim.run_until(self.zero_ns + second * NS_PER_S)
             self._change(float(second))

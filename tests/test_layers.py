@@ -28,3 +28,8 @@ def test_the_dispatcher_does_not_know_dask() -> None:
 @pytest.mark.parametrize("module", ["client", "plugin", "worker", "commands", "cli", "backends", "profiling"])
 def test_the_serving_layer_does_not_know_the_tools(module: str) -> None:
     assert not loaded_by(f"symphony_dask.{module}") & {"workloads", "autoscale", "infra"}
+
+
+def test_scaling_policies_need_nothing_but_numbers() -> None:
+    """A controller runs where neither the engine nor a simulator is."""
+    assert not loaded_by("autoscale.policy") & {"distributed", "dask", "numba", "symphony_dask", "workloads", "boto3"}
