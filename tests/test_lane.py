@@ -34,6 +34,7 @@ from symphony_dask.lane import (
     Connection,
     column,
     connect,
+    now_ns,
     pack_rows,
     read_column,
     read_rows,
@@ -419,6 +420,12 @@ class Bench:
         return [self.answers[i] for i in ids]
 
 
+def place_nothing(made: Dispatcher) -> None:
+    """Have the engine leave requests queued, as if the worker were busy."""
+    for gpu in made.workers["w"].peer.gpus:
+        made.engine.drain_gpu(now_ns(), gpu)
+
+
 def on_bench(main: Callable[[Bench], Awaitable[None]]) -> None:
     """Run ``main`` with a served model 0 of SLO 60 s."""
 
@@ -592,7 +599,7 @@ def test_counts_add_up_when_requests_are_cancelled_in_flight_and_their_worker_is
 
 def test_requests_of_a_client_that_leaves_are_cancelled() -> None:
     async def main(bench: Bench) -> None:
-        bench.dispatcher.drain_workers(["w"])
+        place_nothing(bench.dispatcher)
         client = await bench.connect()
         bench.submit(client, [1, 2, 3], [b"a", b"b", b"c"])
         await until(lambda: bench.dispatcher.status()["models"]["m"]["queued"] == 3)
@@ -610,7 +617,7 @@ def test_a_request_of_higher_priority_takes_the_room_of_one_of_a_full_queue_whic
         made.add_model(
             made.new_model_id(), "narrow", 10_000_000_000, {"cpu": LatencyProfile(0.0, 0.1, 8)}, queue_limit=2
         )
-        made.drain_workers(["w"])
+        place_nothing(made)
         client = await bench.connect()
         bench.submit(client, [1, 2], [b"a", b"b"], model=1)
         await until(lambda: made.status()["models"]["narrow"]["queued"] == 2)
@@ -628,13 +635,60 @@ def test_requests_left_without_a_gpu_end_at_their_deadline() -> None:
     async def main(bench: Bench) -> None:
         made = bench.dispatcher
         made.add_model(made.new_model_id(), "short", 50_000_000, {"cpu": LatencyProfile(0.0, 0.1, 8)})
-        made.drain_workers(["w"])
+        place_nothing(made)
         client = await bench.connect()
         bench.submit(client, [1], [b"a"], model=1)
         await until(lambda: made.status()["models"]["short"]["queued"] == 1)
         made.drop_worker("w")
         assert await bench.answered(1) == [b""]
         assert made.status()["models"]["short"]["outcomes"]["dropped"] == 1
+
+    on_bench(main)
+
+
+def test_where_another_worker_serves_a_drained_one_gets_no_batch_and_may_come_back() -> None:
+    async def main(bench: Bench) -> None:
+        made = bench.dispatcher
+        other = await bench.connect(role="worker", worker="v", host="h", slots=1, gpu_class="cpu")
+        await until(lambda: len(made.workers) == 2)
+        made.drain_workers(["w", "gone"])
+        assert (made.is_draining("w"), made.is_closing("w")) == (True, False)
+        other.close()
+        await until(lambda: len(made.workers) == 1)
+        client = await bench.connect()
+        bench.submit(client, [1], [b"a"])
+        assert await bench.answered(1) == [b""]  # refused: nobody else is there
+        assert made.undrain_worker("w")
+        made.add_slots(made.workers["w"])
+        bench.submit(client, [2], [b"b"])
+        assert await bench.answered(2) == [b"b"]
+        assert not made.undrain_worker("w")
+        made.engine.validate()
+
+    on_bench(main)
+
+
+def test_the_last_worker_takes_what_is_queued_and_nothing_new_and_then_drains() -> None:
+    async def main(bench: Bench) -> None:
+        made = bench.dispatcher
+        answer, bench.frame = bench.frame, lambda *frame: None  # type: ignore[method-assign,assignment]
+        mute = await bench.connect(role="worker", worker="v", host="h", slots=1, gpu_class="cpu")
+        made.drop_worker("w")
+        bench.frame = answer  # type: ignore[method-assign]
+        client = await bench.connect()
+        for i, there in enumerate((1, 2, 2)):  # two batches are at the worker, the third is queued
+            bench.submit(client, [i], [b"a"])
+            await until(lambda n=there: made.in_flight("v") == n)  # type: ignore[misc]
+        await until(lambda: made.status()["models"]["m"]["queued"] == 1)
+        made.drain_workers(["v"])
+        assert made.is_closing("v")
+        bench.submit(client, [9], [b"z"])
+        assert await bench.answered(9) == [b""]
+        made.drop_worker("v")  # the three are queued again
+        mute.close()
+        await bench.connect(role="worker", worker="u", host="h", slots=1, gpu_class="cpu")
+        assert await bench.answered(0, 1, 2) == [b"a"] * 3
+        made.engine.validate()
 
     on_bench(main)
 
