@@ -52,7 +52,7 @@ class Deployment:
     signature: bytes | None = None
     declared: dict[str, Any] | None = None
     profiles: dict[str, LatencyProfile] = field(default_factory=dict)
-    load_ns: int = 0  #: as last measured
+    load_ns: int = 0  #: of the last load, with all that it took
     state: State = "loading"
     profiling: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     # What the loader last saw of its requests (``placement`` rule 3).
@@ -60,6 +60,7 @@ class Deployment:
     asked_ns: int = -(2**62)
     dropped: int = 0
     missed: bool = False
+    waiting_ns: int = 0
 
     @property
     def label(self) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import DeploymentError, NoGPUWorker
 from symphony_dask.lane import Connection, now_ns
-from symphony_dask.placement import ALLOW, FILL, KEEP, LINGER_NS, Demand, Loaded, SlotPlace, make_room, plan
+from symphony_dask.placement import ALLOW, ALLOW_NS, FILL, KEEP, LINGER_NS, Demand, Loaded, SlotPlace, make_room, plan
 from symphony_dask.scheduling.engine import NEVER
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.trace import Outcome
@@ -209,6 +209,7 @@ class Loader:
         """Load a model into a slot after others have gone; does not raise, but puts down why it failed."""
         model_id = deployment.model_id
         slot.loading[model_id] = _memory_of(deployment)
+        began_ns, known = now_ns(), bool(deployment.profiles)
         try:
             for other in evict:
                 await self._evict(worker, slot, other)
@@ -219,6 +220,8 @@ class Loader:
                 return
             slot.loaded[model_id] = loaded
             slot.failed.pop(model_id, None)
+            if known:  # else it was profiled too
+                deployment.load_ns = now_ns() - began_ns
             deployment.missed = False
             if evict:
                 slot.rests_ns = now_ns() + deployment.load_ns
@@ -368,16 +371,22 @@ class Loader:
             dropped = int(model.counts[Outcome.DROPPED])
             deployment.missed = not have[model_id] and (deployment.missed or dropped > deployment.dropped)
             deployment.dropped = dropped
-            due = 0 if have[model_id] or deployment.pinned or deployment.missed else self._due(deployment)
+            if have[model_id] or deployment.pinned or deployment.missed:
+                due, deployment.waiting_ns = 0, 0
+            else:
+                due = self._due(deployment, now)
             demands[model_id] = _demand_of(deployment, max(wants, int(deployment.pinned)), deployment.pinned, due)
         return demands
 
-    def _due(self, deployment: Deployment) -> int:
+    def _due(self, deployment: Deployment, now: int) -> int:
         """When a load has to begin for the first request that waits for it; never, if none does."""
         begin = self._dispatcher.first_end_ns(deployment.model_id)
         if begin is None:
+            deployment.waiting_ns = 0
             return int(NEVER)
-        return begin - round(ALLOW * deployment.load_ns + 2 * _LOOK_S * NS_PER_S)
+        deployment.waiting_ns = deployment.waiting_ns or now
+        at_latest = begin - round(ALLOW * deployment.load_ns) - ALLOW_NS
+        return min(at_latest, deployment.waiting_ns + KEEP * deployment.load_ns)
 
     # Observation
 

@@ -8,9 +8,10 @@ Rule 3. A model is asked for while it has requests queued, and for KEEP load tim
         is until its room is needed. A pinned model always wants one.
 Rule 4. A model that has fewer slots than it wants is loaded into one more, those without any first, at most one at a
         time into each slot: at once where there is room, the emptiest. Else where the models to go were last used
-        longest ago, as late as its first request allows: so one load serves the requests that come until then, as a
-        batch does that is deferred, and the others stay that much longer. After such a load the slot rests for as long
-        as that took. Requests wait in their queue meanwhile, and their deadlines go on.
+        longest ago, as late as its first request allows, but no longer than KEEP load times after that came: so one
+        load serves the requests that come until then, as a batch does that is deferred, and the others stay that much
+        longer. After such a load the slot rests for as long as that took. Requests wait in their queue meanwhile, and
+        their deadlines go on.
 Rule 5. The models used longest ago go first, those with slots to spare before others; as many as are needed. None goes
         that was loaded less than KEEP load times ago, or that is pinned and has no other slot. One that has no slots
         to spare goes only for a model that has none at all.
@@ -30,8 +31,8 @@ from symphony_dask.units import NS_PER_S
 #: How many times its load time a model stays loaded, at least; and the least time it counts as asked for, ns.
 KEEP, LINGER_NS = 4, NS_PER_S
 
-#: A load is begun as if it took so many times as long as the last one.
-ALLOW = 1.25
+#: A load is begun as if it took so many times as long as the last one, and so many ns more.
+ALLOW, ALLOW_NS = 1.25, NS_PER_S // 20
 
 #: What share of a slot's time a model may need before it wants another.
 FILL = 0.7
