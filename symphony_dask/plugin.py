@@ -11,6 +11,7 @@ import gc
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import dask.config
@@ -18,7 +19,7 @@ from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol.pickle import dumps
 
-from symphony_dask import config
+from symphony_dask import codec, config
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import BadInput, DeploymentError, NoGPUWorker, SymphonyError, UnknownModel
 from symphony_dask.held import HeldTasks
@@ -47,8 +48,14 @@ class Deployment:
     example: bytes | None
     given: LatencyProfile | None
     profiles: dict[str, LatencyProfile] = field(default_factory=dict)
+    answer: list[Any] | None = None  # the form of an answer (``codec.form``), once the example has had one
     serving: bool = False
     profiling: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @cached_property
+    def form(self) -> list[Any] | None:
+        """What a sample is made of (``codec.form``); None without an example."""
+        return codec.form(self.example) if self.example is not None else None
 
 
 @dataclass
@@ -126,7 +133,7 @@ class SymphonyPlugin(SchedulerPlugin):
         ssl_context = scheduler.security.get_listen_args("scheduler").get("ssl_context")
         host = dask.config.get("symphony.lane.host") or config.listen_host(scheduler)
         await self.dispatcher.start(host, int(dask.config.get("symphony.lane.port")), ssl_context)
-        for name in ("deploy", "undeploy", "status", "record", "stop_recording", "set_policy"):
+        for name in ("deploy", "undeploy", "status", "models", "record", "stop_recording", "set_policy"):
             scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
         # How clients learn that the plugin is here: asking for an operation that does not exist would be logged.
         scheduler.set_metadata(keys=["symphony"], value=True)
@@ -170,6 +177,22 @@ class SymphonyPlugin(SchedulerPlugin):
             status["workers"].setdefault(address, {})["error"] = next(iter(worker.errors.values()), None)
         status["loading"] = [d.name for d in self._deployments.values() if not d.serving]
         return {"ok": status}
+
+    async def _models(self) -> Reply:
+        """What serves, for clients that did not deploy it themselves: number on the lane, what it takes and gives."""
+        slots = sum(len(w.connection.peer.gpus) for w in self._workers.values())
+        return {"ok": [self._describe(d) | {"slots": slots} for d in self._deployments.values() if d.serving]}
+
+    def _describe(self, deployment: Deployment) -> dict[str, Any]:
+        return {
+            "name": deployment.name,
+            "version": "1",
+            "model_id": deployment.model_id,
+            "slo_ns": deployment.slo_ns,
+            "max_batch": min((p.max_batch for p in deployment.profiles.values()), default=deployment.max_batch),
+            "takes": deployment.form,
+            "gives": deployment.answer,
+        }
 
     async def _record(self, folder: str, info: dict[str, Any]) -> Reply:
         try:
@@ -304,6 +327,8 @@ class SymphonyPlugin(SchedulerPlugin):
         rpc = self.scheduler.rpc(peer.address)
         await rpc.symphony_load(model_id=deployment.model_id, spec=deployment.spec, example=deployment.example)
         async with deployment.profiling:  # workers of one class need it measured once
+            if deployment.answer is None and deployment.example is not None:
+                deployment.answer = await rpc.symphony_answer(model_id=deployment.model_id, example=deployment.example)
             if peer.gpu_class not in deployment.profiles:
                 profile = deployment.given
                 if profile is None:

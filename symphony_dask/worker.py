@@ -26,6 +26,7 @@ from distributed.protocol.pickle import loads
 from symphony_dask import codec, config
 from symphony_dask.backends import BatchResult, ModelSpec, Runner, Staging, load
 from symphony_dask.backends.emulated import Emulated
+from symphony_dask.errors import DeploymentError
 from symphony_dask.graph import held_name
 from symphony_dask.inbox import Batch, Inbox
 from symphony_dask.lane import (
@@ -207,6 +208,18 @@ class SlotWorker:
         for slot in self.slots:
             slot.post(slot.runners.pop, model_id, None)
 
+    async def answer(self, model_id: int, example: bytes) -> list[Any]:
+        """What the answer of a loaded model to the example is made of (``codec.form``)."""
+
+        def run() -> list[Any]:
+            result = slot.runners[model_id].run(memoryview(example), np.array([len(example)], np.int64))
+            if result.errors:
+                raise DeploymentError(f"model failed on its example:\n{result.errors[0]}")
+            return codec.form(result.blob)
+
+        slot = self.slots[0]
+        return await asyncio.wrap_future(slot.call(run))
+
     async def profile(self, model_id: int, example: bytes | None, max_batch: int, slo_ns: int | None) -> dict[str, Any]:
         """l(b) of a loaded model, measured on the first slot (``profiling.profile_runner``)."""
         from symphony_dask.profiling import profile_runner
@@ -338,6 +351,7 @@ class SymphonyWorkerPlugin(WorkerPlugin):
         self._slot_worker = slot_worker = SlotWorker(worker.address, slots, gpu_class, self.rendezvous)
         worker.handlers["symphony_load"] = slot_worker.load
         worker.handlers["symphony_unload"] = slot_worker.unload
+        worker.handlers["symphony_answer"] = slot_worker.answer
         worker.handlers["symphony_profile"] = slot_worker.profile
         await slot_worker.listen(worker)
         slot_worker.start(worker.scheduler, worker.security)

@@ -72,7 +72,8 @@ class Cluster:
             file = Path(self._directory.name) / "scheduler.json"
             protocol = ["--protocol", "tls"] if self._tls else []
             where = ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file)]
-            self.scheduler = self._spawn(["scheduler", *where, "--no-dashboard", *protocol, *self._preload])
+            self._scheduler_arguments = ["--no-dashboard", *protocol, *self._preload]
+            self.scheduler = self._spawn(["scheduler", *where, *self._scheduler_arguments])
             self.address = wait_until(lambda: self._address(file), "the scheduler's address", START_S)
             for _ in range(self._n_workers):
                 self.add_worker()
@@ -89,6 +90,11 @@ class Cluster:
         for process in self._processes:
             process.wait()
         self._directory.cleanup()
+
+    def restart_scheduler(self) -> None:
+        """Start a scheduler at the address of the one that has ended; returns before it answers."""
+        host, _, port = self.address.rpartition("://")[2].rpartition(":")
+        self.scheduler = self._spawn(["scheduler", "--host", host, "--port", port, *self._scheduler_arguments])
 
     def add_worker(self, *, gpu: bool | None = None) -> subprocess.Popen[bytes]:
         """Start another worker; returns before it has joined."""

@@ -145,3 +145,12 @@ def _load_slowly(sample: dict[str, float]) -> SlowToLoad:
 def values(batch: Any) -> list[float]:
     """The "value" of each sample, a dict."""
     return [sample["value"] for sample in batch]
+
+
+def scale(batch: Any) -> list[dict[str, Any]]:
+    """Of each sample, a dict of an array "x" and a number "factor", their product and the latter."""
+    return [{"scaled": sample["x"] * sample["factor"], "factor": sample["factor"]} for sample in batch]
+
+
+def same(batch: Any) -> Any:
+    return batch
