@@ -6,6 +6,7 @@ Needs the extras torch and gateway, and tritonclient[http].
 
 import subprocess
 import sys
+import time
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ def main() -> None:
 def ask(address: str, net: torch.nn.Module) -> None:
     with tritonclient.http.InferenceServerClient(address) as client:
         while not client.is_server_ready():  # it connects to the scheduler meanwhile
-            pass
+            time.sleep(0.05)
         print(client.get_model_metadata("net")["inputs"])
         x = np.random.default_rng(0).standard_normal((8, 16), np.float32)  # eight samples in one request
         given = tritonclient.http.InferInput("input", x.shape, "FP32")

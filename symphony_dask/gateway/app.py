@@ -243,16 +243,16 @@ class Gateway:
             async with asyncio.timeout(self.limits.read_timeout_s):
                 more = True
                 while more:
+                    if size > most:
+                        raise _too_large(most)
+                    if self._body_bytes + size > _BODIES * most:
+                        raise later(429, f"{self._body_bytes} bytes of requests are under way here, which is the most")
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise asyncio.CancelledError
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     more = message.get("more_body", False)
-                    if size > most:
-                        raise _too_large(most)
-                    if self._body_bytes + size > _BODIES * most:
-                        raise later(429, f"{self._body_bytes} bytes of requests are under way here, which is the most")
         except TimeoutError:
             text = f"the body did not come within {self.limits.read_timeout_s:g} s"
             raise Refusal(408, text, headers={"connection": "close"}) from None

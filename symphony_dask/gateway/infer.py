@@ -183,7 +183,7 @@ def write_infer(
     outputs: list[dict[str, Any]] = []
     binary: list[Any] = []
     for tensor, as_binary in _chosen(tensors, request):
-        output = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        output: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
         if as_binary:
             data = to_binary(tensor)
             output["parameters"] = {"binary_data_size": len(data)}

@@ -197,7 +197,13 @@ async def _serve(options: Options, listener: socket.socket, parent: int | None) 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, drain)
     if parent is not None:
-        loop.add_reader(parent, lambda: (loop.remove_reader(parent), gateway.draining or drain()))
+
+        def orphaned() -> None:
+            loop.remove_reader(parent)
+            if not gateway.draining:
+                drain()
+
+        loop.add_reader(parent, orphaned)
     background = [
         loop.create_task(upstream.run()),
         loop.create_task(sweep(server.server_state.connections, options.read_timeout_s)),
@@ -280,7 +286,8 @@ class _Processes:
 
 def _child() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    options = Options(**json.loads(sys.stdin.buffer.raw.readline()))  # type: ignore[attr-defined]
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as given:
+        options = Options(**json.loads(given.readline()))
     serve_here(options, socket.socket(fileno=int(sys.argv[1])), parent=sys.stdin.fileno())
 
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 #: How often the table of models is read, s; it is also read when a model is asked for that it has not.
 REFRESH_S = 0.5
 
-#: Unknown names have the table read at most so often, s.
+#: However many unknown names are asked for, readings are so far apart, s.
 _LEAST_REFRESH_S = 0.05
 
 #: Between attempts to reach the scheduler, s; the last one goes on for ever.
@@ -84,8 +84,9 @@ class Upstream:
         self._security = security
         self._serving: Serving | None = None
         self._models: dict[str, list[Served]] = {}
-        self._refreshing: asyncio.Task[None] | None = None
-        self._refreshed_at = 0.0
+        self._reading: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+        self._read_at = 0.0
         self._trouble = "it has not been reached yet"
 
     @property
@@ -123,6 +124,7 @@ class Upstream:
             serving = await Serving(client)
             await self._read(serving)
             self._serving = serving
+            self._trouble = "it was lost"
             logger.info("connected to the scheduler at %s", self._scheduler)
             while serving.lane.connected:
                 await asyncio.sleep(REFRESH_S)
@@ -145,14 +147,19 @@ class Upstream:
         self._models = table
 
     async def refresh(self) -> None:
-        """Read the table of models; several who ask at once share one call."""
-        if self._refreshing is None or self._refreshing.done():
-            loop = asyncio.get_running_loop()
-            if loop.time() - self._refreshed_at < _LEAST_REFRESH_S:
-                return
-            self._refreshed_at = loop.time()
-            self._refreshing = loop.create_task(self._try_to_read())
-        await asyncio.shield(self._refreshing)
+        """Read the table of models: a reading that begins after this call. All who ask before it begins share it."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._read_after(self._reading))
+        await asyncio.shield(self._next)
+
+    async def _read_after(self, reading: asyncio.Task[None] | None) -> None:
+        if reading is not None:
+            await asyncio.wait([reading])
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._read_at + _LEAST_REFRESH_S - loop.time())
+        self._read_at = loop.time()
+        self._reading, self._next = self._next, None
+        await self._try_to_read()
 
     async def _try_to_read(self) -> None:
         serving = self._serving
@@ -185,11 +192,11 @@ class Upstream:
             raise later(503, f"no connection to the scheduler at {self._scheduler}: {self._trouble}", "failed")
 
     def submit(self, served: Served, payload: bytes, slo_ns: int, priority: int) -> Reply:
-        """Submit one sample; raises ``ConnectionLost`` or ``Refusal`` without a connection."""
+        """Submit one sample; raises ``Refusal`` without a connection."""
         serving = self._serving
-        if serving is None:
+        if serving is None or not serving.lane.connected:
             self.check_connected()
-            raise ConnectionLost("the connection to the scheduler was lost")
+        assert serving is not None
         return serving.lane.submit(served.model_id, payload, slo_ns, priority, Reply)
 
     async def status(self) -> dict[str, Any]:
