@@ -55,18 +55,18 @@ def fuzz(gateway: GatewayProcess, names: list[str], seconds: float) -> int:
         checks.response_schema_conformance,
     ]
     schema = schemathesis.openapi.from_url(f"{gateway.url}/openapi.json")
-    operations = [found.ok() for found in schema.get_all_operations()]
-    assert len(operations) > 15
+    every = [found.ok() for found in schema.get_all_operations()]
+    assert len(every) > 15
+    modes = schemathesis.GenerationMode
+    # Of a path alone nothing can be wrong.
+    pairs = [(o, mode) for o in every for mode in modes if o.body or mode is modes.POSITIVE]
     end = time.monotonic() + seconds
     sent = 0
     for turn in itertools.count():
-        for operation, mode in itertools.product(operations, schemathesis.GenerationMode):
+        for operation, mode in pairs:
             if time.monotonic() > end:
                 return sent
-            try:
-                strategy = operation.as_strategy(generation_mode=mode)
-            except Exception:  # nothing to get wrong in this operation
-                continue
+            strategy = operation.as_strategy(generation_mode=mode)
 
             @seed(turn)
             @settings(
@@ -90,11 +90,7 @@ def fuzz(gateway: GatewayProcess, names: list[str], seconds: float) -> int:
                 if response.status_code != 431:  # before the head is read, so of no operation
                     case.validate_response(response, checks=conform)
 
-            try:
-                send()
-            except Exception as error:
-                if "Unsatisfiable" not in type(error).__name__:
-                    raise
+            send()
     return sent
 
 

@@ -88,7 +88,7 @@ class _HttpGenerator:
         further = "".join(f"{line}\r\n" for line in plan.headers)
         head = (
             f"POST {plan.path} HTTP/1.1\r\nHost: {plan.host}:{plan.port}\r\nContent-Type: {plan.content_type}\r\n"
-            f"Content-Length: {further}\r\n"
+            f"Content-Length: {len(plan.body)}\r\n{further}\r\n"
         )
         self._message = head.encode() + plan.body
         self.submitted = np.full(n, -1, np.int64)

@@ -22,6 +22,35 @@ _HEADER_BYTES = 32
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
+class _Joined:
+    """A transport that writes once a tick: uvicorn writes head and body of an answer apart, two system calls.
+
+    Everything else is the transport's own.
+    """
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._out: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(data)
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if out:
+            self._transport.write(b"".join(out) if len(out) > 1 else out[0])
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class GatewayProtocol(HttpToolsProtocol):
     """The application finds it in its scope, as "symphony.connection".
 
@@ -34,7 +63,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._unended_bytes = 0  # since a head began that has not ended, -1 while there is none
         self.reading_since: float | None = self.loop.time()
-        super().connection_made(transport)
+        super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
