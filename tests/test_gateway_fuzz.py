@@ -95,17 +95,17 @@ def fuzz(gateway: GatewayProcess, names: list[str], seconds: float) -> int:
 
 
 def change(body: bytes, by: random.Random) -> bytes:
-    """Some bytes of ``body`` replaced, left out, doubled or put in."""
+    """Some bytes of ``body`` replaced, left out, doubled or put in; now and then none."""
     changed = bytearray(body)
-    for _ in range(by.randint(1, 6)):
+    for _ in range(by.randint(0, 4)):
         at = by.randrange(len(changed) + 1)
         some = by.choice([b"\0", b"\xff", b"-", b"9", b"e9", b"[", b"]", b'"', b"null", b"{}", b",", bytes(4)])
         changed[at : at + by.randint(0, 4)] = some if by.random() < 0.7 else changed[at : at + 8] * 2
     return bytes(changed)
 
 
-def mutate(gateway: GatewayProcess, names: list[str], seconds: float) -> set[int]:
-    """Send valid requests with some bytes changed for so long; returns the statuses that came."""
+def mutate(gateway: GatewayProcess, names: list[str], requests: int) -> set[int]:
+    """Send so many valid requests with some bytes changed; returns the statuses that came."""
     by = random.Random(0)
     text = json.dumps({"inputs": [tensor([[1, 2], [3, 4]], [2, 2])], "parameters": {"slo": "1s"}}).encode()
     binary = {"name": "x", "shape": [1, 2], "datatype": "FP32", "parameters": {"binary_data_size": 8}}
@@ -114,8 +114,7 @@ def mutate(gateway: GatewayProcess, names: list[str], seconds: float) -> set[int
     tails = [np.array([1, 2], "<f4").tobytes(), b"\1\0\0\0a\2\0\0\0bc"]
     rows = json.dumps({"instances": [[1, 2], [3, 4]]}).encode()
     seen: set[int] = set()
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    for _ in range(requests):
         model, kind = by.choice(names), by.randrange(4)
         path, headers = f"/v2/models/{model}/infer", {"Content-Type": "application/json"}
         if kind == 0:
@@ -137,7 +136,7 @@ def test_generated_requests_are_answered_as_documented(gateway: GatewayProcess, 
 
 
 def test_requests_with_bytes_changed_are_answered(gateway: GatewayProcess, names: list[str]) -> None:
-    assert {200, 400} <= mutate(gateway, names, 5)
+    assert {200, 400} <= mutate(gateway, names, 300)
 
 
 @pytest.mark.slow
@@ -146,4 +145,4 @@ def test_five_minutes_of_generated_requests_are_answered_as_documented(
     gateway: GatewayProcess, names: list[str]
 ) -> None:
     assert fuzz(gateway, names, 300) > 1000
-    assert {200, 400} <= mutate(gateway, names, 60)
+    assert {200, 400} <= mutate(gateway, names, 3_000)
