@@ -28,3 +28,9 @@ def test_the_dispatcher_does_not_know_dask() -> None:
 @pytest.mark.parametrize("module", ["client", "plugin", "worker", "commands", "cli", "backends", "profiling"])
 def test_the_serving_layer_does_not_know_the_tools(module: str) -> None:
     assert not loaded_by(f"symphony_dask.{module}") & {"workloads", "autoscale", "infra"}
+
+
+@pytest.mark.parametrize("module", ["app", "server"])
+def test_the_gateway_does_not_know_the_tools(module: str) -> None:
+    pytest.importorskip("uvicorn")
+    assert not loaded_by(f"symphony_dask.gateway.{module}") & {"workloads", "autoscale", "infra"}

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+from symphony_dask.client import MAX_SAMPLE_BYTES
 from symphony_dask.errors import BadInput, RequestError, Undeployed, UnknownModel
 from symphony_dask.gateway import predict
 from symphony_dask.gateway.infer import InferRequest, Terms, read_header_length, read_infer, write_infer
@@ -230,33 +231,41 @@ class Gateway:
             else:
                 body = _decompress(body, most)
         if self._body_bytes + len(body) > _BODIES * most:
-            raise later(429, f"{self._body_bytes} bytes of requests are under way here, which is the most")
+            raise self._full()
         self._body_bytes += len(body)
         return body
 
     async def _longer_body(self, first: bytes, receive: Receive) -> bytes:
-        """A body that did not come at once; raises ``Refusal``."""
+        """A body that did not come at once; raises ``Refusal``. What has come of it counts while it comes."""
         most = self.limits.max_body_bytes
         parts = [first]
         size = len(first)
+        self._body_bytes += size
         try:
             async with asyncio.timeout(self.limits.read_timeout_s):
                 more = True
                 while more:
                     if size > most:
                         raise _too_large(most)
-                    if self._body_bytes + size > _BODIES * most:
-                        raise later(429, f"{self._body_bytes} bytes of requests are under way here, which is the most")
+                    if self._body_bytes > _BODIES * most:
+                        raise self._full()
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise asyncio.CancelledError
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
+                    part = message.get("body", b"")
+                    parts.append(part)
+                    size += len(part)
+                    self._body_bytes += len(part)
                     more = message.get("more_body", False)
         except TimeoutError:
             text = f"the body did not come within {self.limits.read_timeout_s:g} s"
             raise Refusal(408, text, headers={"connection": "close"}) from None
+        finally:
+            self._body_bytes -= size
         return b"".join(parts)
+
+    def _full(self) -> Refusal:
+        return later(429, f"{self._body_bytes} bytes of requests are under way here, which is the most")
 
     # Serving
 
@@ -303,6 +312,8 @@ class Gateway:
     async def _ask_once(
         self, served: Served, payloads: list[bytes], terms: Terms, connection: Any
     ) -> tuple[Sequence[memoryview], str]:
+        if (largest := max(map(len, payloads))) > MAX_SAMPLE_BYTES:
+            raise bad(f"a sample of {largest} bytes: the most is {MAX_SAMPLE_BYTES}")
         submit = self.upstream.submit
         replies = [submit(served, payload, terms.slo_ns, terms.priority) for payload in payloads]
         if connection is not None:
