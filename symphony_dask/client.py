@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import dask.config
 import numpy as np
@@ -25,7 +25,7 @@ from symphony_dask.backends import as_spec, check_sample, sample_signature
 from symphony_dask.backends.emulated import Emulated
 from symphony_dask.direct import Direct
 from symphony_dask.errors import BadInput, ConnectionLost, NotServing, SymphonyError
-from symphony_dask.future import InferenceFuture
+from symphony_dask.future import InferenceFuture, Waiting
 from symphony_dask.graph import ModelRef, token
 from symphony_dask.lane import (
     CANCEL,
@@ -53,6 +53,8 @@ MAX_SAMPLE_BYTES = 1 << 26
 
 #: A frame of requests ends with the one that reaches so many bytes.
 FRAME_BYTES = 1 << 24
+
+W = TypeVar("W", bound=Waiting)
 
 _OUTCOMES = {int(o): o.name.lower() for o in Outcome}
 
@@ -210,6 +212,19 @@ class Serving:
         Requests to one version fail as ``UnknownModel`` once it serves no more. Raises ``UnknownModel``.
         """
         return self.client.sync(self._find, name, version)
+
+    def deployed(self) -> Any:
+        """What serves on the cluster, whoever deployed it: a list of dicts.
+
+        name, version, model_id (its number on the lane), slo_ns, max_batch, slots (that serve now), takes and gives
+        (``codec.form`` of sample and answer, None where there was no example).
+        """
+        return self.client.sync(self._call, "models")
+
+    @property
+    def lane(self) -> _Lane:
+        """The connection that requests leave on, for who has payloads and no ``Model``, such as the gateway."""
+        return self._lane
 
     def status(self) -> Any:
         """Models, workers, queues, outcome counts and latency estimates, as a dict."""
@@ -432,7 +447,7 @@ class _Lane:
         self._client = client
         self._connection: Connection | None = None
         self._direct: Direct | None = None
-        self._pending: dict[int, InferenceFuture] = {}
+        self._pending: dict[int, Waiting] = {}
         self._outbox: deque[tuple[int, int, int, int, int, bytes]] = deque()
         self._cancels: deque[int] = deque()
         self._flush_due = False
@@ -493,13 +508,21 @@ class _Lane:
             self._direct.close()
         self._fail_all(text)
 
-    def submit(self, model_id: int, payload: bytes, slo_ns: int, priority: int) -> InferenceFuture:
+    def submit(
+        self,
+        model_id: int,
+        payload: bytes,
+        slo_ns: int,
+        priority: int,
+        make: Callable[[int, Callable[[int], None]], W] = InferenceFuture,  # type: ignore[assignment]
+    ) -> W:
+        """What ``make(request, on_cancel)`` gives, once the request is in the outbox."""
         if not self.connected:
             raise ConnectionLost("the connection to the scheduler is gone: make a new Serving(client)")
         with self._numbering:
             request = self._next
             self._next += 1
-        future = InferenceFuture(request, self._cancel)
+        future = make(request, self._cancel)
         self._pending[request] = future
         self._outbox.append((model_id, slo_ns, now_ns(), request, priority, payload))
         self._wake()
@@ -587,25 +610,17 @@ class _Lane:
                 kind, text = failed[i]
                 future._finish(_OUTCOMES[outcome], None, getattr(errors, kind, errors.RequestError)(text))
             else:
-                self._answer(future, _OUTCOMES[outcome], payload)
+                future._answer(_OUTCOMES[outcome], payload)
 
     def _answered(self, request: int, outcome: str, payload: memoryview) -> None:
         future = self._pending.pop(request, None)
         if future is not None:
-            self._answer(future, outcome, payload)
+            future._answer(outcome, payload)
 
     def _broken(self, request: int, text: str) -> None:
         future = self._pending.pop(request, None)
         if future is not None:
             future._finish("failed", None, ConnectionLost(f"{text} before the answer came"))
-
-    def _answer(self, future: InferenceFuture, outcome: str, payload: memoryview) -> None:
-        try:
-            result = codec.decode(payload)
-        except Exception as error:
-            future._finish("failed", None, errors.RequestError(f"the answer cannot be read: {error}"))
-        else:
-            future._finish(outcome, result, None)
 
     def _lost(self, connection: Connection, error: Exception | None) -> None:
         if connection is self._connection:  # and not an earlier one
