@@ -17,7 +17,19 @@ from typing import TYPE_CHECKING, Any
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import DeploymentError, NoGPUWorker
 from symphony_dask.lane import Connection, now_ns
-from symphony_dask.placement import ALLOW, ALLOW_NS, FILL, KEEP, LINGER_NS, Demand, Loaded, SlotPlace, make_room, plan
+from symphony_dask.placement import (
+    ALLOW,
+    ALLOW_NS,
+    FILL,
+    KEEP,
+    LINGER_NS,
+    REST,
+    Demand,
+    Loaded,
+    SlotPlace,
+    make_room,
+    plan,
+)
 from symphony_dask.scheduling.engine import NEVER
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.trace import Outcome
@@ -224,7 +236,7 @@ class Loader:
                 deployment.load_ns = now_ns() - began_ns
             deployment.missed = False
             if evict:
-                slot.rests_ns = now_ns() + deployment.load_ns
+                slot.rests_ns = now_ns() + round(REST * deployment.load_ns)
             self.loads += 1
         except _NoRoom as error:
             logger.info("model %r did not fit on %s: %s", deployment.name, worker.address, error)
