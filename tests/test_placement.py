@@ -270,6 +270,17 @@ def test_a_pinned_model_is_not_evicted(small: Serving, names: list[str]) -> None
     assert health(small)["models"] == ["pinned"]
 
 
+def test_a_version_that_does_not_fit_beside_the_old_one_leaves_it_in_its_place(
+    small: Serving, names: list[str]
+) -> None:
+    model = small.deploy("m", models.constant(1.0), slo="20s", profile=QUICK, memory="60 MB")
+    names.append("m")
+    with pytest.raises(DeploymentError, match="Its 60000000 bytes fit no slot"):
+        small.deploy("m", models.constant(2.0), slo="20s", profile=QUICK, memory="60 MB")
+    small.deploy("m", models.constant(3.0), slo="20s", profile=QUICK, memory="40 MB")
+    assert model(X) == 3.0
+
+
 def test_a_model_too_large_or_of_unknown_size_is_refused(small: Serving) -> None:
     with pytest.raises(DeploymentError, match="Its 101000000 bytes fit no slot"):
         small.deploy("large", models.double, slo="20s", profile=QUICK, memory="101 MB")
