@@ -340,9 +340,11 @@ def test_more_models_than_fit_are_served_from_four_slots() -> None:
 
 @pytest.mark.slow
 def test_thirty_models_of_which_twenty_fit_are_served_from_four_slots_with_bounded_thrash() -> None:
-    found = bench_placement(models=30, seconds=60)
+    # Slow beside the jitter of a machine that does much else: what is tested are the rules.
+    found = bench_placement(models=30, load_ms=1000, slo_ms=5000, rate_hz=20, seconds=100)
     print(found)
-    assert found["loads_per_request"] < 0.1
+    assert found["loads_per_request"] < 0.13
+    assert found["loading_share"] < 0.7
     assert found["attainment"] > 0.95
     assert found["most_memory_share"] <= 1
     assert found["failed"] == 0
