@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 import secrets
-import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,23 +19,21 @@ from urllib.parse import unquote
 from symphony_dask.client import MAX_SAMPLE_BYTES
 from symphony_dask.errors import BadInput, RequestError, Undeployed, UnknownModel
 from symphony_dask.gateway import predict
+from symphony_dask.gateway.bodies import COMPRESS_BYTES, THREAD_BYTES, coding_of, compress, decompress, too_large
 from symphony_dask.gateway.infer import InferRequest, Terms, read_header_length, read_infer, write_infer
 from symphony_dask.gateway.metrics import Metrics
 from symphony_dask.gateway.refusal import Refusal, bad, later, of_error
 from symphony_dask.gateway.samples import outputs_of, sample_of_raw, samples_of
 from symphony_dask.gateway.upstream import Reply, Served, Upstream
+from symphony_dask.lane import now_ns
+from symphony_dask.latency import Latency
+from symphony_dask.units import NS_PER_S
 
 logger = logging.getLogger(__name__)
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-#: Answers of less are not worth compressing, bytes.
-_COMPRESS_BYTES = 2048
-
-#: More than this is (de)compressed in a thread, bytes.
-_THREAD_BYTES = 1 << 18
 
 #: All bodies that are being read or served together may be so many times as large as one.
 _BODIES = 16
@@ -97,6 +94,8 @@ class _Heads(NamedTuple):
     accept_encoding: bytes = b""
 
 
+_NO_HEADS = _Heads()
+
 _HEADS = {
     b"content-type": "content_type",
     b"content-length": "content_length",
@@ -104,6 +103,18 @@ _HEADS = {
     b"content-encoding": "content_encoding",
     b"accept-encoding": "accept_encoding",
 }
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """One inference request under way. Times on ``lane.now_ns``; slo_ns counts from ``started_ns``."""
+
+    started_ns: int
+    connection: Any
+    heads: _Heads = _NO_HEADS
+    slo_ns: int = 0
+    answered_ns: int = 0
+    samples: int = 0
 
 
 class Gateway:
@@ -125,6 +136,8 @@ class Gateway:
         self.draining = False
         self._rest = rest
         self._body_bytes = 0
+        self._way_out = Latency()
+        self._heard = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -155,26 +168,29 @@ class Gateway:
 
     async def _serve(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         """One inference request from head to answer, and its place in the metrics."""
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        exchange = _Exchange(now_ns(), scope.get("symphony.connection"))
         metrics = self.metrics
         metrics.in_flight += 1
-        connection = scope.get("symphony.connection")
+        connection = exchange.connection
         refusal: Refusal | None = None
-        status, outcome, samples, model = 200, "ok", 0, ""
+        status, outcome, model = 200, "ok", ""
         try:
             if metrics.in_flight > self.limits.max_concurrency:
                 raise later(429, f"{self.limits.max_concurrency} requests are under way here, which is the most")
-            heads = _Heads(**{_HEADS[name]: value for name, value in scope["headers"] if name in _HEADS})
-            body = await self._body(heads, receive)
+            exchange.heads = _Heads(**{_HEADS[name]: value for name, value in scope["headers"] if name in _HEADS})
+            body = await self._body(exchange.heads, receive)
             try:
                 served = self.upstream.look_up(call.model, call.version) or await self._find(call)
                 model = served.name
                 serve = self._infer if call.protocol == "v2" else self._predict
-                pieces, json_bytes, outcome, samples = await serve(served, heads, body, connection)
+                pieces, json_bytes = await serve(served, body, exchange)
             finally:
                 self._body_bytes -= len(body)
-            await self._answer(send, heads, pieces, json_bytes)
+            await self._answer(send, exchange.heads, pieces, json_bytes)
+            now = now_ns()
+            self._way_out.add(now - exchange.answered_ns)
+            if now - exchange.started_ns > exchange.slo_ns:
+                outcome = "late"
         except Refusal as error:
             refusal = error
         except (RequestError, BadInput, UnknownModel) as error:
@@ -195,9 +211,18 @@ class Gateway:
                 connection.replies = []
             if refusal is not None:
                 status, outcome = refusal.status, refusal.outcome
-            metrics.count(model, status, outcome, loop.time() - started, samples)
+            seconds = (now_ns() - exchange.started_ns) / NS_PER_S
+            metrics.count(model, status, outcome, seconds, exchange.samples)
         if refusal is not None:
             await _refuse(send, refusal)
+
+    def each_second(self) -> None:
+        """What is to be done now and then."""
+        if self._heard == self._way_out.samples:
+            self._way_out.relax()
+        self._heard = self._way_out.samples
+        self.metrics.connected = self.upstream.connected
+        self.metrics.leave()
 
     async def _find(self, call: Call) -> Served:
         served = await self.upstream.find(call.model, call.version)
@@ -212,7 +237,7 @@ class Gateway:
         """The request's body, decompressed; raises ``Refusal``. Its bytes count until they are given back."""
         most = self.limits.max_body_bytes
         if heads.content_length.isdigit() and int(heads.content_length) > most:
-            raise _too_large(most)
+            raise too_large(most)
         message = await receive()
         body = message.get("body", b"")
         if message.get("more_body"):
@@ -220,16 +245,16 @@ class Gateway:
         elif message["type"] == "http.disconnect":
             raise asyncio.CancelledError
         if len(body) > most:
-            raise _too_large(most)
+            raise too_large(most)
         encoding = heads.content_encoding.lower()
         if encoding not in (b"", b"identity"):
             if encoding not in (b"gzip", b"deflate"):
                 shown = encoding[:40].decode("latin-1")
                 raise Refusal(415, f"Content-Encoding {shown!r} is not offered: gzip, deflate or identity")
-            if len(body) > _THREAD_BYTES:
-                body = await asyncio.to_thread(_decompress, body, most)
+            if len(body) > THREAD_BYTES:
+                body = await asyncio.to_thread(decompress, body, most)
             else:
-                body = _decompress(body, most)
+                body = decompress(body, most)
         if self._body_bytes + len(body) > _BODIES * most:
             raise self._full()
         self._body_bytes += len(body)
@@ -246,7 +271,7 @@ class Gateway:
                 more = True
                 while more:
                     if size > most:
-                        raise _too_large(most)
+                        raise too_large(most)
                     if self._body_bytes > _BODIES * most:
                         raise self._full()
                     message = await receive()
@@ -269,36 +294,36 @@ class Gateway:
 
     # Serving
 
-    async def _infer(
-        self, served: Served, heads: _Heads, body: bytes, connection: Any
-    ) -> tuple[list[Any], int | None, str, int]:
-        """v2: the pieces of the answer's body, how many bytes of it are JSON if not all, outcome, samples."""
+    async def _infer(self, served: Served, body: bytes, exchange: _Exchange) -> tuple[list[Any], int | None]:
+        """v2: the pieces of the answer's body, and how many bytes of it are JSON if not all."""
+        heads = exchange.heads
         _check_type(heads, (b"application/json", b"application/octet-stream"))
         request = read_infer(body, read_header_length(heads.header_length, len(body)))
         if request.raw is not None:
             payloads, batched = [sample_of_raw(served.takes, request.raw)], True
         else:
             payloads, batched = samples_of(served.takes, request.inputs)
-        answers, outcome = await self._ask(served, payloads, request.terms, connection)
-        pieces, json_bytes = write_infer(served.name, served.version, request, _outputs(answers, batched, request))
-        return pieces, json_bytes, outcome, len(payloads)
+        answers = await self._ask(served, payloads, request.terms, exchange)
+        return write_infer(served.name, served.version, request, _outputs(answers, batched, request))
 
-    async def _predict(
-        self, served: Served, heads: _Heads, body: bytes, connection: Any
-    ) -> tuple[list[Any], int | None, str, int]:
+    async def _predict(self, served: Served, body: bytes, exchange: _Exchange) -> tuple[list[Any], int | None]:
         """v1; as ``_infer``."""
-        _check_type(heads, (b"application/json",))
+        _check_type(exchange.heads, (b"application/json",))
         payloads, terms, in_rows = predict.read_predict(body, served.takes)
-        answers, outcome = await self._ask(served, payloads, terms, connection)
+        answers = await self._ask(served, payloads, terms, exchange)
         rows = [outputs_of([answer], batched=False) for answer in answers]
-        return [predict.write_predict(rows, in_rows)], None, outcome, len(payloads)
+        return [predict.write_predict(rows, in_rows)], None
 
     async def _ask(
-        self, served: Served, payloads: list[bytes], terms: Terms, connection: Any
-    ) -> tuple[Sequence[memoryview], str]:
-        """The answers to the samples, and "ok", or "late" if one was; raises what the first failed one did."""
+        self, served: Served, payloads: list[bytes], terms: Terms, exchange: _Exchange
+    ) -> Sequence[memoryview]:
+        """The answers to the samples; raises what the first failed one did."""
+        if (largest := max(map(len, payloads))) > MAX_SAMPLE_BYTES:
+            raise bad(f"a sample of {largest} bytes: the most is {MAX_SAMPLE_BYTES}")
+        exchange.samples = len(payloads)
+        exchange.slo_ns = terms.slo_ns or served.slo_ns
         try:
-            return await self._ask_once(served, payloads, terms, connection)
+            return await self._ask_once(served, payloads, terms.priority, exchange)
         except (UnknownModel, Undeployed):
             # Replaced by another deployment of its name, perhaps: that answers as well.
             await self.upstream.refresh()
@@ -307,34 +332,43 @@ class Gateway:
                 raise Refusal(404, f"model {served.name!r} is not deployed") from None
             if again.model_id == served.model_id or again.takes != served.takes:
                 raise
-            return await self._ask_once(again, payloads, terms, connection)
+            return await self._ask_once(again, payloads, terms.priority, exchange)
 
     async def _ask_once(
-        self, served: Served, payloads: list[bytes], terms: Terms, connection: Any
-    ) -> tuple[Sequence[memoryview], str]:
-        if (largest := max(map(len, payloads))) > MAX_SAMPLE_BYTES:
-            raise bad(f"a sample of {largest} bytes: the most is {MAX_SAMPLE_BYTES}")
+        self, served: Served, payloads: list[bytes], priority: int, exchange: _Exchange
+    ) -> list[memoryview]:
+        slo_ns = self._left_ns(exchange)
         submit = self.upstream.submit
-        replies = [submit(served, payload, terms.slo_ns, terms.priority) for payload in payloads]
-        if connection is not None:
-            connection.replies = replies
+        replies = [submit(served, payload, slo_ns, priority) for payload in payloads]
+        if exchange.connection is not None:
+            exchange.connection.replies = replies
         try:
             answers = [await reply for reply in replies]
         except BaseException:
             _abandon(replies)
             raise
-        return answers, "late" if any(reply.outcome == "late" for reply in replies) else "ok"
+        exchange.answered_ns = max(reply.answered_ns for reply in replies)
+        return answers
+
+    def _left_ns(self, exchange: _Exchange) -> int:
+        """What is left of the SLO for the scheduler: without the time that the request was here already, and the way
+        that its answer has to the client yet. The way that the request had before its head was read is taken to be as
+        long. A quarter of the SLO at most goes by estimates.
+        """
+        ways_ns = self._way_out.bound_ns() + int(self._way_out.mean_ns)
+        gone_ns = now_ns() - exchange.started_ns
+        return max(exchange.slo_ns - gone_ns - min(ways_ns, exchange.slo_ns // 4), 1000)
 
     async def _answer(self, send: Send, heads: _Heads, pieces: list[Any], json_bytes: int | None) -> None:
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         headers = [_JSON if json_bytes is None else _BINARY]
         if json_bytes is not None:
             headers.append((b"inference-header-content-length", b"%d" % json_bytes))
-        if heads.accept_encoding and len(body) >= _COMPRESS_BYTES and (coding := _coding(heads.accept_encoding)):
-            if len(body) > _THREAD_BYTES:
-                body = await asyncio.to_thread(_compress, body, coding)
+        if heads.accept_encoding and len(body) >= COMPRESS_BYTES and (coding := coding_of(heads.accept_encoding)):
+            if len(body) > THREAD_BYTES:
+                body = await asyncio.to_thread(compress, body, coding)
             else:
-                body = _compress(body, coding)
+                body = compress(body, coding)
             headers.append((b"content-encoding", coding))
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -358,38 +392,6 @@ def _check_type(heads: _Heads, offered: tuple[bytes, ...]) -> None:
     if given and given not in offered:
         shown = given[:60].decode("latin-1")
         raise Refusal(415, f"Content-Type {shown!r} is not offered: {' or '.join(t.decode() for t in offered)}")
-
-
-def _too_large(most: int) -> Refusal:
-    return Refusal(413, f"the body is too large: the most is {most} bytes")
-
-
-def _decompress(body: bytes, most: int) -> bytes:
-    """gzip or zlib, whichever it is; raises ``Refusal``, 413 beyond ``most`` bytes."""
-    stream = zlib.decompressobj(wbits=47)
-    try:
-        found = stream.decompress(body, most + 1)
-    except zlib.error as error:
-        raise bad(f"body cannot be decompressed: {error}") from None
-    if len(found) > most:
-        raise _too_large(most)
-    if not stream.eof or stream.unused_data:
-        raise bad("body cannot be decompressed: it is cut short, or has something behind it")
-    return found
-
-
-def _coding(accept: bytes) -> bytes:
-    """What an answer is compressed by; empty: not at all."""
-    for entry in accept.lower().split(b","):
-        name, _, quality = entry.partition(b";")
-        if name.strip() in (b"gzip", b"deflate") and quality.replace(b" ", b"").rstrip(b"0") not in (b"q=", b"q=0."):
-            return name.strip()
-    return b""
-
-
-def _compress(body: bytes, coding: bytes) -> bytes:
-    stream = zlib.compressobj(1, zlib.DEFLATED, 31 if coding == b"gzip" else 15)
-    return stream.compress(body) + stream.flush()
 
 
 async def _refuse(send: Send, refusal: Refusal) -> None:

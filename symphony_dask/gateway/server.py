@@ -221,8 +221,7 @@ async def _each_second(options: Options, gateway: Gateway) -> None:
     """Leave the counts for the other processes, and follow the token file."""
     changed = _changed(options.token_file)
     while True:
-        gateway.metrics.connected = gateway.upstream.connected
-        gateway.metrics.leave()
+        gateway.each_second()
         await asyncio.sleep(1.0)
         if (now := _changed(options.token_file)) != changed:
             changed = now

@@ -19,6 +19,7 @@ from symphony_dask.client import Serving
 from symphony_dask.errors import ConnectionLost
 from symphony_dask.gateway.refusal import later
 from symphony_dask.gateway.samples import Interface, interface_of
+from symphony_dask.lane import now_ns
 
 logger = logging.getLogger(__name__)
 
@@ -51,22 +52,24 @@ class Served:
 
 
 class Reply(asyncio.Future[memoryview]):
-    """The answer to one sample, as a payload of the codec. Cancelling it takes the request out of its queue."""
+    """The answer to one sample, as a payload of the codec. Cancelling it takes the request out of its queue.
+
+    answered_ns: when its frame was read, on ``lane.now_ns``.
+    """
 
     def __init__(self, request: int, on_cancel: Callable[[int], None]) -> None:
         super().__init__()
         self._request = request
         self._on_cancel = on_cancel
-        self.outcome = ""
+        self.answered_ns = 0
 
     def _answer(self, outcome: str, payload: memoryview) -> None:
         if not self.done():
-            self.outcome = outcome
+            self.answered_ns = now_ns()
             self.set_result(payload)
 
     def _finish(self, outcome: str, result: Any, exception: BaseException | None) -> None:
         if not self.done():
-            self.outcome = outcome
             self.set_exception(exception or ConnectionLost("the request ended without an answer"))
 
     def cancel(self, msg: Any = None) -> bool:
