@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -138,7 +139,8 @@ def by_policy(name: str, settings: Any, signals: Callable[[], Any]) -> Decide:
         nonlocal memory
         seen, fleet = signals(), Fleet(ready, booting, draining)
         memory, target = policy(settings, memory, seen, fleet)
-        return Decision(target.gpus, target.why, {"policy": name, "fleet": asdict(fleet), "signals": asdict(seen)})
+        inputs = {"policy": name, "fleet": asdict(fleet), "signals": asdict(seen)}
+        return Decision(target.gpus, target.why, json.loads(json.dumps(inputs)))
 
     return decide
 

@@ -17,7 +17,7 @@ TYPES = ["g5.xlarge", "g4dn.xlarge", "g4dn.12xlarge"]
 #: Everything some hundred times faster than in life. The second cap is one that the first does not imply.
 QUICK = Settings(
     max_instances=6,
-    max_usd_per_hour=8.0,
+    max_usd_per_hour=4.0,
     settle_s=4.0,
     retry_s=0.5,
     join_timeout_s=20.0,
