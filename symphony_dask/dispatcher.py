@@ -52,6 +52,7 @@ from symphony_dask.lane import (
 )
 from symphony_dask.latency import Latency
 from symphony_dask.peers import FIRST_ROUND_TRIP_NS, Client, Worker
+from symphony_dask.recent import Facts, ModelCounts, Recent, Tally
 from symphony_dask.requests import RequestTable, Rows, Settled
 from symphony_dask.runlog import Flight, RunLog, ServedModel
 from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, NEVER, Engine
@@ -142,6 +143,8 @@ class Dispatcher:
         #: For how long each GPU has run batches.
         self._busy_ns: dict[int, int] = {}
         self._sampler = Sampler()
+        #: The last batches and seconds.
+        self.recent = Recent()
         self._flights: dict[int, Flight] = {}
         self._requests = RequestTable(max_requests)
         self._waiting = Waiting(wait_ns, max_requests)
@@ -439,6 +442,7 @@ class Dispatcher:
                 connection.send([PING, now_ns()])
             self._follow_latency()
             self._close_up()
+            self.recent.fold()
             self._sample()
             self._resubmit(now_ns())
             if self.log is not None:
@@ -629,6 +633,7 @@ class Dispatcher:
             now=now,
             failed=set(errors),
             counts=flight.model.counts,
+            latencies=flight.model.latencies,
             keep=self.log is not None,
         )
         if settled is None:
@@ -644,6 +649,11 @@ class Dispatcher:
         if not flight.waited and not lost:
             worker.control.add(start - flight.dispatch_ns)
         self.engine.completed(now, flight.gpu, batch, int(NEVER) if errors else start, end)
+        planned_ns = flight.planned[1] - flight.planned[0]
+        self.recent.batch(
+            flight.model.model_id, flight.gpu, len(slots), flight.window, flight.dispatch_ns, start, end, flight.waited,
+            planned_ns,
+        )  # fmt: skip
         self._reply(settled, blob, errors)
         if len(blob) > self._inline_bytes:
             large = (answers["link"] < 0) & (answers["bytes"] > self._inline_bytes)
@@ -783,6 +793,7 @@ class Dispatcher:
         bad = counts[:, [Outcome.LATE, Outcome.DROPPED, Outcome.REJECTED]].sum(1)
         busy_s = [ns / NS_PER_S for ns in self._busy_ns.values()]
         self._sampler.add(time_s, list(ongoing), counts.sum(1) + there, bad, there, self._gpu_keys(), busy_s)
+        self.recent.sample(time_s, ((m.model_id, m.counts, m.latencies) for m in self.models.values()))
 
     def _gpu_keys(self) -> list[tuple[str, int]]:
         return [(self._gpu_worker[gpu][0].peer.address, gpu) for gpu in self._busy_ns]
@@ -802,6 +813,41 @@ class Dispatcher:
             rank = int(state.gpu["home_rank"][gpu])
             gpus[key] = GpuFacts(gpu, rank, worker.gpu_class, address, worker.draining)
         return self._sampler.reply(models, gpus)
+
+    def overview(self) -> dict[str, Any]:
+        """How each model and GPU did in the last seconds, as plain values (``Recent.models``)."""
+        waits, engine = self._waiting.counts, self.engine
+        facts = {
+            i: Facts(m.name, m.slo_ns, engine.queued(m.index) + waits[i], engine.target(m.index))
+            for i, m in self.models.items()
+        }
+        signals = self.signals()
+        for gpu in signals["gpus"]:
+            gpu["in_flight"] = engine.in_flight(gpu["gpu"])
+            gpu["slow"] = engine.is_slow(gpu["gpu"])
+        arrivals = {m["name"]: m["rate_hz"]["10"] for m in signals["models"]}
+        models = [{"rate_hz": arrivals[m["name"]], **m} for m in self.recent.models(now_ns(), facts)]
+        return {
+            "policy": engine.policy,
+            "models": models,
+            "gpus": sorted(signals["gpus"], key=lambda gpu: gpu["rank"]),
+            "workers": len(self.workers),
+            "clients": len(self._clients) - (self._local is not None),
+        }
+
+    def metrics(self) -> list[ModelCounts]:
+        """What has been counted of each model since it was deployed."""
+        self.recent.fold()
+        return [
+            ModelCounts(
+                m.name,
+                dict(zip((o.name.lower() for o in Outcome), m.counts.tolist(), strict=True)),
+                m.latencies.copy(),
+                self.recent.tallies.get(m.model_id) or Tally(),
+                {c: self.engine.drift(m.index, self._gpu_class(c)) for c in m.profiles},
+            )
+            for m in self.models.values()
+        ]
 
     def status(self) -> dict[str, Any]:
         """Models, workers, queues, counts and latency estimates, as plain values."""

@@ -19,13 +19,14 @@ from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol.pickle import dumps
 
-from symphony_dask import config, metrics
+from symphony_dask import config, dashboard, metrics
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import BadInput, DeploymentError, NoGPUWorker, SymphonyError, UnknownModel
 from symphony_dask.fleets import Fleets
 from symphony_dask.held import HeldTasks
 from symphony_dask.lane import DONE_ROW, SUBMIT_ROW, Connection, pack_rows, read_rows
 from symphony_dask.requests import RequestTable
+from symphony_dask.scheduling.intake import LATENCY_BINS
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.signals import gpu_seconds_per_request
 from symphony_dask.trace import Outcome
@@ -138,6 +139,7 @@ class SymphonyPlugin(SchedulerPlugin):
             "undeploy",
             "status",
             "signals",
+            "overview",
             "record",
             "stop_recording",
             "record_scaling",
@@ -147,7 +149,11 @@ class SymphonyPlugin(SchedulerPlugin):
             scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
         for name in ("drain", "undrain", "retire", "fleet", "intend", "forget"):
             scheduler.handlers[f"symphony_{name}"] = getattr(self._fleets, name)
-        self._forget_metrics = metrics.expose(self.dispatcher.signals)
+        dispatcher = self.dispatcher
+        self._forget_metrics = metrics.expose(
+            dispatcher.signals, (dispatcher.metrics, dispatcher.status, self._fleets.status)
+        )
+        dashboard.install(scheduler, dispatcher, self._fleets.status)
         # How clients learn that the plugin is here: asking for an operation that does not exist would be logged.
         scheduler.set_metadata(keys=["symphony"], value=True)
         directory = dask.config.get("symphony.trace.directory")
@@ -196,6 +202,10 @@ class SymphonyPlugin(SchedulerPlugin):
 
     async def _signals(self) -> Reply:
         return {"ok": self.dispatcher.signals()}
+
+    async def _overview(self) -> Reply:
+        overview = self.dispatcher.overview() | {"loading": self._loading()}
+        return {"ok": overview | self._fleets.status()}
 
     async def _record(self, folder: str, info: dict[str, Any]) -> Reply:
         try:
@@ -409,7 +419,8 @@ def warm_up() -> None:
     assert len(decisions.members) == 1
     table.lay_out(decisions.members, -1)
     answers = read_rows(pack_rows(DONE_ROW, 1, link=-1), DONE_ROW)
-    table.settle(taken.slots, answers, 0, now=0, failed=set(), counts=np.zeros(len(Outcome), np.int64))
+    counts, latencies = np.zeros(len(Outcome), np.int64), np.zeros(LATENCY_BINS + 1, np.int64)
+    table.settle(taken.slots, answers, 0, now=0, failed=set(), counts=counts, latencies=latencies)
     for row in decisions.batches.tolist():
         engine.completed(0, gpu, row[0], 0, 10**6)
     engine.set_control(0, 0, gpu)

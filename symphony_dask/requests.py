@@ -148,6 +148,7 @@ class RequestTable:
         now: int,
         failed: set[int],
         counts: npt.NDArray[np.int64],
+        latencies: npt.NDArray[np.int64],
         keep: bool = False,
     ) -> Settled | None:
         """How the requests of a batch ended, see ``intake.settle``; None if the answers do not add up."""
@@ -160,7 +161,7 @@ class RequestTable:
         entries = np.empty(n, intake.ENTRY) if keep else _NO_ENTRIES
         owner = intake.settle(
             self._entries, slots, fielded(answers), blob_bytes, now, self._one_way, marks, fielded(results), owners,
-            counts, fielded(entries),
+            counts, latencies, fielded(entries),
         )  # fmt: skip
         if owner == intake.MALFORMED:
             return None

@@ -36,6 +36,7 @@ class Cluster:
     gpu: whether the workers have a GPU resource.
     preload: whether the scheduler is started with ``--preload symphony_dask``.
     settings: Dask configuration of all processes, as environment variables (``DASK_SYMPHONY__POLICY``).
+    dashboard: whether the scheduler has Dask's dashboard, at its client's ``dashboard_link``.
     tls: arguments for the processes (``--tls-ca-file`` and so on); clients then need ``security``.
     """
 
@@ -45,6 +46,7 @@ class Cluster:
         *,
         gpu: bool = True,
         preload: bool = True,
+        dashboard: bool = False,
         settings: Mapping[str, str] | None = None,
         tls: Sequence[str] = (),
         security: Any = None,
@@ -54,6 +56,7 @@ class Cluster:
         self._n_workers = workers
         self._gpu = gpu
         self._tls = list(tls)
+        self._dashboard = ["--dashboard-address", "127.0.0.1:0"] if dashboard else ["--no-dashboard"]
         self._security = security
         self._preload = ["--preload", "symphony_dask"] if preload else []
         self._directory = tempfile.TemporaryDirectory(prefix="symphony-test-", ignore_cleanup_errors=True)
@@ -72,7 +75,7 @@ class Cluster:
             file = Path(self._directory.name) / "scheduler.json"
             protocol = ["--protocol", "tls"] if self._tls else []
             where = ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file)]
-            self.scheduler = self._spawn(["scheduler", *where, "--no-dashboard", *protocol, *self._preload])
+            self.scheduler = self._spawn(["scheduler", *where, *self._dashboard, *protocol, *self._preload])
             self.address = wait_until(lambda: self._address(file), "the scheduler's address", START_S)
             for _ in range(self._n_workers):
                 self.add_worker()
