@@ -31,8 +31,10 @@ UPDATE_MS = 1000
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 GREY = "#8C8C8C"
 
-#: Most batches in the timeline, and most dots among the windows; with more, the time shown is shorter.
-MOST_BATCHES, MOST_DOTS = 1500, 250
+#: Most batches in the timeline, and most dots among the windows. With more batches the time shown is shorter, one of
+#: these, s; of the dots every so many are left out.
+MOST_BATCHES, MOST_DOTS = 600, 300
+SPANS_S = (RECENT_S, 5.0, 2.0, 1.0, 0.5, 0.2, 0.1)
 
 _STYLE = "font: 13px/1.35 Helvetica, Arial, sans-serif; color: #222"
 
@@ -48,8 +50,9 @@ def install(scheduler: Any, dispatcher: Dispatcher, fleets: Callable[[], dict[st
         from tornado.ioloop import IOLoop
     except ImportError:
         return False
-    applications = getattr(scheduler, "http_application", None)
-    if applications is None or not any("/status" in getattr(a, "app_paths", ()) for a in applications.applications):
+    router = scheduler.http_application
+    dask = next((a for a in getattr(router, "applications", ()) if "/status" in getattr(a, "app_paths", ())), None)
+    if dask is None:
         return False
     variables = template_variables(scheduler)
     if "symphony" not in variables["pages"]:
@@ -58,9 +61,8 @@ def install(scheduler: Any, dispatcher: Dispatcher, fleets: Callable[[], dict[st
     def document(scheduler: Any, extra: dict[str, Any], doc: Any) -> None:
         Page(dispatcher, fleets).show(doc, extra)
 
-    prefix = applications.applications[0].prefix
-    page = BokehApplication({PATH: document}, scheduler, prefix=prefix, template_variables=variables)
-    applications.add_application(page)
+    page = BokehApplication({PATH: document}, scheduler, prefix=dask.prefix, template_variables=variables)
+    router.add_application(page)
     page.initialize(IOLoop.current())
     page.start()
     return True
@@ -80,7 +82,7 @@ class Page:
         self._lines = source({"model": [], "colour": [], "seconds": [], "goodput": [], "attainment": []})
         self._sizes = source({"size": [], "bottom": [], "top": [], "colour": [], "model": []})
         self._timeline = source(
-            {"left": [], "right": [], "bottom": [], "top": [], "colour": [], "model": [], "size": []}
+            {"left": [], "right": [], "bottom": [], "top": [], "colour": [], "alpha": [], "model": [], "size": []}
         )
         self._windows = source({"seconds": [], "at": [], "width": [], "colour": [], "model": [], "reason": []})
         self._models = source({name: [] for name, _ in MODEL_COLUMNS} | {"colour": []})
@@ -97,7 +99,7 @@ class Page:
         wide = {"sizing_mode": "stretch_width"}
         upper = row(self._goodput(), self._attainment(), self._batch_sizes(), height=185, **wide)
         middle = row(self._gantt(), self._left(), height=215, **wide)
-        lower = row(self._model_table(), self._gpu_table(), height=200, **wide)
+        lower = row(self._model_table(), self._gpu_table(), height=165, **wide)
         doc.add_root(column(self._summary, upper, middle, lower, name="symphony-page", **wide))
         doc.title = "Dask: Symphony"
         doc.template = env.get_template("simple.html")
@@ -134,8 +136,13 @@ class Page:
         known = np.isin(batches["model"], list(names))
         batches = batches[known]
         self._show_sizes(batches, names)
-        self._show_timeline(batches[-MOST_BATCHES:], names, {g["gpu"]: g["rank"] for g in overview["gpus"]}, now)
+        span_s = span_of(batches["end"], now)
+        batches = batches[batches["end"] > now - int(span_s * NS_PER_S)][-MOST_BATCHES:]
+        self._span.start = -span_s
+        self._show_timeline(batches, names, {g["gpu"]: g["rank"] for g in overview["gpus"]}, now)
         self._show_windows(batches[:: -(-len(batches) // MOST_DOTS) or 1], names, now)
+        self._timeline_title.text = f"GPU timeline by rank, last {span_s:g} s"
+        self._windows_title.text = f"Dispatches within their windows, %, last {span_s:g} s"
         self._show_tables(overview)
 
     def _choose_colours(self, models: list[dict[str, Any]]) -> None:
@@ -199,8 +206,8 @@ class Page:
 
         plot = self._figure("GPU timeline by rank", "symphony-timeline", 215, x_range=self._span, y_range=self._ranks)
         plot.quad(
-            left="left", right="right", bottom="bottom", top="top", fill_color="colour", line_color="white",
-            line_width=0.5, source=self._timeline,
+            left="left", right="right", bottom="bottom", top="top", fill_color="colour", fill_alpha="alpha",
+            line_color=None, source=self._timeline,
         )  # fmt: skip
         plot.add_tools(HoverTool(tooltips=[("model", "@model"), ("batch", "@size requests")]))
         plot.ygrid.grid_line_color = None
@@ -211,14 +218,16 @@ class Page:
     def _left(self) -> Any:
         from bokeh.models import HoverTool, Label, Span
 
-        title = "Dispatches within their windows, %"
-        plot = self._figure(title, "symphony-windows", 215, x_range=self._span, y_range=(-60, 130))
+        plot = self._figure(
+            "Dispatches within their windows, %", "symphony-windows", 215, x_range=self._span, y_range=(-60, 130)
+        )
         for at in (0, 100):
             plot.add_layout(Span(location=at, dimension="width", line_color="#666666", line_width=1))
         plot.scatter("seconds", "at", color="colour", size=6, alpha=0.55, line_color=None, source=self._windows)
         for y, text in ((102, "window closes"), (2, "window opens")):
             plot.add_layout(Label(x=6, y=y, x_units="screen", text=text, text_font_size="10px", text_color="#666666"))
         plot.add_tools(HoverTool(tooltips=[("model", "@model"), ("why", "@reason"), ("window", "@width ms")]))
+        self._windows_title = plot.title
         return plot
 
     def _model_table(self) -> Any:
@@ -232,7 +241,7 @@ class Page:
             for name, title in MODEL_COLUMNS
         ]
         return DataTable(
-            source=self._models, columns=columns, name="symphony-models", index_position=None, height=200,
+            source=self._models, columns=columns, name="symphony-models", index_position=None, height=165,
             row_height=22, sizing_mode="stretch_width", selectable=False, sortable=False,
         )  # fmt: skip
 
@@ -249,7 +258,7 @@ class Page:
             for name, title in GPU_COLUMNS
         ]
         return DataTable(
-            source=self._gpus, columns=columns, name="symphony-gpus", index_position=None, height=200, row_height=22,
+            source=self._gpus, columns=columns, name="symphony-gpus", index_position=None, height=165, row_height=22,
             sizing_mode="stretch_width", selectable=False, sortable=False,
         )  # fmt: skip
 
@@ -280,17 +289,13 @@ class Page:
             "bottom": rank - 0.4,
             "top": rank + 0.4,
             "colour": [self._colours[name] for name in models],
+            "alpha": _in_turn(batches["gpu"]),
             "model": models,
             "size": batches["size"],
         }
-        span_s = float(RECENT_S)
-        if len(batches) >= MOST_BATCHES:
-            span_s = min(span_s, float(now - batches["start"].min()) / NS_PER_S)
-        self._span.start = -span_s
         self._ranks.end = max(ranks.values(), default=0) + 0.5
         most = max(ranks.values(), default=0)
         self._rank_ticks.ticks = list(range(0, most + 1, max(1, math.ceil((most + 1) / 12))))
-        self._timeline_title.text = f"GPU timeline by rank, last {span_s:.3g} s"
 
     def _show_windows(self, batches: Any, names: dict[int, str], now: int) -> None:
         width = np.maximum(batches["close"] - batches["open"], 1)
@@ -309,6 +314,22 @@ class Page:
         self._models.data = {name: [row[name] for row in rows] for name in self._models.data}
         gpus = [gpu_row(gpu) for gpu in overview["gpus"]]
         self._gpus.data = {name: [row[name] for row in gpus] for name in self._gpus.data}
+
+
+def span_of(ends: Any, now: int) -> float:
+    """For how many seconds up to now batches are shown, by when they ended, ns, the oldest first."""
+    if len(ends) < MOST_BATCHES:
+        return SPANS_S[0]
+    covered_s = (now - int(ends[-MOST_BATCHES])) / NS_PER_S
+    return next((span for span in SPANS_S if span <= covered_s), SPANS_S[-1])
+
+
+def _in_turn(gpus: Any) -> Any:
+    """Opacities of batches that tell each from the next on its GPU."""
+    alpha = np.ones(len(gpus))
+    for gpu in np.unique(gpus):
+        alpha[np.flatnonzero(gpus == gpu)[::2]] = 0.7
+    return alpha
 
 
 def summary(overview: dict[str, Any]) -> str:

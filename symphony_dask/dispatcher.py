@@ -62,6 +62,7 @@ from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.signals import GpuFacts, ModelFacts, Sampler
 from symphony_dask.timer import Timer
 from symphony_dask.trace import BatchOutcome, Outcome
+from symphony_dask.tracing import Tracing
 from symphony_dask.units import NS_PER_S, format_duration
 from symphony_dask.waiting import Waiting
 
@@ -125,6 +126,7 @@ class Dispatcher:
         self.models: dict[int, ServedModel] = {}
         self.workers: dict[str, Connection] = {}
         self.log: RunLog | None = None
+        self.tracing: Tracing | None = None
         self._inline_bytes = inline_bytes
         self._on_worker = on_worker
         self._clients: dict[int, Connection] = {}
@@ -500,12 +502,17 @@ class Dispatcher:
                 errors[i] = ("Overloaded", text)
             model.counts[Outcome.REJECTED] += 1
         _send_errors(connection, rows.ids, Outcome.REJECTED, errors)
-        if self.log is not None:
+        if self.log is not None or self.tracing is not None:
             for model_id in np.unique(models).tolist():
                 model = self.models.get(model_id)
                 if model is not None:
-                    mine = Rows(*(values[models == model_id] for values in rows))
-                    self.log.requests(model, mine, Outcome.REJECTED, reply=now_ns())
+                    self._record_refused(model, Rows(*(values[models == model_id] for values in rows)))
+
+    def _record_refused(self, model: ServedModel, rows: Rows) -> None:
+        if self.log is not None:
+            self.log.requests(model, rows, Outcome.REJECTED, reply=now_ns())
+        if self.tracing is not None:
+            self.tracing.ended(model, rows, Outcome.REJECTED)
 
     def _evict(self, evicted: npt.NDArray[Any]) -> None:
         """Answer the requests that had to make room for those just submitted, before these take over their slots."""
@@ -634,7 +641,7 @@ class Dispatcher:
             failed=set(errors),
             counts=flight.model.counts,
             latencies=flight.model.latencies,
-            keep=self.log is not None,
+            keep=self.log is not None or self.tracing is not None,
         )
         if settled is None:
             text = f"lane DONE of batch {batch} has {len(answers)} answers that do not fit {len(slots)} requests"
@@ -661,6 +668,10 @@ class Dispatcher:
         if self.log is not None:
             outcome = BatchOutcome.FAILED if len(errors) == len(slots) else BatchOutcome.DONE
             self.log.served(flight, settled.entries, settled.results, outcome, start, end, now)
+        if self.tracing is not None:
+            replies = now + self._requests.one_way_ns(settled.owners)
+            outcomes = settled.results["outcome"]
+            self.tracing.served(flight, settled.entries, outcomes, worker.address, start, end, replies)
         self._due()
 
     def _reply(self, settled: Settled, blob: memoryview, errors: dict[int, tuple[str, str]]) -> None:
@@ -702,6 +713,8 @@ class Dispatcher:
         model.counts[outcome] += len(slots)
         if self.log is not None:
             self.log.requests(model, self._requests.rows(slots), outcome, reply=now_ns())
+        if self.tracing is not None:
+            self.tracing.ended(model, self._requests.rows(slots), outcome)
         self._requests.forget(slots)
 
     def _end_one(self, slot: int, outcome: Outcome, error: str = "", text: str = "") -> None:

@@ -30,6 +30,7 @@ from symphony_dask.scheduling.intake import LATENCY_BINS
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.signals import gpu_seconds_per_request
 from symphony_dask.trace import Outcome
+from symphony_dask.tracing import Tracing
 from symphony_dask.units import format_duration, parse_duration_ns
 from symphony_dask.worker import SymphonyWorkerPlugin
 
@@ -125,6 +126,8 @@ class SymphonyPlugin(SchedulerPlugin):
         }
         # Compiling the engine, where it is not in the disk cache yet, takes seconds: not on the event loop.
         self.dispatcher = await asyncio.to_thread(Dispatcher, **options, on_worker=self._on_worker)
+        share = dask.config.get("symphony.tracing")
+        self.dispatcher.tracing = Tracing(float(share)) if share else None
         self._held = HeldTasks(scheduler, self.dispatcher, asyncio.get_running_loop())
         self._fleets = Fleets(scheduler, self.dispatcher, admit=self._admit_again, loading=self._loading)
         await asyncio.to_thread(warm_up)

@@ -71,6 +71,10 @@ class RequestTable:
             self._one_way = np.append(self._one_way, np.zeros(max(client, len(self._one_way)), np.int64))
         self._one_way[client] = one_way_ns
 
+    def one_way_ns(self, clients: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """How long an answer takes to get to each of some clients, 0 to those that are gone."""
+        return np.where(clients < 0, 0, self._one_way[clients])
+
     def admit(
         self,
         engine: Engine,
