@@ -12,7 +12,7 @@ def dask_setup(scheduler: Any) -> None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 
-    out = Path(os.environ["SPANS_FILE"]).open("w", buffering=1)
+    out = Path(os.environ["SPANS_FILE"]).open("w", buffering=1)  # noqa: SIM115 - until the process ends
     exporter = ConsoleSpanExporter(out=out, formatter=lambda span: span.to_json(indent=None) + "\n")
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
