@@ -117,11 +117,11 @@ class Page:
     def update(self) -> None:
         """Take in what is now."""
         recent, overview, now = self._dispatcher.recent, self._dispatcher.overview() | self._fleets(), now_ns()
-        ids = {m.name: i for i, m in self._dispatcher.models.items()}
+        ids = {m["name"]: m["model_id"] for m in overview["models"]}
         self._choose_colours(overview["models"])
         self._summary.text = summary(overview)
         shown = [m["name"] for m in overview["models"] if self._colours[m["name"]] != GREY]
-        histories = {name: recent.history(ids[name]) for name in shown if name in ids}
+        histories = {name: recent.history(ids[name]) for name in shown}
         self._lines.data = {
             "model": list(histories),
             "colour": [self._colours[name] for name in histories],

@@ -829,17 +829,16 @@ class Dispatcher:
 
     def overview(self) -> dict[str, Any]:
         """How each model and GPU did in the last seconds, as plain values (``Recent.models``)."""
-        waits, engine = self._waiting.counts, self.engine
-        facts = {
-            i: Facts(m.name, m.slo_ns, engine.queued(m.index) + waits[i], engine.target(m.index))
-            for i, m in self.models.items()
-        }
-        signals = self.signals()
+        engine, signals = self.engine, self.signals()
+        served = list(zip(self.models.items(), signals["models"], strict=True))
+        facts = {i: Facts(s["name"], m.slo_ns, s["queued"], engine.target(m.index)) for (i, m), s in served}
+        models = [
+            {"model_id": i, "rate_hz": s["rate_hz"]["10"], **row}
+            for ((i, _), s), row in zip(served, self.recent.models(now_ns(), facts), strict=True)
+        ]
         for gpu in signals["gpus"]:
             gpu["in_flight"] = engine.in_flight(gpu["gpu"])
             gpu["slow"] = engine.is_slow(gpu["gpu"])
-        arrivals = {m["name"]: m["rate_hz"]["10"] for m in signals["models"]}
-        models = [{"rate_hz": arrivals[m["name"]], **m} for m in self.recent.models(now_ns(), facts)]
         return {
             "policy": engine.policy,
             "models": models,
