@@ -234,6 +234,10 @@ class Serving:
         """Each model's load and each GPU's use over the last minute, as a dict (``autoscale.Signals.from_reply``)."""
         return self.client.sync(self._call, "signals")
 
+    def overview(self) -> Any:
+        """How each model and GPU did in the last ten seconds, as a dict: what ``symphony top`` shows."""
+        return self.client.sync(self._call, "overview")
+
     def record_scaling(self, inputs: dict[str, Any], decision: dict[str, Any]) -> Any:
         """Write one tick of a scaling policy, plain JSON values, into the recording; False when there is none."""
         return self.client.sync(self._call, "record_scaling", inputs=inputs, decision=decision)

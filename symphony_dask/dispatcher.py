@@ -53,6 +53,7 @@ from symphony_dask.lane import (
 )
 from symphony_dask.latency import Latency
 from symphony_dask.peers import FIRST_ROUND_TRIP_NS, Client, Worker
+from symphony_dask.recent import Facts, ModelCounts, Recent, Tally
 from symphony_dask.requests import RequestTable, Rows, Settled
 from symphony_dask.runlog import Flight, RunLog, ServedModel
 from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, NEVER, Engine
@@ -62,6 +63,7 @@ from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.signals import GpuFacts, ModelFacts, Sampler
 from symphony_dask.timer import Timer
 from symphony_dask.trace import BatchOutcome, Outcome
+from symphony_dask.tracing import Tracing
 from symphony_dask.units import NS_PER_S, format_duration
 from symphony_dask.waiting import Waiting
 
@@ -127,6 +129,7 @@ class Dispatcher:
         self.numbers: dict[str, int] = {}
         self.workers: dict[str, Connection] = {}
         self.log: RunLog | None = None
+        self.tracing: Tracing | None = None
         self._inline_bytes = inline_bytes
         self._on_worker = on_worker
         self._clients: dict[int, Connection] = {}
@@ -146,6 +149,8 @@ class Dispatcher:
         #: For how long each GPU has run batches.
         self._busy_ns: dict[int, int] = {}
         self._sampler = Sampler()
+        #: The last batches and seconds.
+        self.recent = Recent()
         self._flights: dict[int, Flight] = {}
         self._requests = RequestTable(max_requests)
         self._waiting = Waiting(wait_ns, max_requests)
@@ -517,6 +522,7 @@ class Dispatcher:
                 connection.send([PING, now_ns()])
             self._follow_latency()
             self._close_up()
+            self.recent.fold()
             self._sample()
             self._resubmit(now_ns())
             if self.log is not None:
@@ -576,12 +582,17 @@ class Dispatcher:
                 errors[i] = ("Overloaded", text)
             model.counts[Outcome.REJECTED] += 1
         _send_errors(connection, rows.ids, Outcome.REJECTED, errors)
-        if self.log is not None:
+        if self.log is not None or self.tracing is not None:
             for model_id in np.unique(models).tolist():
                 model = self._addressed(model_id)
                 if model is not None:
-                    mine = Rows(*(values[models == model_id] for values in rows))
-                    self.log.requests(model, mine, Outcome.REJECTED, reply=now_ns())
+                    self._record_refused(model, Rows(*(values[models == model_id] for values in rows)))
+
+    def _record_refused(self, model: ServedModel, rows: Rows) -> None:
+        if self.log is not None:
+            self.log.requests(model, rows, Outcome.REJECTED, reply=now_ns())
+        if self.tracing is not None:
+            self.tracing.ended(model, rows, Outcome.REJECTED)
 
     def _addressed(self, number: int) -> ServedModel | None:
         """The model that a number on the wire stands for."""
@@ -720,7 +731,8 @@ class Dispatcher:
             now=now,
             failed=set(errors),
             counts=flight.model.counts,
-            keep=self.log is not None,
+            latencies=flight.model.latencies,
+            keep=self.log is not None or self.tracing is not None,
         )
         if settled is None:
             text = f"lane DONE of batch {batch} has {len(answers)} answers that do not fit {len(slots)} requests"
@@ -735,6 +747,11 @@ class Dispatcher:
         if not flight.waited and not lost:
             worker.control.add(start - flight.dispatch_ns)
         self.engine.completed(now, flight.gpu, batch, int(NEVER) if errors else start, end)
+        planned_ns = flight.planned[1] - flight.planned[0]
+        self.recent.batch(
+            flight.model.model_id, flight.gpu, len(slots), flight.window, flight.dispatch_ns, start, end, flight.waited,
+            planned_ns,
+        )  # fmt: skip
         self._reply(settled, blob, errors)
         if len(blob) > self._inline_bytes:
             large = (answers["link"] < 0) & (answers["bytes"] > self._inline_bytes)
@@ -742,6 +759,10 @@ class Dispatcher:
         if self.log is not None:
             outcome = BatchOutcome.FAILED if len(errors) == len(slots) else BatchOutcome.DONE
             self.log.served(flight, settled.entries, settled.results, outcome, start, end, now)
+        if self.tracing is not None:
+            replies = now + self._requests.one_way_ns(settled.owners)
+            outcomes = settled.results["outcome"]
+            self.tracing.served(flight, settled.entries, outcomes, worker.address, start, end, replies)
         self._due()
 
     def _reply(self, settled: Settled, blob: memoryview, errors: dict[int, tuple[str, str]]) -> None:
@@ -783,6 +804,8 @@ class Dispatcher:
         model.counts[outcome] += len(slots)
         if self.log is not None:
             self.log.requests(model, self._requests.rows(slots), outcome, reply=now_ns())
+        if self.tracing is not None:
+            self.tracing.ended(model, self._requests.rows(slots), outcome)
         self._requests.forget(slots)
 
     def _end_one(self, slot: int, outcome: Outcome, error: str = "", text: str = "") -> None:
@@ -879,6 +902,7 @@ class Dispatcher:
         bad = counts[:, [Outcome.LATE, Outcome.DROPPED, Outcome.REJECTED]].sum(1)
         busy_s = [ns / NS_PER_S for ns in self._busy_ns.values()]
         self._sampler.add(time_s, list(ongoing), counts.sum(1) + there, bad, there, self._gpu_keys(), busy_s)
+        self.recent.sample(time_s, ((m.model_id, m.counts, m.latencies) for m in self.models.values()))
 
     def _gpu_keys(self) -> list[tuple[str, int]]:
         return [(self._gpu_worker[gpu][0].peer.address, gpu) for gpu in self._busy_ns]
@@ -898,6 +922,40 @@ class Dispatcher:
             rank = int(state.gpu["home_rank"][gpu])
             gpus[key] = GpuFacts(gpu, rank, worker.gpu_class, address, worker.draining)
         return self._sampler.reply(models, gpus)
+
+    def overview(self) -> dict[str, Any]:
+        """How each model and GPU did in the last seconds, as plain values (``Recent.models``)."""
+        engine, signals = self.engine, self.signals()
+        served = list(zip(self.models.items(), signals["models"], strict=True))
+        facts = {i: Facts(s["name"], m.slo_ns, s["queued"], engine.target(m.index)) for (i, m), s in served}
+        models = [
+            {"model_id": i, "rate_hz": s["rate_hz"]["10"], **row}
+            for ((i, _), s), row in zip(served, self.recent.models(now_ns(), facts), strict=True)
+        ]
+        for gpu in signals["gpus"]:
+            gpu["in_flight"] = engine.in_flight(gpu["gpu"])
+            gpu["slow"] = engine.is_slow(gpu["gpu"])
+        return {
+            "policy": engine.policy,
+            "models": models,
+            "gpus": sorted(signals["gpus"], key=lambda gpu: gpu["rank"]),
+            "workers": len(self.workers),
+            "clients": len(self._clients) - (self._local is not None),
+        }
+
+    def metrics(self) -> list[ModelCounts]:
+        """What has been counted of each model since it was deployed."""
+        self.recent.fold()
+        return [
+            ModelCounts(
+                m.name,
+                dict(zip((o.name.lower() for o in Outcome), m.counts.tolist(), strict=True)),
+                m.latencies.copy(),
+                self.recent.tallies.get(m.model_id) or Tally(),
+                {c: self.engine.drift(m.index, self._gpu_class(c)) for c in m.profiles},
+            )
+            for m in self.models.values()
+        ]
 
     def status(self) -> dict[str, Any]:
         """Models, workers, queues, counts and latency estimates, as plain values."""

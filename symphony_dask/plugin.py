@@ -19,7 +19,7 @@ from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol.pickle import dumps
 
-from symphony_dask import config, metrics, saved
+from symphony_dask import config, dashboard, metrics, saved
 from symphony_dask.deployments import Deployment, Deployments, Versions
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import BadInput, DeploymentError, SymphonyError
@@ -28,9 +28,11 @@ from symphony_dask.held import HeldTasks
 from symphony_dask.lane import DONE_ROW, SUBMIT_ROW, Connection, pack_rows, read_rows
 from symphony_dask.loading import Loader
 from symphony_dask.requests import RequestTable
+from symphony_dask.scheduling.intake import LATENCY_BINS
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.signals import gpu_seconds_per_request
 from symphony_dask.trace import Outcome
+from symphony_dask.tracing import Tracing
 from symphony_dask.units import parse_duration_ns
 from symphony_dask.worker import SymphonyWorkerPlugin
 
@@ -106,6 +108,8 @@ class SymphonyPlugin(SchedulerPlugin):
         for versions in names:
             self.deployments.restore(versions)
         self._spawn(self.loader.follow())
+        share = dask.config.get("symphony.tracing")
+        self.dispatcher.tracing = Tracing(float(share)) if share else None
         self._held = HeldTasks(scheduler, self.dispatcher, asyncio.get_running_loop())
         self._fleets = Fleets(scheduler, self.dispatcher, admit=self.loader.admit_again, loading=self._loading)
         await asyncio.to_thread(warm_up)
@@ -121,6 +125,7 @@ class SymphonyPlugin(SchedulerPlugin):
             "status",
             "models",
             "signals",
+            "overview",
             "record",
             "stop_recording",
             "record_scaling",
@@ -132,7 +137,11 @@ class SymphonyPlugin(SchedulerPlugin):
             scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
         for name in ("drain", "undrain", "retire", "fleet", "intend", "forget"):
             scheduler.handlers[f"symphony_{name}"] = getattr(self._fleets, name)
-        self._forget_metrics = metrics.expose(self.dispatcher.signals)
+        dispatcher = self.dispatcher
+        self._forget_metrics = metrics.expose(
+            dispatcher.signals, (dispatcher.metrics, dispatcher.status, self._fleets.status)
+        )
+        dashboard.install(scheduler, dispatcher, self._fleets.status)
         # How clients learn that the plugin is here: asking for an operation that does not exist would be logged.
         scheduler.set_metadata(keys=["symphony"], value=True)
         directory = dask.config.get("symphony.trace.directory")
@@ -221,6 +230,10 @@ class SymphonyPlugin(SchedulerPlugin):
             "takes": deployment.form,
             "gives": deployment.answer,
         }
+
+    async def _overview(self) -> Reply:
+        overview = self.dispatcher.overview() | {"loading": self._loading()}
+        return {"ok": overview | self._fleets.status()}
 
     async def _record(self, folder: str, info: dict[str, Any]) -> Reply:
         try:
@@ -382,7 +395,8 @@ def warm_up() -> None:
     assert len(decisions.members) == 1
     table.lay_out(decisions.members, -1)
     answers = read_rows(pack_rows(DONE_ROW, 1, link=-1), DONE_ROW)
-    table.settle(taken.slots, answers, 0, now=0, failed=set(), counts=np.zeros(len(Outcome), np.int64))
+    counts, latencies = np.zeros(len(Outcome), np.int64), np.zeros(LATENCY_BINS + 1, np.int64)
+    table.settle(taken.slots, answers, 0, now=0, failed=set(), counts=counts, latencies=latencies)
     for row in decisions.batches.tolist():
         engine.completed(0, gpu, row[0], 0, 10**6)
     engine.set_control(0, 0, gpu)

@@ -71,6 +71,10 @@ class RequestTable:
             self._one_way = np.append(self._one_way, np.zeros(max(client, len(self._one_way)), np.int64))
         self._one_way[client] = one_way_ns
 
+    def one_way_ns(self, clients: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """How long an answer takes to get to each of some clients, 0 to those that are gone."""
+        return np.where(clients < 0, 0, self._one_way[clients])
+
     def admit(
         self,
         engine: Engine,
@@ -148,6 +152,7 @@ class RequestTable:
         now: int,
         failed: set[int],
         counts: npt.NDArray[np.int64],
+        latencies: npt.NDArray[np.int64],
         keep: bool = False,
     ) -> Settled | None:
         """How the requests of a batch ended, see ``intake.settle``; None if the answers do not add up."""
@@ -160,7 +165,7 @@ class RequestTable:
         entries = np.empty(n, intake.ENTRY) if keep else _NO_ENTRIES
         owner = intake.settle(
             self._entries, slots, fielded(answers), blob_bytes, now, self._one_way, marks, fielded(results), owners,
-            counts, fielded(entries),
+            counts, latencies, fielded(entries),
         )  # fmt: skip
         if owner == intake.MALFORMED:
             return None

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from symphony_dask.lane import RESULT_ROW, now_ns
 from symphony_dask.requests import Rows
 from symphony_dask.scheduling.events import EVENT, Journal
-from symphony_dask.scheduling.intake import ENTRY
+from symphony_dask.scheduling.intake import ENTRY, LATENCY_BINS
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.trace import SCHEMAS, BatchOutcome, Outcome, Recorder
 from symphony_dask.trace.columns import Events
@@ -39,6 +39,8 @@ class ServedModel:
     profiles: dict[str, LatencyProfile]
     version: str = "1"
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(Outcome), np.int64))
+    #: How long answers took, as ``intake.settle`` counts them.
+    latencies: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(LATENCY_BINS + 1, np.int64))
     batches: int = 0
     batched: int = 0
     used_ns: dict[int, int] = field(default_factory=dict)  #: by GPU: when it was last sent a batch

@@ -46,6 +46,7 @@ from symphony_dask.lane import (
 )
 from symphony_dask.profiling import is_out_of_memory, profile_runner
 from symphony_dask.rendezvous import Guests, Rendezvous
+from symphony_dask.worker_metrics import SlotCounts, expose
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Slot:
         self.device = device
         self.runners: dict[int, Runner] = {}
         self.loads: dict[int, Loading] = {}
+        self.counts = SlotCounts()
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ahead: queue.SimpleQueue[Any] | None = None
         self._start("slot", self._jobs)
@@ -343,6 +345,9 @@ class SlotWorker:
                 guests.fail(text)
             result = _no_answers(len(sizes) if guests is None else len(batch.sizes), text)
         end_ns = now_ns()
+        ran, failed, lost = len(result.sizes), len(result.errors), len(batch.lost)
+        counts = self.slots[batch.slot].counts
+        counts.add(ran, end_ns - start_ns, staged=rest is not None, failed=failed, lost=lost)
         if batch.lost and guests is None:
             result = _spread(result, batch)
 
@@ -446,6 +451,7 @@ class SymphonyWorkerPlugin(WorkerPlugin):
     name = "symphony"
     idempotent = True
     _slot_worker: SlotWorker | None = None
+    _forget_metrics: Callable[[], None] | None = None
 
     async def setup(self, worker: Any) -> None:
         units = int(worker.state.total_resources.get("GPU", 0))
@@ -466,6 +472,7 @@ class SymphonyWorkerPlugin(WorkerPlugin):
         worker.handlers["symphony_profile"] = slot_worker.profile
         await slot_worker.listen(worker)
         slot_worker.start(worker.scheduler, worker.security)
+        self._forget_metrics = expose(slot_worker)
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """Watch when held tasks come and go; called by Dask for every task. What has gone has no ``run_spec``."""
@@ -485,3 +492,5 @@ class SymphonyWorkerPlugin(WorkerPlugin):
     async def teardown(self, worker: Any) -> None:
         if self._slot_worker is not None:
             self._slot_worker.close()
+        if self._forget_metrics is not None:
+            self._forget_metrics()

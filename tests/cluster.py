@@ -36,6 +36,7 @@ class Cluster:
     gpu: whether the workers have a GPU resource.
     preload: whether the scheduler is started with ``--preload symphony_dask``.
     settings: Dask configuration of all processes, as environment variables (``DASK_SYMPHONY__POLICY``).
+    dashboard: whether the scheduler has Dask's dashboard, at its client's ``dashboard_link``.
     tls: arguments for the processes (``--tls-ca-file`` and so on); clients then need ``security``.
     """
 
@@ -45,6 +46,7 @@ class Cluster:
         *,
         gpu: bool = True,
         preload: bool = True,
+        dashboard: bool = False,
         settings: Mapping[str, str] | None = None,
         tls: Sequence[str] = (),
         security: Any = None,
@@ -54,6 +56,7 @@ class Cluster:
         self._n_workers = workers
         self._gpu = gpu
         self._tls = list(tls)
+        self._dashboard = ["--dashboard-address", "127.0.0.1:0"] if dashboard else ["--no-dashboard"]
         self._security = security
         self._preload = ["--preload", "symphony_dask"] if preload else []
         self._directory = tempfile.TemporaryDirectory(prefix="symphony-test-", ignore_cleanup_errors=True)
@@ -119,7 +122,7 @@ class Cluster:
     def _scheduler_arguments(self, file: Path, port: str) -> list[str]:
         protocol = ["--protocol", "tls"] if self._tls else []
         where = ["--host", "127.0.0.1", "--port", port, "--scheduler-file", str(file)]
-        return ["scheduler", *where, "--no-dashboard", *protocol, *self._preload]
+        return ["scheduler", *where, *self._dashboard, *protocol, *self._preload]
 
     def _spawn(self, arguments: list[str]) -> subprocess.Popen[bytes]:
         log = Path(self._directory.name) / f"{arguments[0]}-{len(self._processes)}.log"

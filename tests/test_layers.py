@@ -25,7 +25,9 @@ def test_the_dispatcher_does_not_know_dask() -> None:
     assert not loaded_by("symphony_dask.dispatcher") & {"distributed", "dask", "workloads", "autoscale"}
 
 
-@pytest.mark.parametrize("module", ["client", "plugin", "worker", "commands", "cli", "backends", "profiling"])
+@pytest.mark.parametrize(
+    "module", ["client", "plugin", "worker", "commands", "cli", "backends", "profiling", "dashboard", "top"]
+)
 def test_the_serving_layer_does_not_know_the_tools(module: str) -> None:
     assert not loaded_by(f"symphony_dask.{module}") & {"workloads", "autoscale", "infra"}
 

@@ -41,6 +41,35 @@ MIXED, NOBODY = -2, -1
 # How requests end, with the numbers of ``trace.Outcome``.
 OK, LATE, FAILED, CANCELLED = 0, 1, 4, 5
 
+#: Up to where the bins of a latency histogram reach, ns: 20 a decade from 0.1 ms to 100 s, at preferred numbers
+#: (ISO 3, series R20), and one bin for all above.
+LATENCY_BOUNDS_NS = np.array(
+    [
+        round(step * 10**exponent)
+        for exponent in range(5, 11)
+        for step in (
+            1, 1.12, 1.25, 1.4, 1.6, 1.8, 2, 2.24, 2.5, 2.8, 3.15, 3.55, 4, 4.5, 5, 5.6, 6.3, 7.1, 8, 9,
+        )
+    ]
+    + [10**11],
+    np.int64,
+)  # fmt: skip
+
+LATENCY_BINS = len(LATENCY_BOUNDS_NS) + 1
+
+
+@inlined
+def _count_latency(latencies: Any, took: int) -> None:
+    low, high = 0, len(LATENCY_BOUNDS_NS)
+    while low < high:
+        middle = (low + high) // 2
+        if took <= LATENCY_BOUNDS_NS[middle]:
+            high = middle
+        else:
+            low = middle + 1
+    latencies[low] += 1
+    latencies[LATENCY_BINS] += took
+
 
 @inlined
 def _deadline(slo_of: Any, row: Any, arrival: int) -> int:
@@ -161,6 +190,7 @@ def settle(
     results: Any,
     owners: Any,
     counts: Any,
+    latencies: Any,
     kept: Any,
 ) -> int:
     """Decide how the requests of a batch ended, and have their entries be nobody's.
@@ -171,6 +201,8 @@ def settle(
     answers: (n,) with bytes and link (-1: in the blob, of ``blob_bytes``). failed: (n,), or empty if none did.
     one_way: by client, how long an answer takes to get there.
     results: (n,) out, with id, bytes, link, outcome. owners: (n,) out, clients. counts: of outcomes, added to.
+    latencies: (LATENCY_BINS + 1,), added to: how many of the requests that were answered took how long, from the client
+        and back, and at last the sum, ns.
     kept: (n,) out, the entries as they were; empty if nobody wants them.
     """
     n = len(slots)
@@ -194,10 +226,10 @@ def settle(
             outcome = CANCELLED
         elif len(failed) > 0 and failed[i] != 0:
             outcome = FAILED
-        elif now + one_way[client] <= entry.deadline:
-            outcome = OK
         else:
-            outcome = LATE
+            reaches = now + one_way[client]
+            outcome = OK if reaches <= entry.deadline else LATE
+            _count_latency(latencies, reaches - entry.arrival)
         results[i].id = entry.id
         results[i].bytes = answers[i].bytes
         results[i].link = answers[i].link

@@ -29,6 +29,7 @@ class Host:
         assert self.engine.add_model(NOW, slo_ns=SLO_NS, latency_ns={0: latency}, queue_limit=queue_limit) == 0
         self.gpu = self.engine.add_gpu(NOW)
         self.table = RequestTable(max_requests)
+        self.latencies = np.zeros(intake.LATENCY_BINS + 1, np.int64)
 
     def admit(self, n: int, blob: bytes = b"", client: int = 0, **fields: Any) -> Intake | None:
         rows = self.rows(n, **fields)
@@ -108,7 +109,10 @@ def test_evicted_requests_keep_their_entries_until_the_host_has_told_them() -> N
 def settle(host: Host, slots: Any, blob_bytes: int, failed: set[int], **fields: Any) -> Any:
     counts = np.zeros(len(Outcome), np.int64)
     answers = read_rows(pack_rows(DONE_ROW, len(slots), **{"link": -1, **fields}), DONE_ROW)
-    settled = host.table.settle(slots, answers, blob_bytes, now=NOW + 10, failed=failed, counts=counts)
+    host.latencies = np.zeros(intake.LATENCY_BINS + 1, np.int64)
+    settled = host.table.settle(
+        slots, answers, blob_bytes, now=NOW + 10, failed=failed, counts=counts, latencies=host.latencies
+    )
     return settled, counts.tolist()
 
 
@@ -126,6 +130,27 @@ def test_answers_are_judged_by_when_they_reach_the_client() -> None:
     assert settled.results.tolist() == [(0, 1, -1, 0), (1, 2, -1, 1), (7, 9, 4, 1), (8, 0, -1, 5)]
     assert counts == [1, 2, 0, 0, 0, 1]
     assert (host.table.client[slots] == -1).all()
+
+
+def test_latencies_of_answers_are_counted_from_the_client_and_back() -> None:
+    host = Host()
+    # Ages in ns; answers are settled 10 ns after they came, and take no time back.
+    ages = [99_990, 99_991, 111_990, 10**11 - 10, 10**11]
+    taken = host.admit(5, client=1, age=ages, slo=[10**12] * 5)
+    assert taken is not None
+    settle(host, taken.slots, 0, set())
+    assert intake.LATENCY_BOUNDS_NS[:3].tolist() == [100_000, 112_000, 125_000]
+    assert host.latencies[:3].tolist() == [1, 2, 0]
+    assert host.latencies[intake.LATENCY_BINS - 2 :].tolist() == [1, 1, sum(ages) + 50]
+
+
+def test_requests_without_an_answer_have_no_latency() -> None:
+    host = Host()
+    taken = host.admit(2, client=3)
+    assert taken is not None
+    host.table.client[taken.slots[0]] = -1  # gone
+    settle(host, taken.slots, 0, {1})
+    assert host.latencies.sum() == 0
 
 
 def test_failed_requests_count_as_failed() -> None:
