@@ -12,6 +12,8 @@ _WHERE = {
     "Serving": "symphony_dask.client",
     "Model": "symphony_dask.client",
     "InferenceFuture": "symphony_dask.future",
+    "as_completed": "symphony_dask.completions",
+    "deadline": "symphony_dask.deadlines",
     "ModelRef": "symphony_dask.graph",
     "infer": "symphony_dask.graph",
     "LatencyProfile": "symphony_dask.scheduling.profile",
@@ -26,11 +28,15 @@ __all__ = [
     "Serving",
     "SymphonyPlugin",
     "__version__",
+    "as_completed",
+    "deadline",
     "infer",
 ]
 
 if TYPE_CHECKING:
     from symphony_dask.client import Model, Serving
+    from symphony_dask.completions import as_completed
+    from symphony_dask.deadlines import deadline
     from symphony_dask.future import InferenceFuture
     from symphony_dask.graph import ModelRef, infer
     from symphony_dask.plugin import SymphonyPlugin

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,10 +23,20 @@ from distributed.protocol.pickle import dumps
 from symphony_dask import codec, config, errors
 from symphony_dask.backends import as_spec, check_sample, sample_signature
 from symphony_dask.backends.emulated import Emulated
+from symphony_dask.deadlines import remaining_ns
 from symphony_dask.direct import Direct
-from symphony_dask.errors import BadInput, ConnectionLost, NotServing, SymphonyError
+from symphony_dask.errors import (
+    BadInput,
+    ConnectionLost,
+    DeadlineExceeded,
+    NoGPUWorker,
+    NotServing,
+    SymphonyError,
+    UnknownModel,
+)
 from symphony_dask.future import InferenceFuture
 from symphony_dask.graph import ModelRef, token
+from symphony_dask.html import latency_text, serving_html, table
 from symphony_dask.lane import (
     CANCEL,
     PLACE,
@@ -43,6 +53,7 @@ from symphony_dask.lane import (
     read_column,
     read_rows,
 )
+from symphony_dask.retries import RetriedFuture
 from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY
 from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH, LatencyProfile
 from symphony_dask.trace.schema import Outcome
@@ -53,6 +64,10 @@ MAX_SAMPLE_BYTES = 1 << 26
 
 #: A frame of requests ends with the one that reaches so many bytes.
 FRAME_BYTES = 1 << 24
+
+#: How long a notebook waits for the status of a cluster that it shows, and between looks whether one is ready, s.
+_REPR_S = 1.0
+_READY_POLL_S = 0.05
 
 _OUTCOMES = {int(o): o.name.lower() for o in Outcome}
 
@@ -155,6 +170,13 @@ class Serving:
         """Models, workers, queues, outcome counts and latency estimates, as a dict."""
         return self.client.sync(self._call, "status")
 
+    def wait_ready(self, model: str | None = None, *, gpus: int = 1, timeout: str | float = "60s") -> Any:
+        """Wait until ``gpus`` GPU slots take batches and ``model``, if named, is deployed; returns how many slots do.
+
+        Raises ``NoGPUWorker`` or ``UnknownModel``, whichever it lacked, after ``timeout``.
+        """
+        return self.client.sync(self._wait_ready, model, gpus, parse_duration_ns(timeout, "timeout") / 1e9)
+
     def signals(self) -> Any:
         """Each model's load and each GPU's use over the last minute, as a dict (``autoscale.Signals.from_reply``)."""
         return self.client.sync(self._call, "signals")
@@ -219,6 +241,35 @@ class Serving:
     def __repr__(self) -> str:
         address = self.client.scheduler.address if self.client.scheduler is not None else "closed"
         return f"<Serving on {address}: {', '.join(sorted(self._models)) or 'no models'}>"
+
+    def _repr_html_(self) -> str:
+        address = self.client.scheduler.address if self.client.scheduler is not None else "closed"
+        status = None
+        if self._lane.connected and not self.client.asynchronous:
+            try:
+                status = self.client.sync(self._call, "status", callback_timeout=_REPR_S)
+            except Exception:  # whatever keeps the cluster from answering, a notebook goes on
+                status = None
+        return serving_html(address, sorted(self._models), status)
+
+    async def _wait_ready(self, model: str | None, gpus: int, timeout_s: float) -> int:
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + timeout_s
+        while True:
+            status = await self._call("status")
+            ready = sum(worker.get("serving") or 0 for worker in status["workers"].values())
+            known = model is None or model in status["models"]
+            if known and ready >= gpus:
+                return int(ready)
+            if loop.time() > ends:
+                break
+            await asyncio.sleep(_READY_POLL_S)
+        if not known:
+            raise UnknownModel(
+                f"model {model!r} is not deployed after {timeout_s:g} s; deployed are {list(status['models'])}"
+            )
+        text = f"{ready} of {gpus} GPU slots serve after {timeout_s:g} s: start workers with"
+        raise NoGPUWorker(f'{text} dask worker SCHEDULER --resources "GPU=1"')
 
     async def _connect(self) -> None:
         if self._connecting is None:
@@ -292,12 +343,14 @@ class Model:
         """The model's number on the lane, for tools that speak it themselves."""
         return self._id
 
-    def submit(self, x: Any, *, slo: str | float | None = None, priority: int = 0) -> InferenceFuture:
+    def submit(self, x: Any, *, slo: str | float | None = None, priority: int = 0, retries: int = 0) -> InferenceFuture:
         """Submit one sample; returns its future at once. From any thread.
 
-        slo: of this request alone, instead of the model's.
+        slo: of this request alone, instead of the model's. Within ``symphony_dask.deadline(...)`` no more than is left.
         priority: 0 to 7. In overload, requests of a higher one are served first, and take the room of lower ones, which
             end as ``Overloaded``, in a full queue. Otherwise it changes nothing.
+        retries: how often to send it again, while its deadline allows, after ``WorkerLost``, ``Overloaded`` or
+            ``NoGPUWorker``; waits double from a sixteenth of the SLO, 50 ms at most. A sample may then run twice.
 
         Raises ``BadInput`` if ``x`` cannot be sent or has not the shape of the model's example, ``ConnectionLost``. The
         future raises a ``RequestError``: ``DeadlineExceeded``, ``Overloaded``, ``NoGPUWorker``, ``ModelError``, ...
@@ -310,11 +363,32 @@ class Model:
         if not isinstance(priority, int) or not 0 <= priority <= MOST_PRIORITY:
             raise BadInput(f"priority={priority!r}: give a whole number between 0 and {MOST_PRIORITY}")
         slo_ns = 0 if slo is None else parse_duration_ns(slo, "slo")
-        return self._lane.submit(self._id, payload, slo_ns, priority)
+        left_ns = remaining_ns()
+        if left_ns is not None:
+            if left_ns <= 0:
+                return self._too_late(left_ns)
+            slo_ns = min(slo_ns or self.slo_ns, left_ns)
+        if not retries:
+            return self._lane.submit(self._id, payload, slo_ns, priority)
+        if not isinstance(retries, int) or retries < 0:
+            raise BadInput(f"retries={retries!r}: give a whole number, at least 0")
 
-    def map(self, xs: Iterable[Any], *, slo: str | float | None = None, priority: int = 0) -> list[InferenceFuture]:
+        def send(slo_ns: int) -> InferenceFuture:
+            return self._lane.submit(self._id, payload, slo_ns, priority)
+
+        return RetriedFuture(send, slo_ns or self.slo_ns, retries, self._lane.later)
+
+    def _too_late(self, left_ns: int) -> InferenceFuture:
+        future = InferenceFuture()
+        text = f"the deadline of the block passed {format_duration(-left_ns)} before this request to {self.name!r}"
+        future._finish("dropped", None, DeadlineExceeded(f"{text}: it was not sent"))
+        return future
+
+    def map(
+        self, xs: Iterable[Any], *, slo: str | float | None = None, priority: int = 0, retries: int = 0
+    ) -> list[InferenceFuture]:
         """Submit every sample of ``xs``; returns their futures in order."""
-        submit = partial(self.submit, slo=slo, priority=priority)
+        submit = partial(self.submit, slo=slo, priority=priority, retries=retries)
         return [submit(x) for x in xs]
 
     def __call__(self, x: Any, *, slo: str | float | None = None) -> Any:
@@ -337,6 +411,10 @@ class Model:
 
     def __repr__(self) -> str:
         return f"<Model {self.name!r}: SLO {format_duration(self.slo_ns)}>"
+
+    def _repr_html_(self) -> str:
+        rows = [("SLO", format_duration(self.slo_ns)), ("l(b)", latency_text(self.profiles) or "unknown")]
+        return table(f"Model {self.name}", rows)
 
 
 class _Lane:
@@ -433,6 +511,20 @@ class _Lane:
                 self._loop.call_soon_threadsafe(self._flush)
         except RuntimeError:  # the event loop is closed
             self._flush_due = False
+            self._fail_all("the Dask client is closed")
+
+    def later(self, wait_s: float, future: InferenceFuture, call: Callable[[], None]) -> None:
+        """Have ``call()`` made in the event loop after ``wait_s``; ``future`` fails if the connection ends before."""
+        waits = -1 - future.request  # no request has this number
+        self._pending[waits] = future
+
+        def due() -> None:
+            if self._pending.pop(waits, None) is not None:
+                call()
+
+        try:
+            self._loop.call_soon_threadsafe(self._loop.call_later, wait_s, due)
+        except RuntimeError:  # the event loop is closed
             self._fail_all("the Dask client is closed")
 
     def _cancel(self, request: int) -> None:
