@@ -109,8 +109,17 @@ class Serving:
         queue_limit: int = DEFAULT_QUEUE_LIMIT,
         optimize: str | None = None,
         timeout: str | float = "60s",
+        version: str | int | None = None,
+        canary: float | None = None,
+        memory: str | int | None = None,
+        pinned: bool = False,
+        declared: dict[str, Any] | None = None,
     ) -> Any:
-        """Load ``model`` on every GPU worker and serve it under ``name``; returns a ``Model`` when it is ready.
+        """Load ``model`` on the GPU workers and serve it under ``name``; returns a ``Model`` when it is ready.
+
+        Where ``name`` is served already, this is a new version of it: it is loaded beside the old one and takes over
+        when it is ready, all at once; requests that are queued are still served by the old one. Every ``Model`` of that
+        name goes on, and no request fails. If the new version does not come up, the old one stays.
 
         model: a ``torch.nn.Module``; a callable that takes a batch; a callable without parameters that returns either,
             called on the workers; or ``Emulated(alpha_ms, beta_ms)``.
@@ -122,6 +131,13 @@ class Serving:
         optimize: of torch modules, "compile" (``torch.compile``) or "cuda-graphs". Batches are then padded to a few
             sizes, each compiled or captured on deployment with ``example``.
         timeout: how long to wait for a first GPU worker.
+        version: what to call the version; by default a number, one more than the last.
+        canary: the share of requests, such as 0.1, that the new version gets while the old one goes on; then
+            ``promote`` or ``rollback``.
+        memory: what the model needs in a GPU slot, "2GiB" or bytes; measured for torch modules. Where slots have a
+            limit (the setting ``symphony.gpu.memory`` of workers), models are loaded and evicted as they are asked for.
+        pinned: stay loaded in at least one slot.
+        declared: what a file says of it; see ``symphony apply``.
 
         Raises ``BadInput``, ``NoGPUWorker``, or ``DeploymentError`` with the worker's traceback.
         """
@@ -152,19 +168,63 @@ class Serving:
             "queue_limit": queue_limit,
             "example": codec.encode(example) if example is not None else None,
             "timeout_s": timeout_s,
+            "version": str(version) if version is not None else None,
+            "canary": canary,
+            "memory": config.parse_memory(memory, "memory") if memory is not None else None,
+            "pinned": bool(pinned),
+            "signature": sample_signature(example) if example is not None else None,
+            "declared": declared,
         }
-        signature = sample_signature(example) if example is not None else None
-        return self.client.sync(self._deploy, request, signature)
+        return self.client.sync(self._change, name, "deploy", request)
+
+    def rollback(self, name: str, *, timeout: str | float = "60s") -> Any:
+        """Take the canary of a model away, or without one go back to the version before; returns its ``Model``.
+
+        Raises ``UnknownModel``, ``BadInput`` if there is no version before, or as ``deploy``.
+        """
+        timeout_s = parse_duration_ns(timeout, "timeout") / 1e9
+        return self.client.sync(self._change, name, "rollback", {"name": name, "timeout_s": timeout_s})
+
+    def promote(self, name: str) -> Any:
+        """Have the canary of a model take all requests; Raises ``UnknownModel``, ``BadInput``."""
+        return self.client.sync(self._change, name, "promote", {"name": name})
+
+    def set_canary(self, name: str, share: float) -> Any:
+        """Give the canary of a model another share of its requests. Raises ``UnknownModel``, ``BadInput``."""
+        return self.client.sync(self._change, name, "set_share", {"name": name, "share": share})
+
+    def versions(self, name: str) -> Any:
+        """The versions of a model, a dict for each with its state, share of requests, SLO and number of slots.
+
+        States are "loading", "serving", "canary", "draining", and "retired" for those to go back to. Raises
+        ``UnknownModel``.
+        """
+        return self.client.sync(self._call, "versions", name=name)
 
     def undeploy(self, name: str) -> Any:
         """Stop serving a model; requests in its queue end as ``Undeployed``. Raises ``UnknownModel``."""
         return self.client.sync(self._undeploy, name)
 
+    def declared(self) -> Any:
+        """What serves, by name, with what files of ``symphony apply`` said of it (``declarations.Running``)."""
+        return self.client.sync(self._declared)
+
     def model(self, name: str) -> Model:
-        """The model deployed under ``name`` through this object; raises ``UnknownModel``."""
-        if name not in self._models:
-            raise errors.UnknownModel(f"model {name!r} is not deployed; deployed are {sorted(self._models)}")
-        return self._models[name]
+        """The model deployed under ``name``, by whomever; raises ``UnknownModel``."""
+        if name in self._models:
+            return self._models[name]
+        if self.client.asynchronous:
+            text = f"model {name!r} was not deployed through this object, which knows {sorted(self._models)}"
+            raise errors.UnknownModel(f"{text}: use await serving.find(name)")
+        found: Model = self.find(name)
+        return found
+
+    def find(self, name: str, version: str | None = None) -> Any:
+        """The ``Model`` of whatever version serves ``name``, or of one that does; whoever deployed it.
+
+        Requests to one version fail as ``UnknownModel`` once it serves no more. Raises ``UnknownModel``.
+        """
+        return self.client.sync(self._find, name, version)
 
     def status(self) -> Any:
         """Models, workers, queues, outcome counts and latency estimates, as a dict."""
@@ -303,13 +363,31 @@ class Serving:
             raise getattr(errors, kind, SymphonyError)(text)
         return reply["ok"]
 
-    async def _deploy(self, request: dict[str, Any], signature: bytes | None) -> Model:
-        deployed = await self._call("deploy", **request)
-        profiles = {c: LatencyProfile.from_dict(p) for c, p in deployed["profiles"].items()}
-        name = request["name"]
-        model = Model(name, deployed["model_id"], request["slo_ns"], profiles, signature, self._lane)
-        self._models[name] = model
+    async def _declared(self) -> dict[str, Any]:
+        from symphony_dask.declarations import Running
+
+        return {name: Running(**row) for name, row in (await self._call("declared")).items()}
+
+    async def _change(self, name: str, operation: str, request: dict[str, Any]) -> Model:
+        return self._keep(name, await self._call(operation, **request))
+
+    async def _find(self, name: str, version: str | None) -> Model:
+        found = await self._call("find", name=name, version=version)
+        return self._keep(name, found) if version is None else self._made(name, found)
+
+    def _keep(self, name: str, found: dict[str, Any]) -> Model:
+        """The model that requests to ``name`` go to: the object that there is, if it is still the same deployment."""
+        model, made = self._models.get(name), self._made(name, found)
+        if model is None or model._id != made._id:
+            self._models[name] = made
+            return made
+        model._follow(made)
         return model
+
+    def _made(self, name: str, found: dict[str, Any]) -> Model:
+        profiles = {c: LatencyProfile.from_dict(p) for c, p in found["profiles"].items()}
+        what = (found["model_id"], found["slo_ns"], profiles, found["signature"], self._lane, found["version"])
+        return Model(name, *what)
 
     async def _undeploy(self, name: str) -> None:
         await self._call("undeploy", name=name)
@@ -317,9 +395,10 @@ class Serving:
 
 
 class Model:
-    """A served model; made by ``Serving.deploy``. Also the function of Dask tasks (``graph``).
+    """A served model; made by ``Serving.deploy`` and ``find``. Also the function of Dask tasks (``graph``).
 
     profiles: l(b) by GPU class, as given or measured.
+    version: the one that served when it was last asked; requests go to the one that serves when they come.
     """
 
     def __init__(
@@ -330,13 +409,20 @@ class Model:
         profiles: dict[str, LatencyProfile],
         signature: bytes | None,
         lane: _Lane,
+        version: str = "1",
     ) -> None:
         self.name = name
         self.slo_ns = slo_ns
         self.profiles = profiles
+        self.version = version
         self._id = model_id
         self._signature = signature
         self._lane = lane
+
+    def _follow(self, newer: Model) -> None:
+        """Another version took over."""
+        self.slo_ns, self.profiles, self.version = newer.slo_ns, newer.profiles, newer.version
+        self._signature = newer._signature
 
     @property
     def number(self) -> int:
@@ -401,7 +487,7 @@ class Model:
 
     @property
     def _deployment(self) -> str:
-        return f"{self._lane.scheduler_id}-{self._id}"
+        return f"{self._lane.scheduler_id}-{self._id}-{self.version}"
 
     def __dask_tokenize__(self) -> tuple[str, str, str]:
         return token(self.name, self._deployment)

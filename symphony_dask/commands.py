@@ -1,10 +1,11 @@
-"""Commands of the serving layer: status and profile."""
+"""Commands of the serving layer: status, profile and apply."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import click
@@ -105,12 +106,14 @@ def profile(model: str, example: str, max_batch: int, device: str | None, optimi
     import sys
 
     from symphony_dask.backends import as_spec, load
+    from symphony_dask.backends.named import attribute
+    from symphony_dask.declarations import sample
     from symphony_dask.profiling import profile_runner
 
     sys.path.insert(0, "")
-    sample = _sample(example)
-    runner = load(as_spec(_attribute(model), optimize, max_batch), device, sample)
-    measured = profile_runner(runner, sample, max_batch)
+    zeros = sample(example)
+    runner = load(as_spec(attribute(model), optimize, max_batch), device, zeros)
+    measured = profile_runner(runner, zeros, max_batch)
     if as_json:
         print_json({"model": model, "label": "measured", **measured.to_dict()})
         return
@@ -120,30 +123,22 @@ def profile(model: str, example: str, max_batch: int, device: str | None, optimi
     click.echo(f'deploy(..., profile="{measured.alpha_ms:.4g},{measured.beta_ms:.4g}")')
 
 
-def _attribute(path: str) -> Any:
-    """What "module:attribute" names; raises ``BadInput``."""
-    from importlib import import_module
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--scheduler", help="Address of the Dask scheduler; by default Dask's setting scheduler-address.")
+@click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@command
+def apply(file: Path, scheduler: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Have a cluster serve the models that FILE declares.
 
-    from symphony_dask.errors import BadInput
+    FILE is YAML. What it changes is shown first: models that are new are deployed, those that are declared otherwise
+    get a new version, and those that are declared no more are undeployed. What programs deployed is left alone.
+    """
+    from symphony_dask.apply_command import apply_file
 
-    module, _, name = path.partition(":")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(f'model {path!r} cannot be found ({error}): write "module:attribute"') from None
-
-
-def _sample(text: str) -> Any:
-    """Zeros of the dtype and shape written "float32:3,224,224"; raises ``BadInput``."""
-    import numpy as np
-
-    from symphony_dask.errors import BadInput
-
-    dtype, _, shape = text.partition(":")
-    try:
-        return np.zeros(tuple(int(n) for n in shape.split(",") if n), dtype)
-    except (TypeError, ValueError) as error:
-        raise BadInput(f'example {text!r} cannot be read ({error}): write "float32:3,224,224"') from None
+    apply_file(file, scheduler, dry_run, yes, as_json)
 
 
-COMMANDS = [status, profile]
+COMMANDS = [status, profile, apply]

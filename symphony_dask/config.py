@@ -7,6 +7,7 @@ from typing import Any
 
 import dask.config
 import yaml
+from dask.utils import parse_bytes
 from distributed.comm.addressing import get_address_host
 
 from symphony_dask.errors import BadInput
@@ -27,6 +28,23 @@ def listen_host(server: Any) -> str:
         if protocol in ("tcp", "tls", "ws", "wss") and (host := get_address_host(listener.listen_address)):
             return str(host)
     return "::" if ":" in get_address_host(server.address) else "0.0.0.0"
+
+
+def memory_bytes(setting: str) -> int | None:
+    """The bytes that a setting names, "2GiB"; None for no limit. Raises ``BadInput``."""
+    value = dask.config.get(setting, None)
+    return None if value is None else parse_memory(value, f"setting {setting}")
+
+
+def parse_memory(value: Any, what: str) -> int:
+    """Bytes in ``value``: a number, or a string with a unit ("2GiB", "500 MB"); raises ``BadInput``."""
+    try:
+        found = parse_bytes(value) if isinstance(value, str) else int(value)
+    except (TypeError, ValueError):
+        found = -1
+    if found < 0 or isinstance(value, bool):
+        raise BadInput(f'{what} is {value!r}: give bytes, or a number with a unit, as in "2GiB"')
+    return found
 
 
 def ports(setting: str) -> range:

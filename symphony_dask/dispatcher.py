@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.canary import Canary, split
 from symphony_dask.errors import BadInput
 from symphony_dask.lane import (
     CANCEL,
@@ -122,6 +123,8 @@ class Dispatcher:
         self.engine = Engine(policy, max_requests=max_requests)
         self.token = secrets.token_hex(16)
         self.models: dict[int, ServedModel] = {}
+        #: The number on the wire that stands for whichever version of a name is served.
+        self.numbers: dict[str, int] = {}
         self.workers: dict[str, Connection] = {}
         self.log: RunLog | None = None
         self._inline_bytes = inline_bytes
@@ -132,7 +135,8 @@ class Dispatcher:
         self._local_index = -2
         self._next_model = 0
         self._by_index: dict[int, ServedModel] = {}
-        # Model id on the wire to the engine's index (-1: none) and SLO. Ids are never used twice.
+        self._canaries: dict[int, Canary] = {}
+        # Number on the wire, a name's or a model's own, to the engine's index (-1: none) and SLO. None is used twice.
         self._index_of = np.full(64, -1, np.int32)
         self._slo_of = np.zeros(64, np.int64)
         self._gpu_classes: dict[str, int] = {}
@@ -189,12 +193,18 @@ class Dispatcher:
         profiles: dict[str, LatencyProfile],
         *,
         queue_limit: int = DEFAULT_QUEUE_LIMIT,
+        version: str = "1",
     ) -> ServedModel:
-        """Serve a model, profiled for every GPU class that has slots, under an id from ``new_model_id``."""
+        """Serve a model under an id from ``new_model_id``; requests to a name's number follow ``route``.
+
+        profiles: by GPU class. Slots of other classes must not get it (``set_able``).
+        """
         max_batch = min(p.max_batch for p in profiles.values())
         tables = {self._gpu_class(c): p.latency_ns()[: max_batch + 2] for c, p in profiles.items()}
+        anywhere = next(iter(tables.values()))
+        tables |= {int(c): anywhere for c in np.flatnonzero(self.engine.state.present) if c not in tables}
         index = self.engine.add_model(now_ns(), slo_ns=slo_ns, latency_ns=tables, queue_limit=queue_limit)
-        model = ServedModel(name, model_id, index, slo_ns, dict(profiles))
+        model = ServedModel(name, model_id, index, slo_ns, dict(profiles), version)
         self.models[model_id] = model
         self._by_index[index] = model
         self._index_of[model_id] = index
@@ -204,6 +214,46 @@ class Dispatcher:
         self._journal_wire(model_id)
         return model
 
+    def route(self, name: str, model_id: int, canary: Canary | None = None) -> None:
+        """Have the number of a name (``numbers``) stand for a served model from the next request on.
+
+        Requests that are queued stay with the model that they were for.
+        """
+        number, model = self.numbers[name], self.models[model_id]
+        self._index_of[number] = model.index
+        self._slo_of[number] = model.slo_ns
+        self._journal_wire(number)
+        self._canaries.pop(number, None)
+        if canary is not None:
+            self._canaries[number] = canary
+
+    def close_to_new(self, model_id: int) -> None:
+        """Refuse what is addressed to a model's own id from now on, as ``UnknownModel``."""
+        self._index_of[model_id] = -1
+        self._journal_wire(model_id)
+
+    def is_idle(self, model_id: int) -> bool:
+        """Whether a model has no requests, neither queued nor in flight."""
+        model = self.models[model_id]
+        flying = any(f.model is model for f in self._flights.values())
+        return not flying and self.engine.queued(model.index) == 0
+
+    def first_end_ns(self, model_id: int) -> int | None:
+        """By when a GPU has to begin with the first of a model's queued requests, run alone; None without any."""
+        index = self.models[model_id].index
+        state = self.engine.state
+        if not self.engine.queued(index):
+            return None
+        mod = state.mod[index]
+        return int(mod["first_at"] - state.lat[index, mod["gpu_class"], 1] - state.g["control"][0])
+
+    def forget_name(self, name: str) -> None:
+        """Refuse what is addressed to a name from now on, as ``UnknownModel``."""
+        number = self.numbers.pop(name)
+        self._index_of[number] = -1
+        self._canaries.pop(number, None)
+        self._journal_wire(number)
+
     def new_model_id(self) -> int:
         if self._next_model == len(self._index_of):
             self._index_of = np.concatenate([self._index_of, np.full_like(self._index_of, -1)])
@@ -211,12 +261,25 @@ class Dispatcher:
         self._next_model += 1
         return self._next_model - 1
 
+    @property
+    def next_model_id(self) -> int:
+        """What ``new_model_id`` will give next."""
+        return self._next_model
+
+    def reserve_ids(self, first: int) -> None:
+        """Let ``new_model_id`` begin at ``first`` if it has not passed it: lower ones were in use before a restart."""
+        while self._next_model < first:
+            self.new_model_id()
+
     def add_profile(self, model: ServedModel, gpu_class: str, profile: LatencyProfile) -> None:
         """Give a served model its l(b) on a further GPU class."""
         model.profiles[gpu_class] = profile
+        self._set_profile(model, self._gpu_class(gpu_class), profile)
+
+    def _set_profile(self, model: ServedModel, gpu_class: int, profile: LatencyProfile) -> None:
         max_batch = int(self.engine.state.mod["max_batch"][model.index])
         table = LatencyProfile(profile.alpha_ms, profile.beta_ms, max_batch, profile.table).latency_ns()
-        self.engine.update_profile(now_ns(), model.index, self._gpu_class(gpu_class), table)
+        self.engine.update_profile(now_ns(), model.index, gpu_class, table)
 
     def remove_model(self, model_id: int) -> None:
         """Stop serving a model: queued requests end as cancelled, batches in flight are still answered."""
@@ -231,12 +294,26 @@ class Dispatcher:
 
     # Workers
 
+    def set_able(self, gpu: int, model_id: int, able: bool) -> None:
+        """Let a GPU take batches of a served model, or no more: those that are there still run."""
+        index = self.models[model_id].index
+        if self.engine.can_run(index, gpu) != able:
+            self.engine.set_able(now_ns(), index, gpu, able)
+            self._due()
+
+    def holds(self, gpu: int, model_id: int) -> bool:
+        """Whether batches of a model are at a GPU."""
+        return any(f.gpu == gpu and f.model.model_id == model_id for f in self._flights.values())
+
     def add_slots(self, connection: Connection) -> None:
-        """Let the slots of a worker, which has loaded every model, take batches."""
+        """Let the slots of a worker take batches, of every model until ``set_able`` says otherwise."""
         worker: Worker = connection.peer
         now = now_ns()
+        gpu_class = self._gpu_class(worker.gpu_class)
+        for model in self.models.values():
+            if worker.gpu_class not in model.profiles:  # what it cannot have loaded, as that would have been profiled
+                self._set_profile(model, gpu_class, next(iter(model.profiles.values())))
         for slot in range(worker.slots):
-            gpu_class = self._gpu_class(worker.gpu_class)
             gpu = self.engine.add_gpu(now, gpu_class=gpu_class, control_ns=int(worker.control.mean_ns))
             worker.gpus.append(gpu)
             self._gpu_worker[gpu] = (connection, slot)
@@ -402,7 +479,8 @@ class Dispatcher:
         connection.limit_bytes = MAX_FRAME_BYTES
         if hello["role"] == "worker":
             host, port = hello.get("lane") or ("", 0)
-            worker = Worker(hello["worker"], hello["host"], int(hello["slots"]), hello["gpu_class"], (host, int(port)))
+            slots, memory = int(hello["slots"]), hello.get("memory")
+            worker = Worker(hello["worker"], hello["host"], slots, hello["gpu_class"], (host, int(port)), memory)
             self.drop_worker(worker.address)
             connection.peer = worker
             self.workers[worker.address] = connection
@@ -453,6 +531,8 @@ class Dispatcher:
         if not self._serves and may_wait and self._waiting.keep(now, connection, client, fields, blob):
             return
         rows = read_rows(fields[0], SUBMIT_ROW)
+        if self._canaries:
+            rows = split(rows, self._canaries.values())
         requests, slo_of = self._requests, self._slo_of
         taken = requests.admit(
             self.engine, rows, blob, client=client.index, now=now, margin_ns=client.one_way_bound_ns() + self._reply_ns,
@@ -483,7 +563,7 @@ class Dispatcher:
         """Answer the requests of a SUBMIT that got no slot: no such model, no GPU, or a full queue."""
         errors: dict[int, tuple[str, str]] = {}
         for i, model_id in enumerate(models.tolist()):
-            model = self.models.get(model_id)
+            model = self._addressed(model_id)
             if model is None:
                 errors[i] = ("UnknownModel", f"model {model_id} is not deployed: deploy it first")
                 continue
@@ -498,10 +578,15 @@ class Dispatcher:
         _send_errors(connection, rows.ids, Outcome.REJECTED, errors)
         if self.log is not None:
             for model_id in np.unique(models).tolist():
-                model = self.models.get(model_id)
+                model = self._addressed(model_id)
                 if model is not None:
                     mine = Rows(*(values[models == model_id] for values in rows))
                     self.log.requests(model, mine, Outcome.REJECTED, reply=now_ns())
+
+    def _addressed(self, number: int) -> ServedModel | None:
+        """The model that a number on the wire stands for."""
+        index = int(self._index_of[number]) if 0 <= number < len(self._index_of) else -1
+        return self._by_index[index] if index >= 0 else None
 
     def _evict(self, evicted: npt.NDArray[Any]) -> None:
         """Answer the requests that had to make room for those just submitted, before these take over their slots."""
@@ -574,6 +659,7 @@ class Dispatcher:
             self._place(batch, connection.peer, rows if n_held == size else rows[rows["held"] != 0], owner)
         model.batches += 1
         model.batched += size
+        model.used_ns[gpu] = now
 
     def _place(self, batch: int, worker: Worker, held: npt.NDArray[Any], owner: int) -> None:
         """Tell clients where the payloads that they keep are needed; ``owner`` has all of them, unless it is MIXED."""
@@ -605,6 +691,11 @@ class Dispatcher:
                 f"no GPU could answer within the SLO of model {model.name!r}, {format_duration(model.slo_ns)}: "
                 "add GPUs, offer fewer requests, or raise the SLO"
             )
+            if not any(self.engine.can_run(index, gpu) for gpu in self._gpu_worker):
+                text = (
+                    f"no GPU had loaded model {model.name!r} in time to answer within its SLO, "
+                    f"{format_duration(model.slo_ns)}: see serving.status(), give it pinned=True, or more GPU memory"
+                )
             self._end(slots[indices == index], model, Outcome.DROPPED, "DeadlineExceeded", text)
 
     def _done(self, connection: Connection, worker: Worker, fields: list[Any], blob: memoryview) -> None:
@@ -738,8 +829,8 @@ class Dispatcher:
                 self._log_gpu("ready", gpu, connection.peer)
         self.engine.journal = self.log.journal
         self.log.journal.note("state", now_ns(), data=dump(self.engine))
-        for model_id in self.models:
-            self._journal_wire(model_id)
+        for number in (*self.models, *self.numbers.values()):
+            self._journal_wire(number)
 
     async def stop_recording(self) -> str | None:
         """Close the recording and return its folder; None if there was none."""
@@ -750,11 +841,16 @@ class Dispatcher:
         await asyncio.to_thread(log.close)
         return log.folder
 
-    def _journal_wire(self, model_id: int) -> None:
+    def _journal_wire(self, number: int) -> None:
         """Have a replay know which model of the engine a number on the wire stands for."""
         if self.log is not None:
-            index, slo_ns = int(self._index_of[model_id]), int(self._slo_of[model_id])
-            self.log.journal.note("wire", now_ns(), model_id, index, slo_ns)
+            index, slo_ns = int(self._index_of[number]), int(self._slo_of[number])
+            self.log.journal.note("wire", now_ns(), number, index, slo_ns)
+
+    def _is_current(self, model: ServedModel) -> bool:
+        """Whether requests to a model's name go to this version of it."""
+        number = self.numbers.get(model.name)
+        return number is None or self._index_of[number] == model.index
 
     def _log_gpu(self, event: str, gpu: int, worker: Worker) -> None:
         if self.log is not None:
@@ -795,7 +891,7 @@ class Dispatcher:
             entries = int(state.mod["max_batch"][m.index]) + 2
             tables = {c: state.lat[m.index, self._gpu_class(c), :entries] for c in m.profiles}
             queued = self.engine.queued(m.index) + self._waiting.counts[model_id]
-            models[model_id] = ModelFacts(m.name, m.slo_ns, queued, tables)
+            models[model_id] = ModelFacts(m.label, m.slo_ns, queued, tables)
         for key in self._gpu_keys():
             address, gpu = key
             worker: Worker = self.workers[address].peer
@@ -807,7 +903,9 @@ class Dispatcher:
         """Models, workers, queues, counts and latency estimates, as plain values."""
         engine = self.engine
         models = {
-            m.name: {
+            m.name if self._is_current(m) else m.label: {
+                "model_id": m.model_id,
+                "version": m.version,
                 "slo_ns": m.slo_ns,
                 "profiles": {c: p.to_dict() for c, p in m.profiles.items()},
                 "queued": engine.queued(m.index),

@@ -161,7 +161,7 @@ class HeldTasks:
     def _submit(self, new: list[Held]) -> None:
         """One SUBMIT for all tasks that became runnable together."""
         ids, rows = [], []
-        by_name = {m.name: m.model_id for m in self._dispatcher.models.values()}
+        by_name = self._dispatcher.numbers
         now = now_ns()
         for held in new:
             wish = held.wish

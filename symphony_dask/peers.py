@@ -35,6 +35,7 @@ class Worker:
     slots: int
     gpu_class: str
     lane: tuple[str, int]  #: host and port where clients reach it; ("", 0): they cannot
+    memory: int | None = None  #: bytes for models in each slot; None: no limit
     control: Latency = field(default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2))  #: dispatch to start
     #: from the predicted end to the answer at the scheduler
     reply: Latency = field(default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2))

@@ -1,7 +1,8 @@
 """The scheduler plugin: opens the lane in the scheduler process and deploys models to workers over Dask's own RPC.
 
-Control plane only. It says where the lane is and hands out its token, has workers load and profile models, and tells
-the dispatcher which workers may take batches. Requests never pass through here.
+Control plane only. It says where the lane is and hands out its token, and answers what clients ask of ``deployments``
+and ``loading``, which have workers load models and tell the dispatcher which slots may take batches of them. Requests
+never pass through here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import gc
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import dask.config
@@ -19,49 +19,24 @@ from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 from distributed.protocol.pickle import dumps
 
-from symphony_dask import config, metrics
+from symphony_dask import config, metrics, saved
+from symphony_dask.deployments import Deployment, Deployments, Versions
 from symphony_dask.dispatcher import Dispatcher
-from symphony_dask.errors import BadInput, DeploymentError, NoGPUWorker, SymphonyError, UnknownModel
+from symphony_dask.errors import BadInput, DeploymentError, SymphonyError
 from symphony_dask.fleets import Fleets
 from symphony_dask.held import HeldTasks
 from symphony_dask.lane import DONE_ROW, SUBMIT_ROW, Connection, pack_rows, read_rows
+from symphony_dask.loading import Loader
 from symphony_dask.requests import RequestTable
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.signals import gpu_seconds_per_request
 from symphony_dask.trace import Outcome
-from symphony_dask.units import format_duration, parse_duration_ns
+from symphony_dask.units import parse_duration_ns
 from symphony_dask.worker import SymphonyWorkerPlugin
 
 logger = logging.getLogger(__name__)
 
 Reply = dict[str, Any]
-
-
-@dataclass
-class Deployment:
-    """A model on its way to serving, or serving. ``profiles`` are by GPU class; a given one holds for every class."""
-
-    model_id: int
-    name: str
-    spec: bytes
-    slo_ns: int
-    max_batch: int
-    queue_limit: int
-    example: bytes | None
-    given: LatencyProfile | None
-    profiles: dict[str, LatencyProfile] = field(default_factory=dict)
-    serving: bool = False
-    profiling: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
-@dataclass
-class WorkerState:
-    """What a connected worker has loaded; ``errors`` says by model id why it could not load others."""
-
-    connection: Connection
-    loaded: set[int] = field(default_factory=set)
-    errors: dict[int, str] = field(default_factory=dict)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class SymphonyPlugin(SchedulerPlugin):
@@ -77,8 +52,6 @@ class SymphonyPlugin(SchedulerPlugin):
         self.policy = policy
         self._held: HeldTasks | None = None  # until the dispatcher runs
         self._forget_metrics: Callable[[], None] = lambda: None
-        self._deployments: dict[int, Deployment] = {}
-        self._workers: dict[str, WorkerState] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, scheduler: Any) -> None:
@@ -114,8 +87,10 @@ class SymphonyPlugin(SchedulerPlugin):
     async def _start(self, scheduler: Any) -> None:
         config.load()
         self.scheduler = scheduler
-        self._worker_joined = asyncio.Condition()
         wait = dask.config.get("symphony.wait-for-gpu")
+        self._state_file = dask.config.get("symphony.state")
+        self._saving = asyncio.Lock()
+        names, next_model_id = await asyncio.to_thread(saved.read, self._state_file) if self._state_file else ([], 0)
         options: dict[str, Any] = {
             "policy": self.policy or dask.config.get("symphony.policy"),
             "max_requests": int(dask.config.get("symphony.max-requests")),
@@ -124,8 +99,15 @@ class SymphonyPlugin(SchedulerPlugin):
         }
         # Compiling the engine, where it is not in the disk cache yet, takes seconds: not on the event loop.
         self.dispatcher = await asyncio.to_thread(Dispatcher, **options, on_worker=self._on_worker)
+        load_timeout_s = parse_duration_ns(dask.config.get("symphony.load-timeout"), "symphony.load-timeout") / 1e9
+        self.loader = Loader(self.dispatcher, scheduler.rpc, load_timeout_s, self._is_drained)
+        self.deployments = Deployments(self.dispatcher, self.loader, self._spawn, self._save)
+        self.dispatcher.reserve_ids(next_model_id)
+        for versions in names:
+            self.deployments.restore(versions)
+        self._spawn(self.loader.follow())
         self._held = HeldTasks(scheduler, self.dispatcher, asyncio.get_running_loop())
-        self._fleets = Fleets(scheduler, self.dispatcher, admit=self._admit_again, loading=self._loading)
+        self._fleets = Fleets(scheduler, self.dispatcher, admit=self.loader.admit_again, loading=self._loading)
         await asyncio.to_thread(warm_up)
         # What is here now stays; a full collection that walks all of it holds up every request for tens of ms.
         gc.collect()
@@ -144,6 +126,8 @@ class SymphonyPlugin(SchedulerPlugin):
             "set_policy",
         )
         for name in operations:
+            scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
+        for name in ("find", "versions", "rollback", "promote", "set_share", "declared"):
             scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
         for name in ("drain", "undrain", "retire", "fleet", "intend", "forget"):
             scheduler.handlers[f"symphony_{name}"] = getattr(self._fleets, name)
@@ -164,12 +148,13 @@ class SymphonyPlugin(SchedulerPlugin):
             task.cancel()
         self._forget_metrics()
         if self._held is not None:
+            self.loader.close()
             await self.dispatcher.stop()
 
     def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
         if self._held is not None:
             self.dispatcher.drop_worker(worker)
-            self._workers.pop(worker, None)
+            self.loader.leave(worker)
 
     def update_graph(self, scheduler: Any, *, tasks: list[Any], **kwargs: Any) -> None:
         if self._held is not None:
@@ -187,12 +172,29 @@ class SymphonyPlugin(SchedulerPlugin):
 
     async def _status(self) -> Reply:
         status = self.dispatcher.status()
-        for address, worker in self._workers.items():
-            status["workers"].setdefault(address, {})["error"] = next(iter(worker.errors.values()), None)
+        for address, places in self.loader.workers.items():
+            health = self.loader.health(places)
+            errors = [failure["error"] for slot in health for failure in slot["failed"].values()]
+            worker = status["workers"].setdefault(address, {})
+            worker["error"], worker["health"] = next(iter(errors), None), health
             known = self.scheduler.workers.get(address)
-            status["workers"][address]["name"] = None if known is None else str(known.name)
+            worker["name"] = None if known is None else str(known.name)
+        deployed = {d.model_id: d for versions in self.deployments for d in versions.all()}
+        for model in status["models"].values():
+            deployment = deployed.get(model["model_id"])
+            if deployment is not None:
+                model["state"], model["pinned"] = deployment.state, deployment.pinned
+                model["memory_bytes"], model["load_ns"] = deployment.memory, deployment.load_ns
+                model["slots"] = self.loader.where(deployment.model_id)
         status["loading"] = self._loading()
+        status["loads"], status["evictions"] = self.loader.loads, self.loader.evictions
         return {"ok": status | self._fleets.status()}
+
+    def _is_drained(self, address: str) -> bool:
+        return self._fleets.drains.of(address) is not None
+
+    def _loading(self) -> list[str]:
+        return [v.name for v in self.deployments if v.pending is not None]
 
     async def _signals(self) -> Reply:
         return {"ok": self.dispatcher.signals()}
@@ -221,24 +223,11 @@ class SymphonyPlugin(SchedulerPlugin):
         return {"ok": policy}
 
     async def _undeploy(self, name: str) -> Reply:
-        deployment = next((d for d in self._deployments.values() if d.name == name and d.serving), None)
-        if deployment is None:
-            return _failure(UnknownModel(f"model {name!r} is not deployed; deployed are {self._names()}"))
-        del self._deployments[deployment.model_id]
-        self.dispatcher.remove_model(deployment.model_id)
-        await self._forget(deployment)
+        try:
+            await self.deployments.undeploy(name)
+        except SymphonyError as error:
+            return _failure(error)
         return {"ok": name}
-
-    async def _forget(self, deployment: Deployment) -> None:
-        """Unload a model that is no longer deployed; a worker that takes no batches for its sake may do so again."""
-        for address, worker in list(self._workers.items()):
-            worker.loaded.discard(deployment.model_id)
-            worker.errors.pop(deployment.model_id, None)
-            self._admit(worker)
-            try:
-                await self.scheduler.rpc(address).symphony_unload(model_id=deployment.model_id)
-            except OSError as error:  # the worker is leaving
-                logger.info("worker %s did not unload %r: %s", address, deployment.name, error)
 
     async def _deploy(
         self,
@@ -250,129 +239,90 @@ class SymphonyPlugin(SchedulerPlugin):
         queue_limit: int,
         example: bytes | None,
         timeout_s: float,
+        version: str | None = None,
+        canary: float | None = None,
+        memory: int | None = None,
+        pinned: bool = False,
+        signature: bytes | None = None,
+        declared: dict[str, Any] | None = None,
     ) -> Reply:
-        if any(d.name == name for d in self._deployments.values()):
-            text = f"model {name!r} is deployed already: undeploy it first, or choose another name"
-            return _failure(BadInput(text))
         given = LatencyProfile.from_dict(profile) if profile is not None else None
         deployment = Deployment(
-            self.dispatcher.new_model_id(), name, spec, slo_ns, max_batch, queue_limit, example, given
-        )
-        self._deployments[deployment.model_id] = deployment
+            self.dispatcher.new_model_id(), name, spec, slo_ns, max_batch, queue_limit, example, given,
+            memory=memory, pinned=pinned, signature=signature, declared=declared,
+        )  # fmt: skip
+        return await self._changed(self.deployments.deploy(deployment, version, canary, timeout_s), name)
+
+    async def _rollback(self, name: str, timeout_s: float) -> Reply:
+        return await self._changed(self.deployments.rollback(name, timeout_s), name)
+
+    async def _promote(self, name: str) -> Reply:
+        return await self._changed(self.deployments.promote(name), name)
+
+    async def _set_share(self, name: str, share: float) -> Reply:
+        return await self._changed(self.deployments.set_share(name, share), name)
+
+    async def _find(self, name: str, version: str | None = None) -> Reply:
         try:
-            await self._bring_up(deployment, timeout_s)
+            return {"ok": _handle(*self.deployments.find(name, version))}
+        except SymphonyError as error:
+            return _failure(error)
+
+    async def _versions(self, name: str) -> Reply:
+        try:
+            versions = self.deployments.versions(name)
+        except SymphonyError as error:
+            return _failure(error)
+        share = {"canary": versions.share, "serving": 1.0 - versions.share if versions.canary else 1.0}
+        rows = [
+            {
+                "version": d.version,
+                "state": d.state,
+                "share": share.get(d.state, 0.0),
+                "slo_ns": d.slo_ns,
+                "slots": self.loader.where(d.model_id),
+            }
+            for d in versions.all()
+        ]
+        return {"ok": rows}
+
+    async def _declared(self) -> Reply:
+        """What serves, with what a declaration file said of it (``declarations.Running``)."""
+        found = {}
+        for versions in self.deployments:
+            current, canary = versions.current, versions.canary
+            if current is not None:
+                row: dict[str, Any] = {"version": current.version, "declared": current.declared}
+                if canary is not None:
+                    row |= {"canary_version": canary.version, "canary": canary.declared, "share": versions.share}
+                found[versions.name] = row
+        return {"ok": found}
+
+    async def _changed(self, change: Any, name: str) -> Reply:
+        """Await a change of what is deployed; answers with a handle to the name."""
+        try:
+            versions: Versions = await change
         except Exception as error:
-            del self._deployments[deployment.model_id]
-            await self._forget(deployment)
             if not isinstance(error, SymphonyError):
                 logger.exception("deployment of %r failed", name)
                 error = DeploymentError(f"model {name!r} could not be deployed: {type(error).__name__}: {error}")
             return _failure(error)
-        return {"ok": {"model_id": deployment.model_id, "profiles": _plain(deployment.profiles)}}
+        assert versions.current is not None
+        return {"ok": _handle(versions.number, versions.current)}
 
-    def _loading(self) -> list[str]:
-        return [d.name for d in self._deployments.values() if not d.serving]
-
-    def _names(self) -> list[str]:
-        return [d.name for d in self._deployments.values()]
-
-    # Deploying
-
-    async def _bring_up(self, deployment: Deployment, timeout_s: float) -> None:
-        """Load, profile and serve a new model on every worker connected now; raises ``SymphonyError``."""
-        try:
-            async with asyncio.timeout(timeout_s), self._worker_joined:
-                await self._worker_joined.wait_for(lambda: self._workers)
-        except TimeoutError:
-            text = (
-                f"no worker with a GPU resource joined within {timeout_s:g} s, so model {deployment.name!r} has "
-                'nowhere to run: start one with dask worker SCHEDULER --resources "GPU=1"'
-            )
-            raise NoGPUWorker(text) from None
-        workers = list(self._workers.values())
-        await asyncio.gather(*(self._prepare(w) for w in workers))
-        good = [w for w in workers if deployment.model_id in w.loaded]
-        if not good:
-            reason = next((w.errors[deployment.model_id] for w in workers if deployment.model_id in w.errors), "")
-            raise DeploymentError(f"model {deployment.name!r} came up on no worker. {reason}")
-        fastest = {c: p.latency_ns()[1] for c, p in deployment.profiles.items()}
-        alone_ns = min(fastest.values())
-        if alone_ns > deployment.slo_ns:
-            text = (
-                f"SLO {format_duration(deployment.slo_ns)} of model {deployment.name!r} cannot be met: one request "
-                f"alone takes {format_duration(alone_ns)}; raise the SLO or use a faster GPU"
-            )
-            raise BadInput(text)
-        deployment.serving = True
-        for worker in self._workers.values():
-            self._admit(worker)
-        self.dispatcher.add_model(
-            deployment.model_id,
-            deployment.name,
-            deployment.slo_ns,
-            deployment.profiles,
-            queue_limit=deployment.queue_limit,
-        )
-
-    async def _prepare(self, worker: WorkerState) -> None:
-        """Load on a worker all that it lacks and has not failed to load, then let it take batches if it may."""
-        async with worker.lock:
-            while missing := [d for i, d in self._deployments.items() if i not in worker.loaded | worker.errors.keys()]:
-                address = worker.connection.peer.address
+    async def _save(self) -> None:
+        """Write down what is deployed, if there is a file for it."""
+        if self._state_file:
+            async with self._saving:
+                data = saved.pack(self.deployments, self.dispatcher.next_model_id)
                 try:
-                    await self._load(worker, missing[0])
-                except Exception as error:
-                    worker.errors[missing[0].model_id] = f"worker {address}: {error}"
-                    logger.warning("model %r failed to load on %s: %s", missing[0].name, address, error)
-            self._admit(worker)
-
-    def _admit(self, worker: WorkerState) -> None:
-        """Let a worker take batches if it has all models that are served, and else none."""
-        served = {i for i, d in self._deployments.items() if d.serving}
-        if not served <= worker.loaded:
-            self.dispatcher.remove_slots(worker.connection)
-        elif not worker.connection.peer.gpus and not worker.connection.closed:
-            if self._fleets.drains.of(worker.connection.peer.address) is None:
-                self.dispatcher.add_slots(worker.connection)
-            else:
-                worker.connection.peer.draining = True
-
-    def _admit_again(self, address: str) -> None:
-        """A worker is drained no more."""
-        if address in self._workers:
-            self._admit(self._workers[address])
-
-    async def _load(self, worker: WorkerState, deployment: Deployment) -> None:
-        peer = worker.connection.peer
-        rpc = self.scheduler.rpc(peer.address)
-        await rpc.symphony_load(model_id=deployment.model_id, spec=deployment.spec, example=deployment.example)
-        async with deployment.profiling:  # workers of one class need it measured once
-            if peer.gpu_class not in deployment.profiles:
-                profile = deployment.given
-                if profile is None:
-                    measured = await rpc.symphony_profile(
-                        model_id=deployment.model_id,
-                        example=deployment.example,
-                        max_batch=deployment.max_batch,
-                        slo_ns=deployment.slo_ns,
-                    )
-                    profile = LatencyProfile.from_dict(measured)
-                deployment.profiles[peer.gpu_class] = profile
-                if deployment.serving:
-                    self.dispatcher.add_profile(self.dispatcher.models[deployment.model_id], peer.gpu_class, profile)
-        worker.loaded.add(deployment.model_id)
+                    await asyncio.to_thread(saved.write, self._state_file, data)
+                except OSError:
+                    logger.exception("what is deployed could not be written to symphony.state %s", self._state_file)
 
     def _on_worker(self, connection: Connection) -> None:
         """A worker said HELLO on the lane: bring it up to date."""
-        worker = WorkerState(connection)
-        self._workers[connection.peer.address] = worker
-
-        async def join() -> None:
-            async with self._worker_joined:
-                self._worker_joined.notify_all()
-            await self._prepare(worker)
-
-        self._spawn(join())
+        self._spawn(self.loader.join(connection))
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -413,6 +363,8 @@ def warm_up() -> None:
     for row in decisions.batches.tolist():
         engine.completed(0, gpu, row[0], 0, 10**6)
     engine.set_control(0, 0, gpu)
+    engine.set_able(0, model, gpu, False)
+    engine.step(10**9)
     engine.drain_gpu(0, gpu)
     engine.remove_gpu(0, gpu)
     engine.remove_model(0, model)
@@ -423,8 +375,15 @@ def _failure(error: Exception) -> Reply:
     return {"error": [type(error).__name__, str(error)]}
 
 
-def _plain(profiles: dict[str, LatencyProfile]) -> dict[str, Any]:
-    return {c: p.to_dict() for c, p in profiles.items()}
+def _handle(number: int, deployment: Deployment) -> dict[str, Any]:
+    """What a client needs to address a version, or whichever one answers to its name."""
+    return {
+        "model_id": number,
+        "version": deployment.version,
+        "slo_ns": deployment.slo_ns,
+        "profiles": {c: p.to_dict() for c, p in deployment.profiles.items()},
+        "signature": deployment.signature,
+    }
 
 
 async def dask_setup(scheduler: Any) -> None:

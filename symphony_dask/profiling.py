@@ -48,7 +48,7 @@ def measure(
         try:
             times_ns = _time(run_batch, b, repeats, end_ns, clock)
         except Exception as error:
-            if not table or not _is_out_of_memory(error):
+            if not table or not is_out_of_memory(error):
                 raise
             break
         table.append((b, statistics.median(times_ns) / NS_PER_MS))
@@ -73,10 +73,17 @@ def fit(table: Sequence[tuple[int, float]]) -> LatencyProfile:
     return LatencyProfile(alpha, beta, int(b[-1]), tuple((int(size), float(t)) for size, t in table))
 
 
-def profile_runner(runner: Runner, example: Any, max_batch: int, slo_ns: int | None = None) -> LatencyProfile:
+def profile_runner(
+    runner: Runner,
+    example: Any,
+    max_batch: int,
+    slo_ns: int | None = None,
+    *,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> LatencyProfile:
     """l(b) of ``runner`` on batches of copies of ``example``, up to ``max_batch`` or the first l(b) above ``slo_ns``.
 
-    Where batches are padded (``BatchRunner.batch_sizes``), l(b) has steps.
+    Where batches are padded (``BatchRunner.batch_sizes``), l(b) has steps. clock: the time in ns.
 
     Raises ``BadInput`` if the example cannot be encoded and ``DeploymentError`` if the model fails on it.
     """
@@ -94,7 +101,7 @@ def profile_runner(runner: Runner, example: Any, max_batch: int, slo_ns: int | N
 
     padded = getattr(runner, "batch_sizes", ())
     stop_above_ms = math.inf if slo_ns is None else slo_ns / NS_PER_MS
-    table = measure(run_batch, max_batch, stop_above_ms=stop_above_ms, sizes=padded)
+    table = measure(run_batch, max_batch, stop_above_ms=stop_above_ms, sizes=padded, clock=clock)
     return fit(_steps(table) if padded else table)
 
 
@@ -125,7 +132,8 @@ def _time(run_batch: Callable[[int], None], b: int, repeats: int, end_ns: float,
     return times_ns
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a model raised for lack of memory."""
     # By text, because a runner hands over what the model raised (CUDA's, PyTorch's or Python's error) as a traceback.
     return isinstance(error, MemoryError) or re.search(_OUT_OF_MEMORY, str(error)) is not None
 

@@ -30,16 +30,27 @@ _SERVED = struct.Struct("<8q").pack
 
 @dataclass
 class ServedModel:
-    """A model as the dispatcher knows it: ``model_id`` on the lane, ``index`` in the engine."""
+    """A version of a model as the dispatcher knows it: ``model_id`` on the lane, ``index`` in the engine."""
 
     name: str
     model_id: int
     index: int
     slo_ns: int
     profiles: dict[str, LatencyProfile]
+    version: str = "1"
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(Outcome), np.int64))
     batches: int = 0
     batched: int = 0
+    used_ns: dict[int, int] = field(default_factory=dict)  #: by GPU: when it was last sent a batch
+
+    @property
+    def label(self) -> str:
+        return label(self.name, self.version)
+
+
+def label(name: str, version: str) -> str:
+    """What records and figures call a version: the first one of a name has no other name than that."""
+    return name if version == "1" else f"{name}@{version}"
 
 
 @dataclass
@@ -93,8 +104,8 @@ class RunLog:
 
     def model(self, model: ServedModel) -> None:
         profiles = {c: p.to_dict() for c, p in model.profiles.items()}
-        self._codes[model.model_id] = self._recorder.add_model(model.name)
-        self._models.append({"name": model.name, "slo_ns": model.slo_ns, "profiles": profiles})
+        self._codes[model.model_id] = self._recorder.add_model(model.label)
+        self._models.append({"name": model.label, "slo_ns": model.slo_ns, "profiles": profiles})
         self._recorder.update_info(models=self._models)
 
     def gpu(self, event: str, gpu: int, rank: int, gpu_class: str, worker: str, host: str) -> None:

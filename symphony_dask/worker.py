@@ -2,7 +2,8 @@
 
 A Dask worker with a ``GPU`` resource becomes as many slots as it has units. The event loop reads batches from the lane,
 gathers their payloads (``inbox``) and hands them to the slot's thread; the thread runs them one after the other, so
-that the next batch is already here when one ends.
+that the next batch is already here when one ends. A model is loaded in a thread of its own, and profiled run by run
+between batches, so that other models go on being served.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import queue
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -19,13 +21,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from distributed.comm.addressing import get_address_host
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.protocol.pickle import loads
 
 from symphony_dask import codec, config
-from symphony_dask.backends import BatchResult, ModelSpec, Runner, Staging, load
+from symphony_dask.backends import BatchResult, ModelSpec, Runner, Staging, free_memory, load, memory_of
 from symphony_dask.backends.emulated import Emulated
+from symphony_dask.errors import DeploymentError
 from symphony_dask.graph import held_name
 from symphony_dask.inbox import Batch, Inbox
 from symphony_dask.lane import (
@@ -40,6 +44,7 @@ from symphony_dask.lane import (
     connect,
     now_ns,
 )
+from symphony_dask.profiling import is_out_of_memory, profile_runner
 from symphony_dask.rendezvous import Guests, Rendezvous
 
 logger = logging.getLogger(__name__)
@@ -54,6 +59,14 @@ STAGE_BYTES = 1 << 18
 MAX_ANSWER_BYTES = MAX_FRAME_BYTES - (1 << 24)
 
 
+@dataclass
+class Loading:
+    """A model being loaded; ``abandoned``: nobody waits for it any more, so it is thrown away when it is there."""
+
+    done: Future[dict[str, Any]] = field(default_factory=Future)
+    abandoned: bool = False
+
+
 class Slot:
     """One GPU slot: a thread, and the runners that it has loaded, which run in this thread.
 
@@ -64,6 +77,7 @@ class Slot:
         self.number = number
         self.device = device
         self.runners: dict[int, Runner] = {}
+        self.loads: dict[int, Loading] = {}
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ahead: queue.SimpleQueue[Any] | None = None
         self._start("slot", self._jobs)
@@ -114,6 +128,7 @@ class SlotWorker:
 
     gpu_class: what kind of GPU the slots are; workers of one class share profiles.
     lane: host and port where clients reach the inbox, None: they cannot.
+    memory: bytes for models in each slot; None: no limit.
     """
 
     address: str
@@ -122,6 +137,9 @@ class SlotWorker:
     rendezvous: Rendezvous
     connection: Connection | None = None
     lane: tuple[str, int] | None = None
+    memory: int | None = None
+    _specs: dict[int, bytes] = field(default_factory=dict, repr=False)
+    _scheduler_id: str = ""
     _closing: bool = False
     _task: asyncio.Task[None] | None = field(default=None, repr=False)
 
@@ -175,7 +193,9 @@ class SlotWorker:
                     "slots": len(self.slots),
                     "gpu_class": self.gpu_class,
                     "lane": self.lane,
+                    "memory": self.memory,
                 }
+                self._forget_other_schedulers(info["scheduler"])
                 self.inbox.token = info["token"]
                 self.connection = await connect(
                     get_address_host(scheduler.address),
@@ -193,34 +213,72 @@ class SlotWorker:
             await asyncio.sleep(RECONNECT_S[min(attempt, len(RECONNECT_S) - 1)])
             attempt += 1
 
-    async def load(self, model_id: int, spec: bytes, example: bytes | None) -> None:
-        """Load a model into every slot; raises ``DeploymentError``, or what unpickling raises."""
+    def _forget_other_schedulers(self, scheduler_id: str) -> None:
+        """Models are known by numbers, which another scheduler gives anew."""
+        if self._scheduler_id not in ("", scheduler_id):
+            self._specs.clear()
+            for slot in self.slots:
+                slot.post(slot.runners.clear)
+        self._scheduler_id = scheduler_id
 
-        def load_into(slot: Slot) -> None:
-            if model_id not in slot.runners:
-                model: ModelSpec = loads(spec)
-                slot.runners[model_id] = load(model, slot.device, None if example is None else codec.decode(example))
+    async def load(
+        self, model_id: int, slot: int, spec: bytes | None, example: bytes | None, timeout_s: float
+    ) -> dict[str, Any]:
+        """Load a model into a slot; returns ``load_ns``, and ``memory`` in bytes or None where there is no telling.
 
-        await asyncio.gather(*(asyncio.wrap_future(s.call(load_into, s)) for s in self.slots))
+        spec: a pickled ``ModelSpec``; None: the one that the worker had before. It stays here until ``unload``.
 
-    async def unload(self, model_id: int) -> None:
-        for slot in self.slots:
-            slot.post(slot.runners.pop, model_id, None)
+        Raises ``DeploymentError``, also if loading takes longer than ``timeout_s``, or what unpickling raises.
+        """
+        if spec is not None:
+            self._specs[model_id] = spec
+        target, spec = self.slots[slot], self._specs[model_id]
+        earlier = target.loads.get(model_id)
+        if earlier is not None and not earlier.done.done():
+            raise DeploymentError("an earlier attempt to load it has not ended yet")
+        if earlier is not None and model_id in target.runners:
+            return earlier.done.result()
+        loading = target.loads[model_id] = Loading()
+        what = (target, model_id, spec, example, loading)
+        threading.Thread(target=_load_into, args=what, name=f"symphony-load-{slot}", daemon=True).start()
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(loading.done)), timeout_s)
+        except TimeoutError:
+            raise DeploymentError(f"loading it takes longer than symphony.load-timeout, {timeout_s:g} s") from None
+        finally:
+            loading.abandoned = not loading.done.done()
 
-    async def profile(self, model_id: int, example: bytes | None, max_batch: int, slo_ns: int | None) -> dict[str, Any]:
-        """l(b) of a loaded model, measured on the first slot (``profiling.profile_runner``)."""
-        from symphony_dask.profiling import profile_runner
+    async def unload(self, model_id: int, slot: int | None = None) -> None:
+        """Free a slot of a model, and return then; or (None) free all slots and the worker, soon.
 
-        def measure() -> dict[str, Any]:
-            runner = slot.runners[model_id]
-            if isinstance(runner, Emulated):
-                return runner.profile(max_batch).to_dict()
-            if example is None:
-                raise ValueError("no profile and no example: pass deploy(..., example=one_sample) to have it measured")
-            return profile_runner(runner, codec.decode(example), max_batch, slo_ns).to_dict()
+        In both cases the batches that are here run before.
+        """
+        if slot is None:
+            self._specs.pop(model_id, None)
+            for target in self.slots:
+                target.post(_drop_runner, target, model_id)
+        else:
+            await asyncio.wrap_future(self.slots[slot].call(_drop_runner, self.slots[slot], model_id))
 
-        slot = self.slots[0]
-        return await asyncio.wrap_future(slot.call(measure))
+    async def loaded(self) -> list[list[tuple[int, int | None]]]:
+        """The models that each slot has, and the memory of each in bytes, as ``load`` said."""
+        return [[(m, slot.loads[m].done.result()["memory"]) for m in [*slot.runners]] for slot in self.slots]
+
+    async def profile(
+        self, model_id: int, slot: int, example: bytes | None, max_batch: int, slo_ns: int | None
+    ) -> dict[str, Any]:
+        """l(b) of a model that the slot has loaded (``profiling.profile_runner``)."""
+        target = self.slots[slot]
+        runner = target.runners[model_id]
+        if isinstance(runner, Emulated):
+            return runner.profile(max_batch).to_dict()
+        if example is None:
+            raise ValueError("no profile and no example: pass deploy(..., example=one_sample) to have it measured")
+        between = _BetweenBatches(runner, target)
+        measured = await asyncio.to_thread(
+            profile_runner, between, codec.decode(example), max_batch, slo_ns, clock=between.clock
+        )
+        return measured.to_dict()
 
     def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
         self.connection = connection
@@ -291,6 +349,58 @@ class SlotWorker:
             pass
 
 
+def _load_into(slot: Slot, model_id: int, spec: bytes, example: bytes | None, loading: Loading) -> None:
+    """In a thread of its own. An optimized module is loaded in the slot's, where what it captures has to run."""
+
+    def make() -> Runner:
+        sample = None if example is None else codec.decode(example)
+        try:
+            return load(model, slot.device, sample)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        free_memory()  # of what models that are gone have left; not sooner, because it holds up every batch
+        return load(model, slot.device, sample)
+
+    began_ns = now_ns()
+    try:
+        model: ModelSpec = loads(spec)
+        runner = make() if model.optimize is None else slot.call(make).result()
+        if loading.abandoned:
+            raise DeploymentError("it was loaded too late")
+        slot.runners[model_id] = runner
+        loading.done.set_result({"load_ns": now_ns() - began_ns, "memory": memory_of(runner)})
+    except BaseException as error:  # whatever a loader raises, SystemExit included, the worker goes on
+        known = error if isinstance(error, Exception) else DeploymentError(f"loading it raised {error!r}")
+        loading.done.set_exception(known)
+
+
+def _drop_runner(slot: Slot, model_id: int) -> None:
+    slot.runners.pop(model_id, None)
+
+
+class _BetweenBatches:
+    """A runner whose runs take their turn with the batches of its slot. ``clock`` counts only the runs themselves."""
+
+    def __init__(self, runner: Runner, slot: Slot) -> None:
+        self.batch_sizes = getattr(runner, "batch_sizes", ())
+        self._runner, self._slot = runner, slot
+        self._ran_ns = 0
+
+    def clock(self) -> int:
+        return self._ran_ns
+
+    def run(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> BatchResult:
+        """See ``backends.Runner.run``."""
+        return self._slot.call(self._timed, blob, sizes).result()
+
+    def _timed(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> BatchResult:
+        start = time.perf_counter_ns()
+        result = self._runner.run(blob, sizes)
+        self._ran_ns += time.perf_counter_ns() - start
+        return result
+
+
 def _no_answers(n: int, error: str = "") -> BatchResult:
     return BatchResult(memoryview(b""), np.zeros(n, np.int64), dict.fromkeys(range(n), error))
 
@@ -335,9 +445,11 @@ class SymphonyWorkerPlugin(WorkerPlugin):
         self._state = worker.state
         self._held: dict[Any, str] = {}
         self.rendezvous = Rendezvous(worker.state)
-        self._slot_worker = slot_worker = SlotWorker(worker.address, slots, gpu_class, self.rendezvous)
+        memory = config.memory_bytes("symphony.gpu.memory")
+        self._slot_worker = slot_worker = SlotWorker(worker.address, slots, gpu_class, self.rendezvous, memory=memory)
         worker.handlers["symphony_load"] = slot_worker.load
         worker.handlers["symphony_unload"] = slot_worker.unload
+        worker.handlers["symphony_loaded"] = slot_worker.loaded
         worker.handlers["symphony_profile"] = slot_worker.profile
         await slot_worker.listen(worker)
         slot_worker.start(worker.scheduler, worker.security)

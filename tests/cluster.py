@@ -70,9 +70,7 @@ class Cluster:
     def __enter__(self) -> Cluster:
         try:
             file = Path(self._directory.name) / "scheduler.json"
-            protocol = ["--protocol", "tls"] if self._tls else []
-            where = ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(file)]
-            self.scheduler = self._spawn(["scheduler", *where, "--no-dashboard", *protocol, *self._preload])
+            self.scheduler = self._spawn(self._scheduler_arguments(file, "0"))
             self.address = wait_until(lambda: self._address(file), "the scheduler's address", START_S)
             for _ in range(self._n_workers):
                 self.add_worker()
@@ -98,6 +96,16 @@ class Cluster:
         self.workers.append(worker)
         return worker
 
+    def restart_scheduler(self) -> None:
+        """Kill the scheduler and start it again on the same port; returns when it answers."""
+        self.scheduler.kill()
+        self.scheduler.wait()
+        file = Path(self._directory.name) / "scheduler.json"
+        file.unlink()
+        port = self.address.rpartition(":")[2]
+        self.scheduler = self._spawn(self._scheduler_arguments(file, port))
+        wait_until(lambda: self._address(file), "the scheduler's address", START_S)
+
     def client(self) -> Client:
         """A new client, closed with the cluster."""
         client = Client(self.address, security=self._security, timeout=START_S, set_as_default=False)
@@ -107,6 +115,11 @@ class Cluster:
     def logs(self) -> str:
         """What the processes wrote."""
         return "\n".join(f"{log.name}:\n{log.read_text()}" for log in Path(self._directory.name).glob("*.log"))
+
+    def _scheduler_arguments(self, file: Path, port: str) -> list[str]:
+        protocol = ["--protocol", "tls"] if self._tls else []
+        where = ["--host", "127.0.0.1", "--port", port, "--scheduler-file", str(file)]
+        return ["scheduler", *where, "--no-dashboard", *protocol, *self._preload]
 
     def _spawn(self, arguments: list[str]) -> subprocess.Popen[bytes]:
         log = Path(self._directory.name) / f"{arguments[0]}-{len(self._processes)}.log"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +147,57 @@ def _load_slowly(sample: dict[str, float]) -> SlowToLoad:
 def values(batch: Any) -> list[float]:
     """The "value" of each sample, a dict."""
     return [sample["value"] for sample in batch]
+
+
+class Counted:
+    """Loads ``then`` in ``load_s`` seconds; each load leaves a file in ``folder``, of this machine."""
+
+    def __init__(self, folder: Path, load_s: float = 0.0, then: Any = double) -> None:
+        self.folder = str(folder)
+        self.load_s = load_s
+        self.then = then
+
+    def __call__(self) -> Any:
+        handle, _ = tempfile.mkstemp(prefix="load-", dir=self.folder)
+        os.close(handle)
+        time.sleep(self.load_s)
+        return self.then
+
+    def loads(self) -> int:
+        return len(list(Path(self.folder).glob("load-*")))
+
+
+class FailsToLoad(Counted):
+    """The same, but those loads whose numbers, from 1 on, are in ``which`` raise ``error``."""
+
+    def __init__(self, folder: Path, which: set[int], error: BaseException) -> None:
+        super().__init__(folder)
+        self.which = which
+        self.error = error
+
+    def __call__(self) -> Any:
+        then = super().__call__()
+        if self.loads() in self.which:
+            raise self.error
+        return then
+
+
+class HangsOnLoad:
+    """Loads ``double`` once the file ``path`` is there."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self) -> Any:
+        while not os.path.exists(self.path):
+            time.sleep(0.005)
+        return double
+
+
+def constant(x: float) -> Callable[[Any], Any]:
+    """A model that answers ``x`` whatever it is asked."""
+    return partial(_answer, x)
+
+
+def _answer(x: float, batch: Any) -> list[float]:
+    return [x] * len(batch)

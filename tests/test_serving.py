@@ -150,7 +150,8 @@ def test_an_asynchronous_client_awaits_everything(cluster: Cluster) -> None:
                 assert [a.tolist() for a in answers] == [[2.0 * i] for i in range(50)]
                 assert (await serving.status())["models"]["async"]["outcomes"]["ok"] == 51
                 with pytest.raises(BadInput):
-                    await serving.deploy("async", models.double, slo="60s", profile=QUICK)
+                    await serving.deploy("async", models.double, slo="60s", profile=QUICK, version="1")
+                assert await serving.find("async") is model
             finally:
                 await serving.undeploy("async")
             await serving.close()
@@ -333,13 +334,6 @@ def test_a_deployment_that_makes_no_sense_is_refused(
         serving.deploy("refused", model, slo="1s", **options)
 
 
-def test_a_name_is_taken_once(serving: Serving, deploy: Deploy) -> None:
-    model = deploy(Emulated(0.1, 1))
-    with pytest.raises(BadInput, match="is deployed already"):
-        serving.deploy(model.name, Emulated(0.1, 1), slo="1s")
-    assert model.submit(b"").result(LIMIT_S) is None
-
-
 def test_a_sample_of_another_shape_is_refused_when_it_is_submitted(deploy: Deploy) -> None:
     model = deploy(models.double, example=np.zeros((3, 4), np.float32), profile=QUICK)
     with pytest.raises(BadInput, match=r"takes float32 \(3, 4\); got float64 \(2,\)"):
@@ -373,15 +367,9 @@ def test_a_deployment_that_fails_does_not_disturb_what_is_served(
     serving: Serving, held: tuple[Model, list[Any]], gate: Gate
 ) -> None:
     model, futures = held
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        # It waits for the slots' threads, which wait for the gate.
-        failing = pool.submit(serving.deploy, "refused", models.load_nothing, slo="1s", profile=QUICK)
-        try:
-            wait_until(lambda: "refused" in serving.status()["loading"], "the deployment")
-        finally:
-            gate.open()
-        with pytest.raises(DeploymentError):
-            failing.result(LIMIT_S)
+    with pytest.raises(DeploymentError):  # while the slots' threads wait for the gate
+        serving.deploy("refused", models.load_nothing, slo="1s", profile=QUICK)
+    gate.open()
     assert model.submit(np.array([1.0])).result(LIMIT_S).tolist() == [2.0]
     assert [f.result(LIMIT_S).tolist() for f in futures] == [[2.0 * i] for i in range(PLACES)]
     assert outcomes(serving, model) == {"ok": PLACES + 1}

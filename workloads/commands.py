@@ -275,6 +275,29 @@ def graph_(tasks: int, rounds: int, batch: int, as_json: bool) -> None:
             click.echo(f"  client.map({name}, ...)".ljust(28) + f"{rate:8,.0f} tasks/s  {cpu}")
 
 
+@bench.command("placement")
+@click.option("--models", default=30, show_default=True, help="How many models, of Zipf popularity.")
+@click.option("--gpus", default=4, show_default=True, help="How many emulated GPUs.")
+@click.option("--room", default=5, show_default=True, help="How many models fit a GPU.")
+@click.option("--load", "load_ms", default=200.0, show_default=True, help="How long loading a model takes, ms.")
+@click.option("--slo", "slo_ms", default=1000.0, show_default=True, help="Latency objective, ms.")
+@click.option("--rate", "rate_hz", default=100.0, show_default=True, help="Offered, req/s.")
+@click.option("--seconds", default=30.0, show_default=True, help="Length.")
+@json_option
+@command
+def placement_(as_json: bool, **options: Any) -> None:
+    """More models than fit the GPUs: attainment, and how often models were loaded."""
+    from workloads.bench.placement import bench_placement
+
+    found = bench_placement(**options, on_progress=lambda text: click.echo(text, err=True))
+    if as_json:
+        print_json(found)
+        return
+    click.echo(f"{found['requests']:,} requests to {found['models']} models, {found['attainment']:.2%} within the SLO")
+    per_request, share = found["loads_per_request"], found["loading_share"]
+    click.echo(f"{found['loads']} loads: {per_request:.3f} a request, {share:.1%} of the GPUs' time")
+
+
 popularity_option = click.option(
     "--popularity", type=click.Choice(["equal", "zipf"]), default="equal", show_default=True, help="Of the models."
 )

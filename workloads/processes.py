@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,19 @@ class ProcessCluster:
 
     gpu: whether the workers have a GPU resource, and so become slots; emulated GPUs, no device is looked for.
     preload: whether the scheduler loads the Symphony plugin.
+    settings: Dask configuration of all processes, as environment variables (``DASK_SYMPHONY__POLICY``).
     threads: of each worker's libraries (OMP_NUM_THREADS); None: as they choose. Then GPUs are real, and named as such.
     """
 
     def __init__(
-        self, workers: int, *, gpu: bool = True, preload: bool = True, nthreads: int = 1, threads: int | None = 1
+        self,
+        workers: int,
+        *,
+        gpu: bool = True,
+        preload: bool = True,
+        nthreads: int = 1,
+        threads: int | None = 1,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._directory = tempfile.TemporaryDirectory(prefix="symphony-")
@@ -37,7 +45,7 @@ class ProcessCluster:
         self._resources = ["--resources", "GPU=1"] if gpu else []
         self._preload = ["--preload", "symphony_dask"] if preload else []
         self._nthreads = nthreads
-        self._environment = dict(os.environ)
+        self._environment = dict(os.environ) | dict(settings or {})
         if threads is not None:
             self._environment |= {"OMP_NUM_THREADS": str(threads), "DASK_SYMPHONY__GPU_CLASS": "emulated"}
         # Dask's own setting; what the user chose stays.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
 import traceback
@@ -27,7 +28,9 @@ __all__ = [
     "Staging",
     "as_spec",
     "check_sample",
+    "free_memory",
     "load",
+    "memory_of",
     "sample_signature",
 ]
 
@@ -120,6 +123,20 @@ def load(spec: ModelSpec, device: str | None = None, example: Any = None) -> Run
             if errors:
                 raise DeploymentError(f"model failed on a batch of {b} x {codec.describe(payload)}:\n{errors[0]}")
     return runner
+
+
+def memory_of(runner: Runner) -> int | None:
+    """Bytes that a loaded model needs on its device: what its ``memory_bytes`` says, None if it has none."""
+    found = getattr(getattr(runner, "call", runner), "memory_bytes", None)
+    return None if found is None else int(found)
+
+
+def free_memory() -> None:
+    """Give back what a model that was dropped has left behind."""
+    gc.collect()
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is not None and cuda.is_initialized():
+        cuda.empty_cache()
 
 
 def _runner(spec: ModelSpec, device: str | None) -> Runner:

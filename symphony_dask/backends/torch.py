@@ -35,6 +35,9 @@ class TorchModel:
         self, module: torch.nn.Module, device: str | None = None, optimize: str | None = None, max_batch: int = 0
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._before = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.module = module.to(self.device).eval()
         self.batch_sizes: list[int] = []
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -52,6 +55,15 @@ class TorchModel:
             dynamo = torch._dynamo.config
             dynamo.recompile_limit = max(dynamo.recompile_limit, 8 + len(self.batch_sizes))
             self._run = torch.compile(self.module, dynamic=False)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Parameters and buffers; on CUDA no less than what the process has taken on the device since, at its peak."""
+        held = [*self.module.parameters(), *self.module.buffers()]
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in held)
+        if self.device.type != "cuda":
+            return weights
+        return max(weights, torch.cuda.max_memory_allocated(self.device) - self._before)
 
     def stage(self, samples: Any) -> Any:
         """What to call with in place of ``samples``: they are then on the device, or on their way to it."""

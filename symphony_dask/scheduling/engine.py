@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.scheduling import handle, kernels, pace, priorities, window
+from symphony_dask.scheduling import able, handle, kernels, pace, priorities, window
 from symphony_dask.scheduling.events import Journal
 from symphony_dask.scheduling.heap import ROOT, row_of
 from symphony_dask.scheduling.heap import size as heap_size
@@ -36,6 +36,7 @@ from symphony_dask.scheduling.state import (
     make_profiles,
     make_state,
     records,
+    unable_rows,
 )
 
 #: Policies by name. "timeout" takes the fraction of the SLO in brackets, as in "timeout(0.3)"; 0.5 without.
@@ -227,6 +228,15 @@ class Engine:
         kernels.remove_gpu(self.state, now, gpu)
         return Removal(self.state.members[: self.state.g["n_members"][0]].copy(), self._drops().copy())
 
+    def set_able(self, now: int, model: int, gpu: int, can_run: bool) -> None:
+        """Say whether a GPU can run a model, as it can until something else is said; see ``scheduling/able.py``."""
+        self._note("able", now, model, gpu, int(can_run))
+        kernels.set_able(self.state, model, gpu, can_run)
+
+    def can_run(self, model: int, gpu: int) -> bool:
+        """Whether a GPU can run a model."""
+        return not int(unable_rows(self.state)[gpu, model // 16]) >> model % 16 & 1
+
     def in_flight(self, gpu: int) -> int:
         """Batches at a GPU."""
         return int(self.state.gpu["n_flight"][gpu])
@@ -322,6 +332,11 @@ class Engine:
         """Requests in a model's queue."""
         return int(self.state.mod["n"][model])
 
+    def work(self, model: int) -> float:
+        """How many GPUs a model's requests fill, at the rate observed and the batch size that it aims for."""
+        mod = self.state.mod[model]
+        return float(mod["rate"] * self.state.lat[model, mod["gpu_class"], mod["target"]] / max(1, mod["target"]))
+
     def target(self, model: int) -> int:
         """The batch size that a model aims for now."""
         return int(self.state.mod["target"][model])
@@ -358,6 +373,11 @@ class Engine:
         assert all(s.req["state"][slot] == FREE for slot in free), "a free slot holds a request"
         assert len(free) + len(queued) + len(flying) == len(s.req), "a request is lost"
         assert sum(s.gpu["slow"]) == s.g["n_slow"][0], "slow GPUs are miscounted"
+        words = [(int(g), int(w), int(unable_rows(s)[g, w])) for g, w in np.argwhere(unable_rows(s))]
+        pairs = [(w * 16 + bit, g) for g, w, word in words for bit in range(16) if word >> bit & 1]
+        assert len(pairs) == s.g["n_unable"][0], "models that GPUs cannot run are miscounted"
+        stale = [(m, g) for m, g in pairs if not able.is_served(s, m) or s.gpu["state"][g] == ABSENT]
+        assert not stale, f"pairs {stale} of what is gone were not forgotten"
         for heap, items in ((s.pending, s.mod), (s.ready, s.mod), (s.urgent, s.mod), (s.busy, s.gpu), (s.open, s.gpu)):
             for at in range(ROOT, ROOT + heap_size(heap)):
                 key, item = heap[at]

@@ -13,6 +13,7 @@ An engine with a ``journal`` adds a row to it for each call that changes it, (op
     add_gpu         class, rank (-1: none), control_ns, gpu
     drain_gpu       gpu
     remove_gpu      gpu
+    able            model, gpu, whether it can run it
     wire            number on the wire, model (-1: none), slo_ns    (from the host)
     admit           one_way_ns, margin_ns, serving, blob bytes      records of a frame (from the host, ``intake.admit``)
     cancel          slot
@@ -103,6 +104,8 @@ class Replayer:
             engine.drain_gpu(now, a)
         elif op == "remove_gpu":
             engine.remove_gpu(now, a)
+        elif op == "able":
+            engine.set_able(now, a, b, bool(c))
         elif op == "add_model":
             tables = np.frombuffer(data, np.int64).reshape(c, -1)
             engine.add_model(now, slo_ns=a, latency_ns={int(t[0]): t[1:] for t in tables}, queue_limit=b)

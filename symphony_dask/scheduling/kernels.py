@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from symphony_dask.scheduling import heap, matching, pace, queue, share, window
+from symphony_dask.scheduling import able, heap, matching, pace, queue, share, window
 from symphony_dask.scheduling.compiled import compiled, inlined, wide
 from symphony_dask.scheduling.state import (
     ABSENT,
@@ -210,7 +210,7 @@ def _follow_fleet(s: State) -> None:
             one = int(s.lat[m, c, 1])
             if one < 0:
                 continue
-            if s.present[c] == 0:
+            if s.present[c] == 0 or (s.g[0].n_unable > 0 and able.count(s, m, c) == 0):
                 one += int(NEVER) // 2  # a class without GPUs serves only while there is no other
             if one < best:
                 best = one
@@ -278,6 +278,7 @@ def remove_gpu(s: State, now: int, g: int) -> None:
         matching.shift(s, g, 0)
     matching.place_gpu(s, g, now)
     gpu.state = ABSENT
+    able.forget_gpu(s, g)
     pace.reset_gpu(s, g, wide(gpu.home_rank))
 
 
@@ -287,6 +288,13 @@ def set_control(s: State, now: int, g: int, control: int) -> None:
     s.gpu[g].control = control
     if s.gpu[g].state == BUSY or s.gpu[g].state == OPEN:
         matching.place_gpu(s, g, now)
+
+
+@compiled
+def set_able(s: State, m: int, g: int, value: bool) -> None:
+    """Whether a GPU can run a model."""
+    able.put(s, m, g, value)
+    s.g[0].fleet_changed = 1
 
 
 @compiled
@@ -324,6 +332,7 @@ def remove_model(s: State, now: int, m: int) -> None:
         window.drop(s, m)
     mod.state = REMOVED if mod.in_flight > 0 else UNUSED
     s.lat[m, :, :] = -1
+    able.forget_model(s, m)
 
 
 @inlined

@@ -1,8 +1,8 @@
 """Which model gets which GPU when, and where the GPUs stand.
 
 Rule 1. A model is ready inside its window; a GPU is open when it could start a batch without waiting.
-Rule 2. While there are both, the ready model whose window closes first gets the open GPU of the lowest rank. In
-        overload some go before the others (``share``).
+Rule 2. While there are both, the ready model whose window closes first gets the open GPU of the lowest rank that can
+        run it (``able``). In overload some go before the others (``share``).
 Rule 3. A GPU holds at most DEPTH batches; its predicted free time follows from l(b) and is corrected by completions.
 Rule 4. Policy adaptive only. ``waiting`` is the smoothed share of batches that had to wait for a GPU after their window
         opened, drops counting as such: 0 while GPUs are plenty, and then this is the paper's rule. While GPUs are idle
@@ -17,7 +17,7 @@ Rule 5. A slow GPU (``pace``) is used last, and its batches leave to faster ones
 
 from __future__ import annotations
 
-from symphony_dask.scheduling import heap, pace, priorities, queue, window
+from symphony_dask.scheduling import able, heap, pace, priorities, queue, window
 from symphony_dask.scheduling.compiled import compiled, inlined, wide
 from symphony_dask.scheduling.state import (
     ABSENT,
@@ -175,7 +175,7 @@ def match(s: State, now: int) -> None:
         while heap.size(s.open) > 0 and not placed:
             g = heap.top(s.open)
             heap.remove(s.open, g)
-            placed = _dispatch(s, now, m, g)
+            placed = (s.g[0].n_unable == 0 or able.can_run(s, m, g)) and _dispatch(s, now, m, g)
             if not placed:
                 s.aside[n_models + aside_gpus] = g
                 aside_gpus += 1
@@ -220,6 +220,8 @@ def start_early(s: State, now: int) -> None:
             mod = s.mod[m]
             if mod.n < HOLD * mod.target * mod.in_flight / (mod.excess + 2.0):
                 continue
+            if out.n_unable > 0 and able.first_open(s, m) < 0:
+                continue
             at = int(mod.open - int(out.waiting / FULL_SHARE * mod.slo))
             if at > now:
                 soonest = min(soonest, at)
@@ -229,6 +231,8 @@ def start_early(s: State, now: int) -> None:
             out.early_at = soonest
             return
         g = heap.top(s.open)
+        if out.n_unable > 0:
+            g = able.first_open(s, best)
         if s.gpu[g].slow == 1:
             return
         heap.remove(s.open, g)
@@ -249,6 +253,8 @@ def probe(s: State, now: int) -> None:
         if gpu.slow == 0 or gpu.state != OPEN or heap.size(s.pending) == 0:
             continue
         m = heap.top(s.pending)
+        if s.g[0].n_unable > 0 and not able.can_run(s, m, g):
+            continue
         heap.remove(s.open, g)
         if _give(s, now, m, g):
             window.look(s, m, now)

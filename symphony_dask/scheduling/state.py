@@ -156,7 +156,7 @@ SCALARS = np.dtype(
         ("evicted", "i4"),  #: -1 when the host has been told
         ("evicted_model", "i4"),
         ("crowded", "i4"),  #: 1: requests are dropped
-        ("pad", "i4"),
+        ("n_unable", "i4"),  #: pairs of a model and a GPU that cannot run it (``able``)
     ],
     align=True,
 )
@@ -198,7 +198,7 @@ class State(NamedTuple):
     busy: Any  # heap of BUSY GPUs by the time they can take a batch
     open: Any  # heap of OPEN GPUs by rank
     dirty: Any  # (M,) int32
-    aside: Any  # (M + G,) int32: scratch of the matching loop
+    aside: Any  # (M + G + G * ceil(M / 16),) int32: scratch of the matching loop; behind it ``unable_rows``
     batches: Any  # (G * DEPTH,) BATCH: output
     members: Any  # (R,) int32: output
     drops: Any  # (R,) int32: output
@@ -277,7 +277,7 @@ def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: i
         busy=make_heap(gpus),
         open=make_heap(gpus),
         dirty=np.zeros(models, np.int32),
-        aside=np.zeros(models + gpus, np.int32),
+        aside=np.zeros(models + gpus + gpus * -(-models // 16), np.int32),
         batches=records(gpus * DEPTH, BATCH),
         members=np.zeros(requests, np.int32),
         drops=np.zeros(requests, np.int32),
@@ -287,6 +287,12 @@ def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: i
     state.gpu["pace"] = state.gpu["acting_pace"] = 1.0
     state.mod["first"] = state.mod["first_raised"] = -1
     return state
+
+
+def unable_rows(state: State) -> npt.NDArray[np.int32]:
+    """A bit for each model that a GPU cannot run, (G, ceil(M / 16)): bit m % 16 of word m // 16 (``able``)."""
+    rows: npt.NDArray[np.int32] = state.aside[len(state.mod) + len(state.gpu) :].reshape(len(state.gpu), -1)
+    return rows
 
 
 def make_profiles(models: int, classes: int, max_batch: int) -> Profiles:
@@ -323,6 +329,8 @@ def grown(old: State, requests: int, models: int, gpus: int, classes: int, max_b
     rows, b = old.fly.shape
     new.fly[:rows, :b] = old.fly
     new.g[:] = old.g
+    unable = unable_rows(old)
+    unable_rows(new)[: len(unable), : unable.shape[1]] = unable
     free = int(old.g["n_slots"][0])
     extra = requests - len(old.req)
     new.slots[:extra] = np.arange(requests - 1, len(old.req) - 1, -1, dtype=np.int32)

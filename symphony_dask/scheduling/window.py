@@ -24,11 +24,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from symphony_dask.scheduling import heap, queue
+from symphony_dask.scheduling import able, heap, queue
 from symphony_dask.scheduling.compiled import compiled, inlined, wide
 from symphony_dask.scheduling.state import (
     FREE,
     IDLE,
+    NONE,
     PENDING,
     READY,
     State,
@@ -88,7 +89,7 @@ def target_batch(latency: Any, max_batch: int, slo: int, rate: float, gpus: int)
 @inlined
 def retarget(s: State, m: int) -> None:
     mod = s.mod[m]
-    gpus = max(1, s.g[0].live_gpus)
+    gpus = max(1, s.g[0].live_gpus if s.g[0].n_unable == 0 else able.count(s, m, int(NONE)))
     latency = s.lat[m, mod.gpu_class]
     mod.target = target_batch(latency, mod.max_batch, mod.slo, mod.rate, gpus)
     mod.excess = max(0.0, mod.rate * latency[mod.target] / mod.target - 1.0)

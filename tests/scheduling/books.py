@@ -77,6 +77,7 @@ class Books:
         self.stale = False  #: windows are as drawn before the last change of control latency or slack
         self.models: dict[int, Model] = {}
         self.gpus: dict[int, Gpu] = {}
+        self.unable: set[tuple[int, int]] = set()  #: models and GPUs that cannot run them
         self.queued: dict[int, Request] = {}
         self.flying: dict[int, Request] = {}
         self.outcomes: dict[int, str] = {}
@@ -105,7 +106,8 @@ class Books:
         return self.queued[slot].deadline, self.queued[slot].order
 
     def _fastest(self, model: Model) -> Ints:
-        present = {gpu.gpu_class for gpu in self.gpus.values() if not gpu.draining} & set(model.tables)
+        able = [gpu for g, gpu in self.gpus.items() if (model.index, g) not in self.unable]
+        present = {gpu.gpu_class for gpu in able if not gpu.draining} & set(model.tables)
         tables = {c: self._drifted(model, c) for c in present or model.tables}
         return tables[min(tables, key=lambda c: (tables[c][1], c))]
 
@@ -169,9 +171,11 @@ class Books:
         assert start == self.now + gpu.control, "a batch waits at its GPU"
         assert start >= gpu.free_at, "two batches overlap"
         assert gpu.is_open(self.now)
+        assert (m, g) not in self.unable, "a GPU was given a model that it cannot run"
         probe = self.engine.is_slow(g)
         for o, other in self.gpus.items():
-            if other.is_open(self.now) and self._rank(o) < self._rank(g) and not probe:
+            able = (m, o) not in self.unable
+            if able and other.is_open(self.now) and self._rank(o) < self._rank(g) and not probe:
                 alone = self.now + other.control + self._on(model, o)[1]
                 assert alone > last, "an open GPU of lower rank was passed over"
         if self.policy == "deferred" and not probe:
@@ -205,7 +209,7 @@ class Books:
         ready = bool(mod["state"] == READY)
         last = max(self.queued[slot].deadline for slot in queue)
         for g, gpu in self.gpus.items():
-            if ready and gpu.is_open(self.now):
+            if ready and gpu.is_open(self.now) and (m, g) not in self.unable:
                 alone = self.now + gpu.control + self._on(model, g)[1]
                 assert alone > last, "an open GPU was left idle beside a ready model"
         if self.stale or (mod["urgent"] and mod["raised"]):
@@ -312,7 +316,16 @@ class Books:
         assert gpu.draining or self.engine.in_flight(g) == len(gpu.flights)
         gpu.draining = True
 
+    def set_able(self, m: int, g: int, can_run: bool) -> None:
+        self.engine.set_able(self.now, m, g, can_run)
+        assert self.engine.can_run(m, g) == can_run
+        if can_run:
+            self.unable.discard((m, g))
+        else:
+            self.unable.add((m, g))
+
     def remove_gpu(self, g: int) -> None:
+        self.unable = {(m, other) for m, other in self.unable if other != g}
         removal = self.engine.remove_gpu(self.now, g)
         requeued, ended = [], []
         for slot in [slot for flight in self.gpus.pop(g).flights for slot in flight.slots]:
@@ -336,6 +349,7 @@ class Books:
         return m
 
     def remove_model(self, m: int) -> None:
+        self.unable = {(other, g) for other, g in self.unable if other != m}
         queue = self.queue(m)
         assert self.engine.remove_model(self.now, m).tolist() == queue
         for slot in queue:

@@ -144,12 +144,26 @@ def set_control_of_a_gpu(books: Books, draw: Draw) -> None:
         books.set_control_of(pick(draw, books.gpus), draw(CONTROLS))
 
 
+def set_able(books: Books, draw: Draw) -> None:
+    if books.models and books.gpus:
+        books.set_able(pick(draw, books.models), pick(draw, books.gpus), draw(st.booleans()))
+
+
 def set_policy(books: Books, draw: Draw) -> None:
     books.set_policy(draw(POLICY_NAMES))
 
 
 TRAFFIC = [submit] * 12 + [follow_next_event] * 8 + [advance] * 6 + [complete] * 8 + [cancel] * 2
-RARE = [fall_silent, submit_to_nobody, update_profile, set_control, set_control_of_a_gpu, set_policy]
+RARE = [
+    set_able,
+    set_able,
+    fall_silent,
+    submit_to_nobody,
+    update_profile,
+    set_control,
+    set_control_of_a_gpu,
+    set_policy,
+]
 FLEET = [add_gpu, add_gpu, drain_gpu, remove_gpu, add_model, remove_model]
 
 

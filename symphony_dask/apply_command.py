@@ -1,0 +1,60 @@
+"""The command ``symphony apply``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from symphony_dask.errors import BadInput
+
+
+def apply_file(path: Path, scheduler: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Show what a declaration file changes on a cluster, and do it; raises ``SymphonyError``."""
+    import dask.config
+    from distributed import Client
+
+    from symphony_dask import declarations
+    from symphony_dask.client import Serving
+
+    try:
+        wanted = declarations.read(path.read_text())
+    except (OSError, BadInput) as error:
+        raise BadInput(f"{path}: {error}") from None
+    address = scheduler or dask.config.get("scheduler-address", None)
+    if address is None:
+        raise BadInput("no scheduler is named: pass --scheduler tcp://HOST:8786, or set DASK_SCHEDULER_ADDRESS")
+    if as_json and not dry_run and not yes:
+        raise BadInput("--json cannot ask whether to go on: add --yes or --dry-run")
+    with Client(address) as client, Serving(client) as serving:
+        actions = declarations.plan(wanted, serving.declared())
+        todo = [action for action in actions if action.what != "keep"]
+        for action in actions:
+            click.echo("\n".join(action.lines()), err=as_json)
+        applied = bool(todo) and not dry_run
+        if applied and not yes:
+            click.confirm(f"{len(todo)} of {len(actions)} models change; go on?", abort=True)
+        for action in todo if applied else []:
+            carry_out(serving, action, wanted)
+            click.echo(f"{action.what} {action.name}: done", err=True)
+    if as_json:
+        from symphony_dask.commands import print_json
+
+        print_json({"actions": [asdict(action) for action in actions], "applied": applied})
+    elif not todo:
+        click.echo("nothing to do")
+
+
+def carry_out(serving: Any, action: Any, wanted: dict[str, Any]) -> None:
+    """Do what one action says; raises ``SymphonyError``."""
+    from symphony_dask import declarations
+
+    name = action.name
+    if action.what in ("deploy", "update"):
+        serving.deploy(name, declarations.model_of(wanted[name]), **declarations.options_of(wanted[name]))
+    elif action.what == "share":
+        serving.set_canary(name, wanted[name]["canary"])
+    else:
+        {"promote": serving.promote, "rollback": serving.rollback, "undeploy": serving.undeploy}[action.what](name)
