@@ -14,6 +14,8 @@ _WHERE = {
     "InferenceFuture": "symphony_dask.future",
     "as_completed": "symphony_dask.completions",
     "deadline": "symphony_dask.deadlines",
+    "Ensemble": "symphony_dask.stages",
+    "Pipeline": "symphony_dask.pipeline",
     "ModelRef": "symphony_dask.graph",
     "infer": "symphony_dask.graph",
     "LatencyProfile": "symphony_dask.scheduling.profile",
@@ -21,10 +23,12 @@ _WHERE = {
     "dask_setup": "symphony_dask.plugin",
 }
 __all__ = [
+    "Ensemble",
     "InferenceFuture",
     "LatencyProfile",
     "Model",
     "ModelRef",
+    "Pipeline",
     "Serving",
     "SymphonyPlugin",
     "__version__",
@@ -39,8 +43,10 @@ if TYPE_CHECKING:
     from symphony_dask.deadlines import deadline
     from symphony_dask.future import InferenceFuture
     from symphony_dask.graph import ModelRef, infer
+    from symphony_dask.pipeline import Pipeline
     from symphony_dask.plugin import SymphonyPlugin
     from symphony_dask.scheduling.profile import LatencyProfile
+    from symphony_dask.stages import Ensemble
 
 
 def __getattr__(name: str) -> Any:

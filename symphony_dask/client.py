@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask.config
 import numpy as np
@@ -59,6 +59,9 @@ from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH, LatencyProfile
 from symphony_dask.trace.schema import Outcome
 from symphony_dask.units import format_duration, parse_duration_ns
 
+if TYPE_CHECKING:
+    from symphony_dask.pipeline import Pipeline
+
 #: The largest sample, bytes: a batch of some must fit into one frame of the lane.
 MAX_SAMPLE_BYTES = 1 << 26
 
@@ -86,6 +89,7 @@ class Serving:
         self.client = client
         self._lane = _Lane(client)
         self._models: dict[str, Model] = {}
+        self._pipelines: dict[str, Pipeline] = {}
         self._connecting: asyncio.Lock | None = None
         if not client.asynchronous:
             client.sync(self._connect)
@@ -177,6 +181,28 @@ class Serving:
         }
         return self.client.sync(self._change, name, "deploy", request)
 
+    def pipeline(self, name: str, stages: Any, *, slo: str | float, rate_hz: float | None = None) -> Any:
+        """Serve models one after the other, and side by side, under one name with one SLO; returns a ``Pipeline``.
+
+        stages: a list of names of models (or models), functions of one argument, which run on the client, and
+            ``Ensemble([...], combine="mean")``; they may be nested. A model is asked by its name: by whatever version
+            serves.
+        slo: of a request through all stages. Its split over the stages is the one that uses the least GPU time
+            (``symphony_dask/split.py``).
+        rate_hz: requests a second to expect, for the split.
+
+        The scheduler keeps the pipeline: ``serving.model(name)`` and ``find`` give it to other clients, and
+        ``undeploy`` forgets it. Raises ``BadInput``, ``UnknownModel``.
+        """
+        from symphony_dask.stages import Series, as_stage
+
+        slo_ns = parse_duration_ns(slo, "slo")
+        if not isinstance(name, str) or not name:
+            raise BadInput(f"pipeline name {name!r}: give a non-empty string")
+        stage = as_stage(stages)
+        whole = stage if isinstance(stage, Series) else Series((stage,))
+        return self.client.sync(self._declare_pipeline, name, whole, slo_ns, rate_hz)
+
     def rollback(self, name: str, *, timeout: str | float = "60s") -> Any:
         """Take the canary of a model away, or without one go back to the version before; returns its ``Model``.
 
@@ -202,25 +228,25 @@ class Serving:
         return self.client.sync(self._call, "versions", name=name)
 
     def undeploy(self, name: str) -> Any:
-        """Stop serving a model; requests in its queue end as ``Undeployed``. Raises ``UnknownModel``."""
+        """Stop serving a model, whose queued requests end as ``Undeployed``, or a pipeline. Raises ``UnknownModel``."""
         return self.client.sync(self._undeploy, name)
 
     def declared(self) -> Any:
         """What serves, by name, with what files of ``symphony apply`` said of it (``declarations.Running``)."""
         return self.client.sync(self._declared)
 
-    def model(self, name: str) -> Model:
-        """The model deployed under ``name``, by whomever; raises ``UnknownModel``."""
-        if name in self._models:
-            return self._models[name]
+    def model(self, name: str) -> Model | Pipeline:
+        """The model or pipeline under ``name``, by whomever; raises ``UnknownModel``."""
+        if name in self._models or name in self._pipelines:
+            return self._models[name] if name in self._models else self._pipelines[name]
         if self.client.asynchronous:
             text = f"model {name!r} was not deployed through this object, which knows {sorted(self._models)}"
             raise errors.UnknownModel(f"{text}: use await serving.find(name)")
-        found: Model = self.find(name)
+        found: Model | Pipeline = self.find(name)
         return found
 
     def find(self, name: str, version: str | None = None) -> Any:
-        """The ``Model`` of whatever version serves ``name``, or of one that does; whoever deployed it.
+        """The ``Model`` of whatever version serves ``name``, or of one that does, or a ``Pipeline``; whoever made it.
 
         Requests to one version fail as ``UnknownModel`` once it serves no more. Raises ``UnknownModel``.
         """
@@ -371,7 +397,38 @@ class Serving:
     async def _change(self, name: str, operation: str, request: dict[str, Any]) -> Model:
         return self._keep(name, await self._call(operation, **request))
 
-    async def _find(self, name: str, version: str | None) -> Model:
+    async def _declare_pipeline(self, name: str, stages: Any, slo_ns: int, rate_hz: float | None) -> Pipeline:
+        from symphony_dask.stages import to_plain
+
+        made = await self._pipeline(name, stages, slo_ns, rate_hz)
+        await self._call("pipeline_declare", name=name, stages=to_plain(stages), slo_ns=slo_ns, rate_hz=rate_hz)
+        self._pipelines[name] = made
+        return made
+
+    async def _pipeline(self, name: str, stages: Any, slo_ns: int, rate_hz: float | None) -> Pipeline:
+        from symphony_dask.pipeline import Pipeline
+        from symphony_dask.stages import models_of
+
+        models = {model: await self._find_model(model) for model in models_of(stages)}
+        status = await self._call("status")
+        network_ns = max((w["control_mean_ns"] + w["reply_mean_ns"] for w in _measured(status)), default=0)
+        network_ns += status["client_round_trip_mean_ns"]
+        return Pipeline(name, stages, slo_ns, rate_hz, models, self._lane.loop, self._find_model, network_ns)
+
+    async def _find(self, name: str, version: str | None) -> Model | Pipeline:
+        try:
+            return await self._find_model(name, version)
+        except UnknownModel:
+            if version is not None:
+                raise
+        from symphony_dask.stages import from_plain
+
+        declared = await self._call("pipeline_find", name=name)
+        found = await self._pipeline(name, from_plain(declared["stages"]), declared["slo_ns"], declared["rate_hz"])
+        self._pipelines[name] = found
+        return found
+
+    async def _find_model(self, name: str, version: str | None = None) -> Model:
         found = await self._call("find", name=name, version=version)
         return self._keep(name, found) if version is None else self._made(name, found)
 
@@ -392,6 +449,7 @@ class Serving:
     async def _undeploy(self, name: str) -> None:
         await self._call("undeploy", name=name)
         self._models.pop(name, None)
+        self._pipelines.pop(name, None)
 
 
 class Model:
@@ -522,6 +580,11 @@ class _Lane:
     @property
     def connected(self) -> bool:
         return self._connection is not None and not self._connection.closed
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that the connection is in; there is none before ``open``."""
+        return self._loop
 
     async def open(self, host: str, info: dict[str, Any]) -> None:
         self._fail_all("the connection to the scheduler was lost")  # what an earlier connection may have left
@@ -714,6 +777,11 @@ class _Lane:
             except KeyError:  # another thread took the last one
                 break
             future._finish("failed", None, ConnectionLost(f"{text} before the answer came"))
+
+
+def _measured(status: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The workers whose network is known."""
+    return (worker for worker in status["workers"].values() if "control_mean_ns" in worker)
 
 
 def _profile(profile: Any, max_batch: int) -> LatencyProfile | None:

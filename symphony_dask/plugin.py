@@ -27,6 +27,7 @@ from symphony_dask.fleets import Fleets
 from symphony_dask.held import HeldTasks
 from symphony_dask.lane import DONE_ROW, SUBMIT_ROW, Connection, pack_rows, read_rows
 from symphony_dask.loading import Loader
+from symphony_dask.pipelines import Pipelines
 from symphony_dask.requests import RequestTable
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.signals import gpu_seconds_per_request
@@ -102,6 +103,7 @@ class SymphonyPlugin(SchedulerPlugin):
         load_timeout_s = parse_duration_ns(dask.config.get("symphony.load-timeout"), "symphony.load-timeout") / 1e9
         self.loader = Loader(self.dispatcher, scheduler.rpc, load_timeout_s, self._is_drained)
         self.deployments = Deployments(self.dispatcher, self.loader, self._spawn, self._save)
+        self.pipelines = Pipelines(lambda: (versions.name for versions in self.deployments))
         self.dispatcher.reserve_ids(next_model_id)
         for versions in names:
             self.deployments.restore(versions)
@@ -129,6 +131,8 @@ class SymphonyPlugin(SchedulerPlugin):
             scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
         for name in ("find", "versions", "rollback", "promote", "set_share", "declared"):
             scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
+        for name in ("declare", "find", "all"):
+            scheduler.handlers[f"symphony_pipeline_{name}"] = getattr(self.pipelines, name)
         for name in ("drain", "undrain", "retire", "fleet", "intend", "forget"):
             scheduler.handlers[f"symphony_{name}"] = getattr(self._fleets, name)
         self._forget_metrics = metrics.expose(self.dispatcher.signals)
@@ -223,6 +227,8 @@ class SymphonyPlugin(SchedulerPlugin):
         return {"ok": policy}
 
     async def _undeploy(self, name: str) -> Reply:
+        if self.pipelines.declared.pop(name, None) is not None:
+            return {"ok": name}
         try:
             await self.deployments.undeploy(name)
         except SymphonyError as error:
@@ -246,6 +252,9 @@ class SymphonyPlugin(SchedulerPlugin):
         signature: bytes | None = None,
         declared: dict[str, Any] | None = None,
     ) -> Reply:
+        if name in self.pipelines.declared:
+            text = f"model {name!r} has the name of a pipeline: choose another name, or undeploy the pipeline"
+            return _failure(BadInput(text))
         given = LatencyProfile.from_dict(profile) if profile is not None else None
         deployment = Deployment(
             self.dispatcher.new_model_id(), name, spec, slo_ns, max_batch, queue_limit, example, given,
