@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask.config
 import numpy as np
@@ -34,7 +34,7 @@ from symphony_dask.errors import (
     SymphonyError,
     UnknownModel,
 )
-from symphony_dask.future import InferenceFuture
+from symphony_dask.future import InferenceFuture, Waiting
 from symphony_dask.graph import ModelRef, token
 from symphony_dask.html import latency_text, serving_html, table
 from symphony_dask.lane import (
@@ -71,6 +71,8 @@ FRAME_BYTES = 1 << 24
 #: How long a notebook waits for the status of a cluster that it shows, and between looks whether one is ready, s.
 _REPR_S = 1.0
 _READY_POLL_S = 0.05
+
+W = TypeVar("W", bound=Waiting)
 
 _OUTCOMES = {int(o): o.name.lower() for o in Outcome}
 
@@ -251,6 +253,19 @@ class Serving:
         Requests to one version fail as ``UnknownModel`` once it serves no more. Raises ``UnknownModel``.
         """
         return self.client.sync(self._find, name, version)
+
+    def deployed(self) -> Any:
+        """What serves on the cluster, whoever deployed it: a list of dicts.
+
+        name, version, model_id (its number on the lane), slo_ns, max_batch, slots (that serve now), takes and gives
+        (``codec.form`` of sample and answer, None where there was no example).
+        """
+        return self.client.sync(self._call, "models")
+
+    @property
+    def lane(self) -> _Lane:
+        """The connection that requests leave on, for who has payloads and no ``Model``, such as the gateway."""
+        return self._lane
 
     def status(self) -> Any:
         """Models, workers, queues, outcome counts and latency estimates, as a dict."""
@@ -568,7 +583,7 @@ class _Lane:
         self._client = client
         self._connection: Connection | None = None
         self._direct: Direct | None = None
-        self._pending: dict[int, InferenceFuture] = {}
+        self._pending: dict[int, Waiting] = {}
         self._outbox: deque[tuple[int, int, int, int, int, bytes]] = deque()
         self._cancels: deque[int] = deque()
         self._flush_due = False
@@ -634,13 +649,21 @@ class _Lane:
             self._direct.close()
         self._fail_all(text)
 
-    def submit(self, model_id: int, payload: bytes, slo_ns: int, priority: int) -> InferenceFuture:
+    def submit(
+        self,
+        model_id: int,
+        payload: bytes,
+        slo_ns: int,
+        priority: int,
+        make: Callable[[int, Callable[[int], None]], W] = InferenceFuture,  # type: ignore[assignment]
+    ) -> W:
+        """What ``make(request, on_cancel)`` gives, once the request is in the outbox."""
         if not self.connected:
             raise ConnectionLost("the connection to the scheduler is gone: make a new Serving(client)")
         with self._numbering:
             request = self._next
             self._next += 1
-        future = InferenceFuture(request, self._cancel)
+        future = make(request, self._cancel)
         self._pending[request] = future
         self._outbox.append((model_id, slo_ns, now_ns(), request, priority, payload))
         self._wake()
@@ -742,25 +765,17 @@ class _Lane:
                 kind, text = failed[i]
                 future._finish(_OUTCOMES[outcome], None, getattr(errors, kind, errors.RequestError)(text))
             else:
-                self._answer(future, _OUTCOMES[outcome], payload)
+                future._answer(_OUTCOMES[outcome], payload)
 
     def _answered(self, request: int, outcome: str, payload: memoryview) -> None:
         future = self._pending.pop(request, None)
         if future is not None:
-            self._answer(future, outcome, payload)
+            future._answer(outcome, payload)
 
     def _broken(self, request: int, text: str) -> None:
         future = self._pending.pop(request, None)
         if future is not None:
             future._finish("failed", None, ConnectionLost(f"{text} before the answer came"))
-
-    def _answer(self, future: InferenceFuture, outcome: str, payload: memoryview) -> None:
-        try:
-            result = codec.decode(payload)
-        except Exception as error:
-            future._finish("failed", None, errors.RequestError(f"the answer cannot be read: {error}"))
-        else:
-            future._finish(outcome, result, None)
 
     def _lost(self, connection: Connection, error: Exception | None) -> None:
         if connection is self._connection:  # and not an earlier one

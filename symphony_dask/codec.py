@@ -15,7 +15,7 @@ import math
 import re
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -49,7 +49,7 @@ _REMEDY = (
 )
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """What a header says: ``dtype`` is a numpy dtype, or for tensors the name of the torch dtype."""
 
     kind: int
@@ -97,7 +97,7 @@ def decode(buf: bytes | bytearray | memoryview) -> Any:
     if kind == BYTES:
         return bytes(view[1:])
     if kind == PLAIN:
-        return _unpack(view[1:])
+        return _unpack(view[1:], decode)
     header = _header_of(view)
     layout = _layout(header)
     data = bytearray(view[len(header) :])
@@ -110,6 +110,79 @@ def decode(buf: bytes | bytearray | memoryview) -> Any:
         return array if kind == ARRAY else array[()]
     except ValueError as error:
         raise BadInput(f"payload of {describe(header)} cannot be read: {error}") from None
+
+
+class Part(NamedTuple):
+    """An array, scalar or tensor in a payload, left as it is: its signature and its data, in C order."""
+
+    header: bytes
+    data: memoryview
+
+
+def parts(buf: bytes | bytearray | memoryview) -> Any:
+    """The object in a payload, its arrays, scalars and tensors as ``Part``: nothing is copied, torch is not needed.
+
+    Raises ``BadInput`` for a payload that ``encode`` could not have written.
+    """
+    view = memoryview(buf).cast("B")
+    kind = view[0] if len(view) else 0
+    if kind == BYTES:
+        return bytes(view[1:])
+    return _unpack(view[1:], _part) if kind == PLAIN else _part(view)
+
+
+def _part(buf: bytes | bytearray | memoryview) -> Part:
+    view = memoryview(buf).cast("B")
+    header = _header_of(view)
+    expected = _layout(header).data_bytes
+    if len(view) - len(header) != expected:
+        got = len(view) - len(header)
+        raise BadInput(f"payload of {describe(header)} has {got} data bytes: it must have {expected}")
+    return Part(header, view[len(header) :])
+
+
+def form(buf: bytes | bytearray | memoryview) -> list[Any]:
+    """What a payload is made of, without its data, as plain values.
+
+    ["array", signature] for arrays, scalars and tensors; ["dict", {name: form}]; ["tuple" or "list", [form, ...]]; the
+    name of its type alone for None, bytes, str, bool, int and float (["bytes"]). Raises ``BadInput``.
+    """
+    return _form(parts(buf))
+
+
+def _form(value: Any) -> list[Any]:
+    if isinstance(value, Part):
+        return ["array", value.header]
+    if isinstance(value, dict):
+        return ["dict", {str(key): _form(entry) for key, entry in value.items()}]
+    if isinstance(value, (tuple, list)):
+        return [_type_name(value), [_form(entry) for entry in value]]
+    return [_type_name(value)]
+
+
+def header_of(dtype: str, shape: tuple[int, ...], kind: int = ARRAY) -> bytes:
+    """The signature of arrays of a numpy dtype as ``dtype.str`` has it ("<f4"), or of tensors ("bfloat16")."""
+    return _cached_header(kind, dtype, shape)
+
+
+def read_header(header: bytes) -> Layout:
+    """What a signature says; raises ``BadInput`` if it is none."""
+    return _layout(header)
+
+
+def encode_fields(fields: dict[str, Any]) -> bytes:
+    """The payload of a dict of samples, each a ``Part`` (header and data as ``header_of`` describes) or plain data."""
+    return _PLAIN_PREFIX + _pack({name: _as_extension(value) for name, value in fields.items()})
+
+
+def encode_entries(entries: list[Any], kind: str) -> bytes:
+    """As ``encode_fields``, of a "list" or "tuple" of samples."""
+    items = [_as_extension(value) for value in entries]
+    return _PLAIN_PREFIX + _pack(msgpack.ExtType(_EXT_TUPLE, _pack(items)) if kind == "tuple" else items)
+
+
+def _as_extension(value: Any) -> Any:
+    return msgpack.ExtType(_EXT_ARRAY, value.header + value.data) if isinstance(value, Part) else value
 
 
 def signature(buf: bytes | bytearray | memoryview) -> bytes | None:
@@ -241,6 +314,11 @@ def _tensor_header(dtype: Any, shape: tuple[int, ...]) -> bytes:
     return _make_header(TENSOR, str(dtype).removeprefix("torch."), tuple(shape))
 
 
+@lru_cache(maxsize=1024)
+def _cached_header(kind: int, dtype: str, shape: tuple[int, ...]) -> bytes:
+    return _make_header(kind, dtype, shape)
+
+
 def _make_header(kind: int, dtype: str, shape: tuple[int, ...]) -> bytes:
     if len(shape) > _MAX_DIMS:
         raise BadInput(f"cannot send {len(shape)} dimensions: reshape to at most {_MAX_DIMS}")
@@ -262,7 +340,7 @@ def _header_of(view: memoryview) -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def _layout(header: bytes) -> _Layout:
+def _layout(header: bytes) -> Layout:
     """``header`` read and checked; raises ``BadInput``."""
     kind, ndim, length = header[:3]
     name = header[3 : 3 + length].decode("latin-1")
@@ -280,7 +358,7 @@ def _layout(header: bytes) -> _Layout:
     # Dimensions of 0 count as 1 here, because numpy and torch refuse an empty shape whose other dimensions overflow.
     if item_bytes * math.prod(max(d, 1) for d in shape) > _MAX_BYTES:
         raise BadInput(f"payload has shape {shape}: that is more than {_MAX_BYTES} bytes")
-    return _Layout(kind, dtype, shape, item_bytes * math.prod(shape))
+    return Layout(kind, dtype, shape, item_bytes * math.prod(shape))
 
 
 def _numpy_dtype(name: str) -> np.dtype[Any]:
@@ -349,9 +427,10 @@ def _pack_other(tuple_depth: int, obj: Any) -> Any:
     raise BadInput(f"cannot send a {_type_name(obj)}: {_REMEDY}")
 
 
-def _unpack(view: memoryview, tuple_depth: int = 0) -> Any:
+def _unpack(view: memoryview, array: Callable[[bytes], Any], tuple_depth: int = 0) -> Any:
+    """Plain data; ``array`` reads each payload of an array, scalar or tensor in it."""
     try:
-        return msgpack.unpackb(view, ext_hook=partial(_unpack_other, tuple_depth), strict_map_key=False)
+        return msgpack.unpackb(view, ext_hook=partial(_unpack_other, array, tuple_depth), strict_map_key=False)
     except BadInput:
         raise
     # TypeError: a map key that cannot be hashed.
@@ -359,11 +438,11 @@ def _unpack(view: memoryview, tuple_depth: int = 0) -> Any:
         raise BadInput(f"payload of {len(view)} bytes is not msgpack that encode() wrote: {error!r}") from None
 
 
-def _unpack_other(tuple_depth: int, code: int, data: bytes) -> Any:
+def _unpack_other(array: Callable[[bytes], Any], tuple_depth: int, code: int, data: bytes) -> Any:
     if code == _EXT_ARRAY and data[:1] not in (_BYTES_PREFIX, _PLAIN_PREFIX):
-        return decode(data)
+        return array(data)
     if code == _EXT_TUPLE and tuple_depth < _MAX_TUPLE_DEPTH:
-        items = _unpack(memoryview(data), tuple_depth + 1)
+        items = _unpack(memoryview(data), array, tuple_depth + 1)
         if isinstance(items, list):
             return tuple(items)
     raise BadInput(f"payload holds an extension of type {code} nested {tuple_depth} deep that encode() does not write")

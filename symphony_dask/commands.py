@@ -1,4 +1,4 @@
-"""Commands of the serving layer: status, profile and apply."""
+"""Commands of the serving layer: status, profile, apply and gateway."""
 
 from __future__ import annotations
 
@@ -141,4 +141,73 @@ def apply(file: Path, scheduler: str | None, dry_run: bool, yes: bool, as_json: 
     apply_file(file, scheduler, dry_run, yes, as_json)
 
 
-COMMANDS = [status, profile, apply]
+@click.command()
+@click.option("--scheduler", required=True, help="Address of the Dask scheduler, such as tcp://127.0.0.1:8786.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0: everywhere.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65_535), help="0: any free port.")
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 64), help="That share the port.")
+@click.option("--token-file", help="Bearer tokens, one a line, of which one must come with each request.")
+@click.option("--tls-cert", help="Certificate (PEM) to serve HTTPS with.")
+@click.option("--tls-key", help="Its key.")
+@click.option("--scheduler-ca-file", help="CA (PEM) of a cluster with TLS; by default Dask's configuration.")
+@click.option("--scheduler-cert", help="Certificate of this client of it.")
+@click.option("--scheduler-key", help="Its key.")
+@click.option("--max-body", default=64 << 20, show_default=True, type=click.IntRange(1), help="Of a request, bytes.")
+@click.option("--max-concurrency", default=8192, show_default=True, type=click.IntRange(1), help="A process.")
+@click.option("--read-timeout", default="30s", show_default=True, help="For a request's head and body to come.")
+@click.option("--grace", default="10s", show_default=True, help="After SIGTERM, for what is under way.")
+@click.option("--notice", default="1s", show_default=True, help="Before that: serve on, but be not ready.")
+@command
+def gateway(
+    scheduler: str,
+    host: str,
+    port: int,
+    processes: int,
+    token_file: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    scheduler_ca_file: str | None,
+    scheduler_cert: str | None,
+    scheduler_key: str | None,
+    max_body: int,
+    max_concurrency: int,
+    read_timeout: str,
+    grace: str,
+    notice: str,
+) -> None:
+    """Serve the cluster's models over HTTP: the Open Inference Protocol v2, and TensorFlow Serving's predict.
+
+    Runs until SIGTERM. Needs the extra "gateway" (pip install 'symphony-dask[gateway]').
+    """
+    import logging
+
+    from symphony_dask.errors import BadInput
+    from symphony_dask.units import NS_PER_S, parse_duration_ns
+
+    try:
+        from symphony_dask.gateway.server import Options, run
+    except ModuleNotFoundError as error:
+        raise BadInput(f"{error.name} is not installed: pip install 'symphony-dask[gateway]'") from None
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    run(
+        Options(
+            scheduler=scheduler,
+            host=host,
+            port=port,
+            processes=processes,
+            token_file=token_file,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            scheduler_ca_file=scheduler_ca_file,
+            scheduler_cert=scheduler_cert,
+            scheduler_key=scheduler_key,
+            max_body_bytes=max_body,
+            max_concurrency=max_concurrency,
+            read_timeout_s=parse_duration_ns(read_timeout, "read-timeout") / NS_PER_S,
+            grace_s=parse_duration_ns(grace, "grace") / NS_PER_S,
+            notice_s=parse_duration_ns(notice, "notice") / NS_PER_S,
+        )
+    )
+
+
+COMMANDS = [status, profile, apply, gateway]

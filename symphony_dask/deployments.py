@@ -14,8 +14,10 @@ import asyncio
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
+from symphony_dask import codec
 from symphony_dask.canary import Canary
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import BadInput, SymphonyError, UnknownModel
@@ -52,6 +54,7 @@ class Deployment:
     signature: bytes | None = None
     declared: dict[str, Any] | None = None
     profiles: dict[str, LatencyProfile] = field(default_factory=dict)
+    answer: list[Any] | None = None  #: the form of an answer (``codec.form``), once the example has had one
     load_ns: int = 0  #: of the last load, with all that it took
     state: State = "loading"
     profiling: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
@@ -65,6 +68,11 @@ class Deployment:
     @property
     def label(self) -> str:
         return label(self.name, self.version)
+
+    @cached_property
+    def form(self) -> list[Any] | None:
+        """What a sample is made of (``codec.form``); None without an example."""
+        return codec.form(self.example) if self.example is not None else None
 
 
 @dataclass

@@ -8,13 +8,24 @@ import threading
 from collections.abc import Callable, Generator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from html import escape
-from typing import Any
+from typing import Any, Protocol
+
+from symphony_dask.codec import decode
+from symphony_dask.errors import RequestError
 
 #: Characters of an answer that a notebook shows.
 _MOST_SHOWN = 500
 
 # Guards the making of conditions; held for a few bytecodes, never while anything waits.
 _making = threading.Lock()
+
+
+class Waiting(Protocol):
+    """What the lane keeps of a request until it ends; one of the two is called, once, in the event loop's thread."""
+
+    def _answer(self, outcome: str, payload: memoryview) -> None: ...
+
+    def _finish(self, outcome: str, result: Any, exception: BaseException | None) -> None: ...
 
 
 class InferenceFuture(concurrent.futures.Future[Any]):
@@ -48,6 +59,15 @@ class InferenceFuture(concurrent.futures.Future[Any]):
                 if self._lazy_condition is None:
                     self._lazy_condition = threading.Condition()
         return self._lazy_condition
+
+    def _answer(self, outcome: str, payload: memoryview) -> None:
+        """The payload of the answer has come. Called by the lane, once, unless ``_finish`` is."""
+        try:
+            result = decode(payload)
+        except Exception as error:
+            self._finish("failed", None, RequestError(f"the answer cannot be read: {error}"))
+        else:
+            self._finish(outcome, result, None)
 
     def _finish(self, outcome: str, result: Any, exception: BaseException | None) -> None:
         """Answer the future, unless it was cancelled. Called by the lane, once."""

@@ -266,6 +266,10 @@ class Loader:
             if slot.limit is not None:
                 self._check_memory(slot, deployment)
             async with deployment.profiling:  # workers of one class need it measured once
+                if deployment.answer is None and deployment.example is not None:
+                    deployment.answer = await rpc.symphony_answer(
+                        model_id=model_id, slot=slot.number, example=deployment.example
+                    )
                 if slot.gpu_class not in deployment.profiles:
                     await self._profile(rpc, slot, deployment)
         except BaseException:

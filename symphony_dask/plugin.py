@@ -121,6 +121,7 @@ class SymphonyPlugin(SchedulerPlugin):
             "deploy",
             "undeploy",
             "status",
+            "models",
             "signals",
             "record",
             "stop_recording",
@@ -202,6 +203,28 @@ class SymphonyPlugin(SchedulerPlugin):
 
     async def _signals(self) -> Reply:
         return {"ok": self.dispatcher.signals()}
+
+    async def _models(self) -> Reply:
+        """What serves, for clients that did not deploy it themselves: number on the lane, what it takes and gives."""
+        rows = []
+        for versions in self.deployments:
+            if versions.current is not None:
+                rows.append(self._describe(versions.current, versions.number))
+            if versions.canary is not None:
+                rows.append(self._describe(versions.canary, versions.canary.model_id))
+        return {"ok": rows}
+
+    def _describe(self, deployment: Deployment, number: int) -> dict[str, Any]:
+        return {
+            "name": deployment.name,
+            "version": deployment.version,
+            "model_id": number,
+            "slo_ns": deployment.slo_ns,
+            "max_batch": min((p.max_batch for p in deployment.profiles.values()), default=deployment.max_batch),
+            "slots": self.loader.where(deployment.model_id),
+            "takes": deployment.form,
+            "gives": deployment.answer,
+        }
 
     async def _record(self, folder: str, info: dict[str, Any]) -> Reply:
         try:

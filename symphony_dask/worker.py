@@ -248,6 +248,18 @@ class SlotWorker:
         finally:
             loading.abandoned = not loading.done.done()
 
+    async def answer(self, model_id: int, slot: int, example: bytes) -> list[Any]:
+        """What the answer of a model that the slot has loaded to the example is made of (``codec.form``)."""
+        target = self.slots[slot]
+
+        def run() -> list[Any]:
+            result = target.runners[model_id].run(memoryview(example), np.array([len(example)], np.int64))
+            if result.errors:
+                raise DeploymentError(f"model failed on its example:\n{result.errors[0]}")
+            return codec.form(result.blob)
+
+        return await asyncio.wrap_future(target.call(run))
+
     async def unload(self, model_id: int, slot: int | None = None) -> None:
         """Free a slot of a model, and return then; or (None) free all slots and the worker, soon.
 
@@ -450,6 +462,7 @@ class SymphonyWorkerPlugin(WorkerPlugin):
         worker.handlers["symphony_load"] = slot_worker.load
         worker.handlers["symphony_unload"] = slot_worker.unload
         worker.handlers["symphony_loaded"] = slot_worker.loaded
+        worker.handlers["symphony_answer"] = slot_worker.answer
         worker.handlers["symphony_profile"] = slot_worker.profile
         await slot_worker.listen(worker)
         slot_worker.start(worker.scheduler, worker.security)

@@ -201,3 +201,12 @@ def constant(x: float) -> Callable[[Any], Any]:
 
 def _answer(x: float, batch: Any) -> list[float]:
     return [x] * len(batch)
+
+
+def scale(batch: Any) -> list[dict[str, Any]]:
+    """Of each sample, a dict of an array "x" and a number "factor", their product and the latter."""
+    return [{"scaled": sample["x"] * sample["factor"], "factor": sample["factor"]} for sample in batch]
+
+
+def same(batch: Any) -> Any:
+    return batch

@@ -31,7 +31,7 @@ def refusal(*arguments: str) -> str:
 def test_every_command_is_listed_with_its_help() -> None:
     result = CliRunner().invoke(symphony, ["--help"])
     assert result.exit_code == 0
-    for name in ("bench", "bound", "demo", "profile", "replay", "status", "trace"):
+    for name in ("bench", "bound", "demo", "gateway", "profile", "replay", "status", "trace"):
         assert f"  {name} " in result.output
 
 

@@ -33,3 +33,9 @@ def test_the_serving_layer_does_not_know_the_tools(module: str) -> None:
 def test_scaling_policies_need_nothing_but_numbers() -> None:
     """A controller runs where neither the engine nor a simulator is."""
     assert not loaded_by("autoscale.policy") & {"distributed", "dask", "numba", "symphony_dask", "workloads", "boto3"}
+
+
+@pytest.mark.parametrize("module", ["app", "server"])
+def test_the_gateway_does_not_know_the_tools(module: str) -> None:
+    pytest.importorskip("uvicorn")
+    assert not loaded_by(f"symphony_dask.gateway.{module}") & {"workloads", "autoscale", "infra"}

@@ -230,6 +230,61 @@ def peers(names: tuple[str, ...], peers_: tuple[str, ...], folder: str, seconds:
         click.echo(f"{row['setting']:16} {row['system']:14} {row['goodput_hz']:10,.0f} req/s{knobs}")
 
 
+@bench.command("gateway")
+@click.option("--setting", "names", multiple=True, help="Of the peers' settings; by default all three.")
+@click.option("--seconds", default=5.0, show_default=True, help="Length of each measurement.")
+@click.option("--processes", default=1, show_default=True, help="Of the gateway.")
+@click.option("--rounds", default=3, show_default=True, help="Closed loops at l(b)=0; the median counts.")
+@click.option("--peers", "with_peers", is_flag=True, help="Ray Serve and Mosec in the same closed loops.")
+@click.option("--null-only", is_flag=True, help="Leave the goodput settings out.")
+@click.option(
+    "--folder", default="~/.cache/symphony-dask/peers", show_default=True, help="For the peers' environments."
+)
+@json_option
+@command
+def gateway_(
+    names: tuple[str, ...],
+    seconds: float,
+    processes: int,
+    rounds: int,
+    with_peers: bool,
+    null_only: bool,
+    folder: str,
+    as_json: bool,
+) -> None:
+    """Requests a second over HTTP at l(b)=0, and goodput through the gateway, on 4 emulated GPUs."""
+    from symphony_dask.errors import BadInput
+    from workloads.bench.fidelity import SETTINGS
+    from workloads.bench.gateway import bench_gateway
+
+    known = {setting.name: setting for setting in SETTINGS[:3]}
+    for name in names:
+        if name not in known:
+            raise BadInput(f"setting {name!r} is unknown: choose of {', '.join(known)}")
+    settings = [] if null_only else [known[name] for name in names or known]
+    found = bench_gateway(
+        settings,
+        seconds=seconds,
+        processes=processes,
+        rounds=rounds,
+        peers=("ray-serve", "mosec") if with_peers else (),
+        folder=folder,
+        on_progress=lambda text: click.echo(text, err=True),
+    )
+    if as_json:
+        print_json(found)
+        return
+    click.echo(f"l(b)=0       {found['rate_hz']:8,.0f} req/s  p50 {found['p50_ms']:.2f}  p99 {found['p99_ms']:.2f} ms")
+    for row in found["open_loop"]:
+        click.echo(f"  offered    {row['offered_hz']:8,.0f} req/s  p50 {row['p50_ms']:.2f}  p99 {row['p99_ms']:.2f} ms")
+    for row in found["peers"]:
+        click.echo(
+            f"{row['system']:12} {row['rate_hz']:8,.0f} req/s  p50 {row['p50_ms']:.2f}  p99 {row['p99_ms']:.2f} ms"
+        )
+    for row in found["rows"]:
+        click.echo(f"{row['setting']:16} {row['goodput_hz']:8,.0f} req/s good")
+
+
 @bench.command()
 @click.option("--pairs", default=8, show_default=True, help="Measurements with and without.")
 @click.option("--seconds", default=3.0, show_default=True, help="Length of each.")

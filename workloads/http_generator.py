@@ -1,6 +1,6 @@
 """The process that offers requests over HTTP/1.1: ``python -m workloads.http_generator PLAN RESULT``; see ``loadgen``.
 
-The same rules as ``generator``: open loop, each request counted from the time at which it was due. A request takes an
+The same rules as ``generator``. Open loop: each request counted from the time at which it was due. A request takes an
 idle connection, or a new one while there are fewer than ``connections``; else it waits for one, and its latency runs.
 """
 
@@ -22,24 +22,34 @@ from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_S
 from workloads.generator import NO_ANSWER, TOGETHER_NS, main
 
+#: A closed loop ends after so many requests a second of its time, at the latest.
+_MOST_HZ = 50_000
+
 
 @dataclass(frozen=True)
 class HttpPlan:
-    """What one process offers: POST ``body`` to http://host:port/path at each time of ``due`` (ns from the start)."""
+    """What one process offers: POST ``body`` to http://host:port/path at each time of ``due`` (ns from the start).
+
+    due: None in a closed loop, where each of ``connections`` has a request under way for ``seconds``, and sends the
+        next when the answer is here.
+    headers: lines beside the usual ones, as "Name: value".
+    """
 
     host: str
     port: int
     path: str
     body: bytes
     content_type: str
-    due: npt.NDArray[np.int64]
+    due: npt.NDArray[np.int64] | None
     connections: int
     drain: int
+    headers: tuple[str, ...] = ()
+    seconds: float = 0.0
 
     @property
     def span(self) -> int:
         """From the start to the last request, ns."""
-        return int(self.due[-1])
+        return int(self.due[-1]) if self.due is not None else round(self.seconds * NS_PER_S)
 
 
 class _Connection(asyncio.Protocol):
@@ -73,11 +83,12 @@ class _Connection(asyncio.Protocol):
 
 class _HttpGenerator:
     def __init__(self, plan: HttpPlan) -> None:
-        n = len(plan.due)
+        n = len(plan.due) if plan.due is not None else round(plan.seconds * _MOST_HZ) + plan.connections
         self._plan = plan
+        further = "".join(f"{line}\r\n" for line in plan.headers)
         head = (
             f"POST {plan.path} HTTP/1.1\r\nHost: {plan.host}:{plan.port}\r\nContent-Type: {plan.content_type}\r\n"
-            f"Content-Length: {len(plan.body)}\r\n\r\n"
+            f"Content-Length: {len(plan.body)}\r\n{further}\r\n"
         )
         self._message = head.encode() + plan.body
         self.submitted = np.full(n, -1, np.int64)
@@ -97,14 +108,18 @@ class _HttpGenerator:
         start = int(await asyncio.to_thread(sys.stdin.readline))
         gc.collect()
         gc.disable()
-        self._due = plan.due + start
         timer = self._timer = Timer(loop, self._ring)
-        timer.set(int(self._due[0]))
+        self._due = plan.due + start if plan.due is not None else np.empty(0, np.int64)
+        self._until = start + plan.span
+        timer.set(int(self._due[0]) if plan.due is not None else start)
         try:
-            await asyncio.wait_for(self._finished, (int(self._due[-1]) + plan.drain - now_ns()) / NS_PER_S)
+            await asyncio.wait_for(self._finished, (self._until + plan.drain - now_ns()) / NS_PER_S)
         except TimeoutError:
             pass
         timer.close()
+        if plan.due is None:  # those that were sent
+            n = self._next
+            self.submitted, self.done, self.outcome = self.submitted[:n], self.done[:n], self.outcome[:n]
         return {
             "submitted": self.submitted - start,
             "done": np.where(self.done >= 0, self.done - start, -1),
@@ -114,6 +129,11 @@ class _HttpGenerator:
 
     def _ring(self) -> None:
         now = now_ns()
+        if self._plan.due is None:
+            for _ in range(self._plan.connections):
+                self._another(now)
+            self._serve()
+            return
         n = len(self._due)
         while self._next < n and self._due[self._next] <= now + TOGETHER_NS:
             self._waiting.append(self._next)
@@ -122,6 +142,12 @@ class _HttpGenerator:
         self._serve()
         if self._next < n:
             self._timer.set(int(self._due[self._next]))
+
+    def _another(self, now: int) -> None:
+        """The next request of a closed loop."""
+        self._waiting.append(self._next)
+        self.submitted[self._next] = now
+        self._next += 1
 
     def _serve(self) -> None:
         while self._waiting and self._idle:
@@ -166,7 +192,13 @@ class _HttpGenerator:
         self.done[request] = now_ns()
         self.outcome[request] = outcome
         self._ended += 1
-        if self._ended == len(self.outcome) and not self._finished.done():
+        if self._plan.due is None:
+            if (now := now_ns()) < self._until and self._next < len(self.outcome):
+                self._another(now)
+            last = self._next
+        else:
+            last = len(self.outcome)
+        if self._ended == last and not self._finished.done():
             self._finished.set_result(None)
 
 

@@ -32,7 +32,7 @@ from symphony_dask.units import NS_PER_MS, NS_PER_S
 from workloads.generator import NO_ANSWER, TOGETHER_NS, Plan
 from workloads.http_generator import HttpPlan
 
-__all__ = ["NO_ANSWER", "TOGETHER_NS", "Loaded", "keep_under_way", "offer", "offer_http"]
+__all__ = ["NO_ANSWER", "TOGETHER_NS", "Loaded", "keep_http_under_way", "keep_under_way", "offer", "offer_http"]
 
 #: From when all processes are ready to the first request, ns.
 _LEAD_NS = 100 * NS_PER_MS
@@ -181,19 +181,57 @@ def offer_http(
     *,
     body: bytes,
     content_type: str = "application/octet-stream",
+    headers: Sequence[str] = (),
     connections: int = 512,
     drain_s: float = 10.0,
 ) -> Loaded:
     """POST ``body`` to ``url`` (http://host:port/path) at each of ``arrivals_ns``, (n,) rising; open loop, one process.
+
+    headers: further lines of each request, as "Name: value".
 
     An answer of status 200 is an answer, anything else counts as failed. Raises ``BadInput`` if there is nothing to
     offer.
     """
     if len(arrivals_ns) == 0:
         raise BadInput("0 requests: there must be at least one")
-    at = urlsplit(url)
     due = arrivals_ns - arrivals_ns[0]
-    plan = HttpPlan(
+    plan = _http_plan(url, due, body, content_type, headers, connections, drain_s)
+    (result,) = _run([plan], "workloads.http_generator")
+    slo = np.full(len(due), slo_ns, np.int64)
+    return Loaded(due, result["submitted"], result["done"], result["outcome"], slo)
+
+
+def keep_http_under_way(
+    url: str,
+    under_way: int,
+    seconds: float,
+    slo_ns: int,
+    *,
+    body: bytes,
+    content_type: str = "application/octet-stream",
+    headers: Sequence[str] = (),
+    drain_s: float = 10.0,
+) -> Loaded:
+    """A closed loop over HTTP for ``seconds``: ``under_way`` connections, each sends its next request at an answer."""
+    plan = _http_plan(url, None, body, content_type, headers, under_way, drain_s, seconds)
+    (result,) = _run([plan], "workloads.http_generator")
+    submitted = result["submitted"]
+    slo = np.full(len(submitted), slo_ns, np.int64)
+    return Loaded(submitted, submitted, result["done"], result["outcome"], slo)
+
+
+def _http_plan(
+    url: str,
+    due: npt.NDArray[np.int64] | None,
+    body: bytes,
+    content_type: str,
+    headers: Sequence[str],
+    connections: int,
+    drain_s: float,
+    seconds: float = 0.0,
+) -> HttpPlan:
+    at = urlsplit(url)
+    return HttpPlan(
         host=at.hostname or "127.0.0.1",
         port=at.port or 80,
         path=at.path or "/",
@@ -202,10 +240,9 @@ def offer_http(
         due=due,
         connections=connections,
         drain=round(drain_s * NS_PER_S),
+        headers=tuple(headers),
+        seconds=seconds,
     )
-    (result,) = _run([plan], "workloads.http_generator")
-    slo = np.full(len(due), slo_ns, np.int64)
-    return Loaded(due, result["submitted"], result["done"], result["outcome"], slo)
 
 
 def _payloads(models: Sequence[Model], samples: Sequence[Any] | None) -> dict[int, bytes]:

@@ -118,6 +118,11 @@ class Live:
                 part.close()
         self._cluster.__exit__()
 
+    @property
+    def address(self) -> str:
+        """Of the scheduler."""
+        return self._cluster.address
+
     def run(self, rate_hz: float, seconds: float, seed: int = 0) -> tuple[loadgen.Loaded, float | None]:
         """Offer Poisson arrivals; returns what became of them and the mean batch."""
         arrivals, choices = mix_arrivals(self.setting.models, rate_hz, seconds, seed=seed)

@@ -122,6 +122,35 @@ def bench_peers(
     }
 
 
+def null_rates(
+    peers: Sequence[str],
+    folder: Path,
+    connections: int,
+    seconds: float,
+    rounds: int,
+    on_progress: Callable[[str], None] = lambda s: None,
+) -> list[dict[str, Any]]:
+    """Each peer's requests a second over HTTP with a model that takes no time; the median of closed loops."""
+    rows = []
+    setting = Setting("null", 0.0, 0.0, 1000)
+    for name in peers:
+        peer = PEERS[name]
+        python = _environment(name, folder, on_progress)
+        with _Server(peer, python, setting, Knobs(0.45, 0.0)) as server:
+            request: dict[str, Any] = {"body": peer.body, "content_type": peer.content_type}
+            loadgen.keep_http_under_way(server.url, connections, min(seconds, 1.0), setting.slo_ns, **request)
+            runs = []
+            for _ in range(rounds):
+                seen = loadgen.keep_http_under_way(server.url, connections, seconds, setting.slo_ns, **request)
+                runs.append((float(seen.answered.sum()) / seconds, seen.to_dict()))
+                on_progress(f"{name}, l(b) = 0, closed loop: {runs[-1][0]:,.0f} req/s")
+        runs.sort(key=lambda run: run[0])
+        rate, counts = runs[len(runs) // 2]
+        kept = {key: counts[key] for key in ("p50_ms", "p99_ms", "failed")}
+        rows.append({"system": name, "label": "live", "rate_hz": rate, "rates_hz": [r for r, _ in runs], **kept})
+    return rows
+
+
 def _environment(name: str, folder: Path, on_progress: Callable[[str], None]) -> Path:
     """The Python of an environment that has the peer; made if it is not there."""
     python = folder / name / "bin" / "python"

@@ -1,0 +1,401 @@
+"""The ASGI application. Inference has a path of its own, before starlette's router, which serves everything else.
+
+An inference request is read whole, its samples are submitted to the lane, and their answers are awaited in the same
+event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import zlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from symphony_dask.client import MAX_SAMPLE_BYTES
+from symphony_dask.errors import BadInput, RequestError, Undeployed, UnknownModel
+from symphony_dask.gateway import predict
+from symphony_dask.gateway.infer import InferRequest, Terms, read_header_length, read_infer, write_infer
+from symphony_dask.gateway.metrics import Metrics
+from symphony_dask.gateway.refusal import Refusal, bad, later, of_error
+from symphony_dask.gateway.samples import outputs_of, sample_of_raw, samples_of
+from symphony_dask.gateway.upstream import Reply, Served, Upstream
+
+logger = logging.getLogger(__name__)
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+#: Answers of less are not worth compressing, bytes.
+_COMPRESS_BYTES = 2048
+
+#: More than this is (de)compressed in a thread, bytes.
+_THREAD_BYTES = 1 << 18
+
+#: All bodies that are being read or served together may be so many times as large as one.
+_BODIES = 16
+
+_JSON = (b"content-type", b"application/json")
+_BINARY = (b"content-type", b"application/octet-stream")
+
+#: What is answered without a token.
+_OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
+
+
+@dataclass
+class Limits:
+    """max_body_bytes: of one request, decompressed; max_concurrency: requests under way; read_timeout_s: for a body."""
+
+    max_body_bytes: int = 64 << 20
+    max_concurrency: int = 8192
+    read_timeout_s: float = 30.0
+
+
+class Call(NamedTuple):
+    """What an inference path names."""
+
+    model: str
+    version: str | None
+    protocol: str
+
+
+@lru_cache(maxsize=1024)
+def inference_path(raw_path: bytes) -> Call | None:
+    """/v2/models/M[/versions/V]/infer or /v1/models/M[/versions/V]:predict; None for other paths."""
+    parts = raw_path.decode("latin-1").split("/")
+    if len(parts) < 4 or parts[0] or parts[2] != "models":
+        return None
+    names = [unquote(part) for part in parts[3:]]
+    if parts[1] == "v2" and names[-1] == "infer":
+        names.pop()
+        protocol = "v2"
+    elif parts[1] == "v1" and names[-1].endswith(":predict"):
+        names[-1] = names[-1][: -len(":predict")]
+        protocol = "v1"
+    else:
+        return None
+    if len(names) == 1 and names[0]:
+        return Call(names[0], None, protocol)
+    if len(names) == 3 and names[1] == "versions" and names[0] and names[2]:
+        return Call(names[0], names[2], protocol)
+    return None
+
+
+class _Heads(NamedTuple):
+    """The headers that matter to an inference request."""
+
+    content_type: bytes = b""
+    content_length: bytes = b""
+    header_length: bytes | None = None
+    content_encoding: bytes = b""
+    accept_encoding: bytes = b""
+
+
+_HEADS = {
+    b"content-type": "content_type",
+    b"content-length": "content_length",
+    b"inference-header-content-length": "header_length",
+    b"content-encoding": "content_encoding",
+    b"accept-encoding": "accept_encoding",
+}
+
+
+class Gateway:
+    """rest: the application that serves what is no inference."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        metrics: Metrics,
+        rest: Any,
+        limits: Limits | None = None,
+        tokens: Sequence[bytes] = (),
+    ) -> None:
+        self.upstream = upstream
+        self.metrics = metrics
+        self.limits = limits or Limits()
+        #: Bearer tokens of which one must come with each request; none: everybody may ask.
+        self.tokens = tokens
+        self.draining = False
+        self._rest = rest
+        self._body_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"ASGI scope {scope['type']!r} is not served")
+        if self.tokens and scope["path"] not in _OPEN_PATHS and not self._authorized(scope["headers"]):
+            headers = {"www-authenticate": "Bearer"}
+            await _refuse(
+                send, Refusal(401, "give one of the gateway's tokens: Authorization: Bearer ...", headers=headers)
+            )
+            return
+        call = inference_path(scope["raw_path"])
+        if call is None:
+            await self._rest(scope, receive, send)
+        elif scope["method"] != "POST":
+            await _refuse(
+                send, Refusal(405, f"method {scope['method']} is not offered here: POST", headers={"allow": "POST"})
+            )
+        else:
+            await self._serve(call, scope, receive, send)
+
+    def _authorized(self, headers: list[tuple[bytes, bytes]]) -> bool:
+        given = next((value for name, value in headers if name == b"authorization"), b"")
+        scheme, _, token = given.partition(b" ")
+        if scheme.lower() != b"bearer":
+            return False
+        # All are compared, so that the time says nothing about them.
+        return sum(secrets.compare_digest(token.strip(), known) for known in self.tokens) > 0
+
+    async def _serve(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        """One inference request from head to answer, and its place in the metrics."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        metrics = self.metrics
+        metrics.in_flight += 1
+        connection = scope.get("symphony.connection")
+        refusal: Refusal | None = None
+        status, outcome, samples, model = 200, "ok", 0, ""
+        try:
+            if metrics.in_flight > self.limits.max_concurrency:
+                raise later(429, f"{self.limits.max_concurrency} requests are under way here, which is the most")
+            heads = _Heads(**{_HEADS[name]: value for name, value in scope["headers"] if name in _HEADS})
+            body = await self._body(heads, receive)
+            try:
+                served = self.upstream.look_up(call.model, call.version) or await self._find(call)
+                model = served.name
+                serve = self._infer if call.protocol == "v2" else self._predict
+                pieces, json_bytes, outcome, samples = await serve(served, heads, body, connection)
+            finally:
+                self._body_bytes -= len(body)
+            await self._answer(send, heads, pieces, json_bytes)
+        except Refusal as error:
+            refusal = error
+        except (RequestError, BadInput, UnknownModel) as error:
+            refusal = of_error(error)
+        except asyncio.CancelledError:
+            if connection is not None and connection.disconnected:
+                status, outcome = 499, "cancelled"
+            elif self.draining:
+                refusal = later(503, "the gateway has ended, and could not wait for the answer")
+            else:
+                raise
+        except Exception:
+            logger.exception("a request to %s failed in the gateway", scope["path"])
+            refusal = Refusal(500, "the gateway failed; its log says why", outcome="failed")
+        finally:
+            metrics.in_flight -= 1
+            if connection is not None:
+                connection.replies = []
+            if refusal is not None:
+                status, outcome = refusal.status, refusal.outcome
+            metrics.count(model, status, outcome, loop.time() - started, samples)
+        if refusal is not None:
+            await _refuse(send, refusal)
+
+    async def _find(self, call: Call) -> Served:
+        served = await self.upstream.find(call.model, call.version)
+        if served is None:
+            which = f"version {call.version!r} of model {call.model!r}" if call.version else f"model {call.model!r}"
+            raise Refusal(404, f"{which} is not deployed")
+        return served
+
+    # Bodies
+
+    async def _body(self, heads: _Heads, receive: Receive) -> bytes:
+        """The request's body, decompressed; raises ``Refusal``. Its bytes count until they are given back."""
+        most = self.limits.max_body_bytes
+        if heads.content_length.isdigit() and int(heads.content_length) > most:
+            raise _too_large(most)
+        message = await receive()
+        body = message.get("body", b"")
+        if message.get("more_body"):
+            body = await self._longer_body(body, receive)
+        elif message["type"] == "http.disconnect":
+            raise asyncio.CancelledError
+        if len(body) > most:
+            raise _too_large(most)
+        encoding = heads.content_encoding.lower()
+        if encoding not in (b"", b"identity"):
+            if encoding not in (b"gzip", b"deflate"):
+                shown = encoding[:40].decode("latin-1")
+                raise Refusal(415, f"Content-Encoding {shown!r} is not offered: gzip, deflate or identity")
+            if len(body) > _THREAD_BYTES:
+                body = await asyncio.to_thread(_decompress, body, most)
+            else:
+                body = _decompress(body, most)
+        if self._body_bytes + len(body) > _BODIES * most:
+            raise self._full()
+        self._body_bytes += len(body)
+        return body
+
+    async def _longer_body(self, first: bytes, receive: Receive) -> bytes:
+        """A body that did not come at once; raises ``Refusal``. What has come of it counts while it comes."""
+        most = self.limits.max_body_bytes
+        parts = [first]
+        size = len(first)
+        self._body_bytes += size
+        try:
+            async with asyncio.timeout(self.limits.read_timeout_s):
+                more = True
+                while more:
+                    if size > most:
+                        raise _too_large(most)
+                    if self._body_bytes > _BODIES * most:
+                        raise self._full()
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise asyncio.CancelledError
+                    part = message.get("body", b"")
+                    parts.append(part)
+                    size += len(part)
+                    self._body_bytes += len(part)
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            text = f"the body did not come within {self.limits.read_timeout_s:g} s"
+            raise Refusal(408, text, headers={"connection": "close"}) from None
+        finally:
+            self._body_bytes -= size
+        return b"".join(parts)
+
+    def _full(self) -> Refusal:
+        return later(429, f"{self._body_bytes} bytes of requests are under way here, which is the most")
+
+    # Serving
+
+    async def _infer(
+        self, served: Served, heads: _Heads, body: bytes, connection: Any
+    ) -> tuple[list[Any], int | None, str, int]:
+        """v2: the pieces of the answer's body, how many bytes of it are JSON if not all, outcome, samples."""
+        _check_type(heads, (b"application/json", b"application/octet-stream"))
+        request = read_infer(body, read_header_length(heads.header_length, len(body)))
+        if request.raw is not None:
+            payloads, batched = [sample_of_raw(served.takes, request.raw)], True
+        else:
+            payloads, batched = samples_of(served.takes, request.inputs)
+        answers, outcome = await self._ask(served, payloads, request.terms, connection)
+        pieces, json_bytes = write_infer(served.name, served.version, request, _outputs(answers, batched, request))
+        return pieces, json_bytes, outcome, len(payloads)
+
+    async def _predict(
+        self, served: Served, heads: _Heads, body: bytes, connection: Any
+    ) -> tuple[list[Any], int | None, str, int]:
+        """v1; as ``_infer``."""
+        _check_type(heads, (b"application/json",))
+        payloads, terms, in_rows = predict.read_predict(body, served.takes)
+        answers, outcome = await self._ask(served, payloads, terms, connection)
+        rows = [outputs_of([answer], batched=False) for answer in answers]
+        return [predict.write_predict(rows, in_rows)], None, outcome, len(payloads)
+
+    async def _ask(
+        self, served: Served, payloads: list[bytes], terms: Terms, connection: Any
+    ) -> tuple[Sequence[memoryview], str]:
+        """The answers to the samples, and "ok", or "late" if one was; raises what the first failed one did."""
+        try:
+            return await self._ask_once(served, payloads, terms, connection)
+        except (UnknownModel, Undeployed):
+            # Replaced by another deployment of its name, perhaps: that answers as well.
+            await self.upstream.refresh()
+            again = self.upstream.look_up(served.name)
+            if again is None:
+                raise Refusal(404, f"model {served.name!r} is not deployed") from None
+            if again.model_id == served.model_id or again.takes != served.takes:
+                raise
+            return await self._ask_once(again, payloads, terms, connection)
+
+    async def _ask_once(
+        self, served: Served, payloads: list[bytes], terms: Terms, connection: Any
+    ) -> tuple[Sequence[memoryview], str]:
+        if (largest := max(map(len, payloads))) > MAX_SAMPLE_BYTES:
+            raise bad(f"a sample of {largest} bytes: the most is {MAX_SAMPLE_BYTES}")
+        submit = self.upstream.submit
+        replies = [submit(served, payload, terms.slo_ns, terms.priority) for payload in payloads]
+        if connection is not None:
+            connection.replies = replies
+        try:
+            answers = [await reply for reply in replies]
+        except BaseException:
+            _abandon(replies)
+            raise
+        return answers, "late" if any(reply.outcome == "late" for reply in replies) else "ok"
+
+    async def _answer(self, send: Send, heads: _Heads, pieces: list[Any], json_bytes: int | None) -> None:
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        headers = [_JSON if json_bytes is None else _BINARY]
+        if json_bytes is not None:
+            headers.append((b"inference-header-content-length", b"%d" % json_bytes))
+        if heads.accept_encoding and len(body) >= _COMPRESS_BYTES and (coding := _coding(heads.accept_encoding)):
+            if len(body) > _THREAD_BYTES:
+                body = await asyncio.to_thread(_compress, body, coding)
+            else:
+                body = _compress(body, coding)
+            headers.append((b"content-encoding", coding))
+        headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def _outputs(answers: Sequence[memoryview], batched: bool, request: InferRequest) -> Any:
+    names = [name for name, _ in request.outputs] if request.outputs is not None else None
+    return outputs_of(answers, batched, names)
+
+
+def _abandon(replies: list[Reply]) -> None:
+    """Take what is still queued out, and have nobody told of errors that nobody waits for."""
+    for reply in replies:
+        if not reply.cancel() and not reply.cancelled():
+            reply.exception()
+
+
+def _check_type(heads: _Heads, offered: tuple[bytes, ...]) -> None:
+    given = heads.content_type.split(b";", 1)[0].strip().lower()
+    if given and given not in offered:
+        shown = given[:60].decode("latin-1")
+        raise Refusal(415, f"Content-Type {shown!r} is not offered: {' or '.join(t.decode() for t in offered)}")
+
+
+def _too_large(most: int) -> Refusal:
+    return Refusal(413, f"the body is too large: the most is {most} bytes")
+
+
+def _decompress(body: bytes, most: int) -> bytes:
+    """gzip or zlib, whichever it is; raises ``Refusal``, 413 beyond ``most`` bytes."""
+    stream = zlib.decompressobj(wbits=47)
+    try:
+        found = stream.decompress(body, most + 1)
+    except zlib.error as error:
+        raise bad(f"body cannot be decompressed: {error}") from None
+    if len(found) > most:
+        raise _too_large(most)
+    if not stream.eof or stream.unused_data:
+        raise bad("body cannot be decompressed: it is cut short, or has something behind it")
+    return found
+
+
+def _coding(accept: bytes) -> bytes:
+    """What an answer is compressed by; empty: not at all."""
+    for entry in accept.lower().split(b","):
+        name, _, quality = entry.partition(b";")
+        if name.strip() in (b"gzip", b"deflate") and quality.replace(b" ", b"").rstrip(b"0") not in (b"q=", b"q=0."):
+            return name.strip()
+    return b""
+
+
+def _compress(body: bytes, coding: bytes) -> bytes:
+    stream = zlib.compressobj(1, zlib.DEFLATED, 31 if coding == b"gzip" else 15)
+    return stream.compress(body) + stream.flush()
+
+
+async def _refuse(send: Send, refusal: Refusal) -> None:
+    """Answer with the refusal's status and text."""
+    body = json.dumps({"error": refusal.text}).encode()
+    headers = [_JSON, (b"content-length", b"%d" % len(body))]
+    headers += [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

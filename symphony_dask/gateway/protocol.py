@@ -1,0 +1,132 @@
+"""HTTP/1.1 on a connection: uvicorn's, by httptools, with limits on heads and on slow senders.
+
+A head has ``MAX_HEAD_BYTES`` at most, else the connection is closed with 431. Who takes more than the read timeout for
+a head and its body is cut off: a sweep once a second, so that a request costs no timer of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from symphony_dask.gateway.upstream import Reply
+
+#: URL and headers of one request together, bytes.
+MAX_HEAD_BYTES = 16_384
+
+#: What each header counts for beside its own bytes, so that many empty ones count too.
+_HEADER_BYTES = 32
+
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+class _Joined:
+    """A transport that writes once a tick: uvicorn writes head and body of an answer apart, two system calls.
+
+    Everything else is the transport's own.
+    """
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._out: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(data)
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if out:
+            self._transport.write(b"".join(out) if len(out) > 1 else out[0])
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class GatewayProtocol(HttpToolsProtocol):
+    """The application finds it in its scope, as "symphony.connection".
+
+    replies: what the request under way waits for; cancelled when the client hangs up.
+    reading_since: when the head or body that is being read began, loop time; None while nothing is.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        self.replies: list[Reply] = []
+        self._head_bytes = 0
+        self._unended_bytes = 0  # since a head began that has not ended, -1 while there is none
+        self.reading_since: float | None = self.loop.time()
+        super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for reply in self.replies:
+            reply.cancel()
+
+    @property
+    def disconnected(self) -> bool:
+        return self.cycle is None or self.cycle.disconnected
+
+    def on_message_begin(self) -> None:
+        self._head_bytes = 0
+        self._unended_bytes = 0
+        self.reading_since = self.loop.time()
+        super().on_message_begin()
+        self.scope["symphony.connection"] = self  # type: ignore[typeddict-unknown-key]
+
+    def on_url(self, url: bytes) -> None:
+        self._count_head(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_head(len(name) + len(value) + _HEADER_BYTES)
+        super().on_header(name, value)
+
+    def on_message_complete(self) -> None:
+        self.reading_since = None
+        super().on_message_complete()
+
+    def on_headers_complete(self) -> None:
+        self._unended_bytes = -1
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # The parser keeps a header to itself until that has ended.
+        if self._unended_bytes >= 0:
+            self._unended_bytes += len(data)
+            if self._unended_bytes > MAX_HEAD_BYTES:
+                self._refuse_head()
+
+    def _count_head(self, more: int) -> None:
+        self._head_bytes += more
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse_head()
+            raise ValueError("request head is too large")
+
+    def _refuse_head(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(_TOO_LARGE)
+            self.transport.close()
+
+    def cut_off_if_slow(self, now: float, limit_s: float) -> None:
+        """Close the connection if what it sends has not come in time."""
+        if self.reading_since is not None and now - self.reading_since > limit_s and not self.transport.is_closing():
+            self.transport.close()
+
+
+async def sweep(connections: set[Any], limit_s: float) -> None:
+    """Cut off slow senders, once a second."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(1.0)
+        now = loop.time()
+        for connection in list(connections):
+            connection.cut_off_if_slow(now, limit_s)
