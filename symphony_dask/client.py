@@ -205,6 +205,10 @@ class Serving:
         whole = stage if isinstance(stage, Series) else Series((stage,))
         return self.client.sync(self._declare_pipeline, name, whole, slo_ns, rate_hz)
 
+    def pipelines(self) -> Any:
+        """The pipelines that were declared, by whomever: by name what they are made of, their SLO in ns and rate."""
+        return self.client.sync(self._call, "pipeline_all")
+
     def rollback(self, name: str, *, timeout: str | float = "60s") -> Any:
         """Take the canary of a model away, or without one go back to the version before; returns its ``Model``.
 

@@ -29,7 +29,7 @@ from symphony_dask.future import InferenceFuture
 from symphony_dask.html import grid
 from symphony_dask.lane import now_ns
 from symphony_dask.split import Graph, Split, Work, split
-from symphony_dask.stages import COMBINE, Ask, Call, Parallel, Series, Stage, describe, name_of
+from symphony_dask.stages import COMBINE, Ask, Call, Parallel, Series, Stage, describe, models_of, name_of
 from symphony_dask.units import format_duration, parse_duration_ns
 
 if TYPE_CHECKING:
@@ -108,6 +108,11 @@ class Pipeline:
     def __call__(self, x: Any, *, slo: str | float | None = None) -> Any:
         """Submit one sample and wait for the answer."""
         return self.submit(x, slo=slo).result()
+
+    @property
+    def models(self) -> list[str]:
+        """The names of its models."""
+        return models_of(self.stages)
 
     def budgets(self) -> list[tuple[str, int, int]]:
         """(model, budget in ns, batch that is expected) of each stage on GPUs, in order."""

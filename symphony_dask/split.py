@@ -29,6 +29,9 @@ from symphony_dask.units import NS_PER_S, format_duration
 #: Budgets are whole multiples of this part of the SLO.
 STEPS = 400
 
+#: Every stage on GPUs gets at least this part of what it shares in: also one that takes no time has its way to go.
+LEAST_SHARE = 0.01
+
 Costs: TypeAlias = npt.NDArray[np.float64]
 Times: TypeAlias = npt.NDArray[np.float64]
 
@@ -179,7 +182,8 @@ def _stretch(graph: Graph, chosen: Any, budget_ns: float) -> Split:
         return Split(0, 0.0)
     if isinstance(graph, Work):
         return Split(int(budget_ns), graph.cost(chosen), chosen)
-    needs = [_least_ns(g, c) for g, c in zip(graph, chosen, strict=True)]
+    floor_ns = LEAST_SHARE * budget_ns
+    needs = [max(_least_ns(g, c), floor_ns) if _works(g) else 0.0 for g, c in zip(graph, chosen, strict=True)]
     if isinstance(graph, list):
         total = sum(needs) or 1.0
         budgets = [budget_ns * need / total for need in needs]
@@ -187,3 +191,7 @@ def _stretch(graph: Graph, chosen: Any, budget_ns: float) -> Split:
         budgets = [budget_ns] * len(needs)
     parts = tuple(_stretch(g, c, t) for g, c, t in zip(graph, chosen, budgets, strict=True))
     return Split(int(budget_ns), sum(p.cost for p in parts), 0, parts)
+
+
+def _works(graph: Graph) -> bool:
+    return isinstance(graph, Work) or (graph is not None and any(map(_works, graph)))

@@ -92,6 +92,18 @@ def models_of(stage: Stage) -> list[str]:
     return list(dict.fromkeys(ask.model for ask in asks(stage)))
 
 
+def ends_of(stage: Stage) -> tuple[str | None, str | None]:
+    """A model that gets what the pipeline gets, and one that gives what it gives; None where a function does."""
+    if isinstance(stage, Ask):
+        return stage.model, stage.model
+    if isinstance(stage, Call):
+        return None, None
+    if isinstance(stage, Series):
+        return ends_of(stage.parts[0])[0], ends_of(stage.parts[-1])[1]
+    # A vote gives a label, and the mean of integers none of theirs.
+    return ends_of(stage.members[0])[0], None
+
+
 def asks(stage: Stage) -> Iterator[Ask]:
     """The models in it, in their order."""
     if isinstance(stage, Ask):

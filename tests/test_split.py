@@ -87,6 +87,10 @@ def test_a_function_between_stages_takes_no_time() -> None:
     assert leaves(split([STEEP, None, FLAT], 24 * MS, steps=24)) == [(4, 14.0), (0, 0.0), (2, 10.0)]
 
 
+def test_stages_that_take_no_time_have_some() -> None:
+    assert leaves(split([work(0, 0), None, work(0, 0)], 20 * MS)) == [(1, 10.0), (0, 0.0), (1, 10.0)]
+
+
 def test_an_slo_that_leaves_no_time_to_wait_is_split_as_requests_run_alone() -> None:
     assert leaves(split([STEEP, FLAT], 7 * MS, steps=7)) == [(1, 4.0), (1, 3.0)]
 

@@ -330,6 +330,26 @@ def graph_(tasks: int, rounds: int, batch: int, as_json: bool) -> None:
             click.echo(f"  client.map({name}, ...)".ljust(28) + f"{rate:8,.0f} tasks/s  {cpu}")
 
 
+@bench.command("pipeline")
+@click.option("--requests", default=2000, show_default=True, help="Of each kind.")
+@click.option("--payload", "payload_bytes", default=1024, show_default=True, help="Bytes of a sample.")
+@json_option
+@command
+def pipeline_(requests: int, payload_bytes: int, as_json: bool) -> None:
+    """Round trips and requests a second of a model, a chain of two and an ensemble of two, l(b)=0."""
+    from workloads.bench.pipeline import bench_pipeline
+
+    found = bench_pipeline(
+        requests=requests, payload_bytes=payload_bytes, on_progress=lambda text: click.echo(text, err=True)
+    )
+    if as_json:
+        print_json(found)
+        return
+    for row in found["rows"]:
+        rate = f"{row['rate_hz']:8,.0f} req/s {row['client_cpu_us']:6.0f} us of client CPU" if "rate_hz" in row else ""
+        click.echo(f"{row['case']:20} {row['p50_ms']:6.2f} ms, p99 {row['p99_ms']:6.2f} ms {rate}")
+
+
 @bench.command("placement")
 @click.option("--models", default=30, show_default=True, help="How many models, of Zipf popularity.")
 @click.option("--gpus", default=4, show_default=True, help="How many emulated GPUs.")
