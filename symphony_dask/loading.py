@@ -11,13 +11,25 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import DeploymentError, NoGPUWorker
 from symphony_dask.lane import Connection, now_ns
-from symphony_dask.placement import ALLOW, ALLOW_NS, FILL, KEEP, LINGER_NS, Demand, Loaded, SlotPlace, make_room, plan
+from symphony_dask.placement import (
+    ALLOW,
+    ALLOW_NS,
+    FILL,
+    KEEP,
+    LINGER_NS,
+    REST,
+    Demand,
+    Loaded,
+    SlotPlace,
+    make_room,
+    plan,
+)
 from symphony_dask.scheduling.engine import NEVER
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.trace import Outcome
@@ -171,13 +183,18 @@ class Loader:
         return [(slot, deployment) for slot in worker.slots if _fits(slot, deployment)]
 
     async def _make_way(self, workers: Iterable[WorkerPlaces], deployment: Deployment) -> None:
-        """Load a new model where it has to make room; into the first slot where that succeeds."""
+        """Load a new model where it has to make room, but not that of a version that it is to take over from; into the
+        first slot where that succeeds.
+        """
         for worker in workers:
             for slot in worker.slots:
                 if deployment.model_id in slot.failed or slot.limit is None:
                     continue
-                demand = _demand_of(deployment, wants=1)
-                evict = make_room(now_ns(), slot, demand, self._demands(now_ns()), self._have(), at_once=True)
+                demand, demands = _demand_of(deployment, wants=1), self._demands(now_ns())
+                for m, served in self._served.items():
+                    if served.name == deployment.name:
+                        demands[m] = replace(demands[m], pinned=True)
+                evict = make_room(now_ns(), slot, demand, demands, self._have(), at_once=True)
                 if evict is not None:
                     await self._load(worker, slot, deployment, evict)
                 if deployment.model_id in slot.loaded:
@@ -234,7 +251,7 @@ class Loader:
                 deployment.load_ns = now_ns() - began_ns
             deployment.missed = False
             if evict:
-                slot.rests_ns = now_ns() + deployment.load_ns
+                slot.rests_ns = now_ns() + round(REST * deployment.load_ns)
             self.loads += 1
         except _NoRoom as error:
             logger.info("model %r did not fit on %s: %s", deployment.name, worker.address, error)

@@ -16,6 +16,7 @@ from symphony_dask.placement import (
     ALLOW_NS,
     KEEP,
     LINGER_NS,
+    REST,
     Demand,
     Failure,
     Loaded,
@@ -158,7 +159,7 @@ def placed(n_models: int, *, load_s: float, slo_s: float, rate_hz: float, second
             if end <= now:
                 del ends[s, m], slots[s].loading[m]
                 slots[s].loaded[m] = Loaded(1, now, now)
-                slots[s].rests_ns = now + load_ns
+                slots[s].rests_ns = now + round(REST * load_ns)
         for m in rng.choice(n_models, rng.poisson(rate_hz / 50), p=weight / weight.sum()).tolist():
             waiting[m].append(now)
             total += 1
@@ -188,8 +189,8 @@ def placed(n_models: int, *, load_s: float, slo_s: float, rate_hz: float, second
 
 @pytest.mark.parametrize(
     ("n_models", "load_s", "slo_s", "served", "loading"),
-    [(20, 0.2, 1.0, 1.0, 0.06), (25, 0.2, 1.0, 0.99, 0.25), (30, 0.2, 1.0, 0.98, 0.45), (40, 0.2, 1.0, 0.8, 0.55),
-     (30, 1.0, 2.0, 0.75, 0.65)],
+    [(20, 0.2, 1.0, 1.0, 0.06), (25, 0.2, 1.0, 0.99, 0.27), (30, 0.2, 1.0, 0.98, 0.5), (40, 0.2, 1.0, 0.88, 0.7),
+     (30, 1.0, 2.0, 0.7, 0.78)],
 )  # fmt: skip
 def test_models_beyond_the_room_are_served_and_slots_rest_between_loads(
     n_models: int, load_s: float, slo_s: float, served: float, loading: float
@@ -269,6 +270,17 @@ def test_a_pinned_model_is_not_evicted(small: Serving, names: list[str]) -> None
     assert health(small)["models"] == ["pinned"]
 
 
+def test_a_version_that_does_not_fit_beside_the_old_one_leaves_it_in_its_place(
+    small: Serving, names: list[str]
+) -> None:
+    model = small.deploy("m", models.constant(1.0), slo="20s", profile=QUICK, memory="60 MB")
+    names.append("m")
+    with pytest.raises(DeploymentError, match="Its 60000000 bytes fit no slot"):
+        small.deploy("m", models.constant(2.0), slo="20s", profile=QUICK, memory="60 MB")
+    small.deploy("m", models.constant(3.0), slo="20s", profile=QUICK, memory="40 MB")
+    assert model(X) == 3.0
+
+
 def test_a_model_too_large_or_of_unknown_size_is_refused(small: Serving) -> None:
     with pytest.raises(DeploymentError, match="Its 101000000 bytes fit no slot"):
         small.deploy("large", models.double, slo="20s", profile=QUICK, memory="101 MB")
@@ -320,7 +332,7 @@ def test_a_load_that_hangs_is_given_up_and_other_models_go_on(gate: Gate) -> Non
 def test_more_models_than_fit_are_served_from_four_slots() -> None:
     found = bench_placement(models=24, seconds=4)
     assert found["loads_per_request"] < 0.15
-    assert found["loading_share"] < 0.6
+    assert found["loading_share"] < 0.7
     assert found["most_memory_share"] <= 1
     assert found["failed"] == 0
     assert found["attainment"] > 0.4  # on a machine that does much else
@@ -328,9 +340,11 @@ def test_more_models_than_fit_are_served_from_four_slots() -> None:
 
 @pytest.mark.slow
 def test_thirty_models_of_which_twenty_fit_are_served_from_four_slots_with_bounded_thrash() -> None:
-    found = bench_placement(models=30, seconds=60)
+    # Slow beside the jitter of a machine that does much else: what is tested are the rules.
+    found = bench_placement(models=30, load_ms=1000, slo_ms=5000, rate_hz=20, seconds=100)
     print(found)
-    assert found["loads_per_request"] < 0.1
+    assert found["loads_per_request"] < 0.13
+    assert found["loading_share"] < 0.7
     assert found["attainment"] > 0.95
     assert found["most_memory_share"] <= 1
     assert found["failed"] == 0
