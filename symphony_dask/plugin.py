@@ -91,7 +91,9 @@ class SymphonyPlugin(SchedulerPlugin):
         wait = dask.config.get("symphony.wait-for-gpu")
         self._state_file = dask.config.get("symphony.state")
         self._saving = asyncio.Lock()
-        names, next_model_id = await asyncio.to_thread(saved.read, self._state_file) if self._state_file else ([], 0)
+        nothing: Any = ([], 0, {})
+        state = await asyncio.to_thread(saved.read, self._state_file) if self._state_file else nothing
+        names, next_model_id, pipelines = state
         options: dict[str, Any] = {
             "policy": self.policy or dask.config.get("symphony.policy"),
             "max_requests": int(dask.config.get("symphony.max-requests")),
@@ -103,7 +105,7 @@ class SymphonyPlugin(SchedulerPlugin):
         load_timeout_s = parse_duration_ns(dask.config.get("symphony.load-timeout"), "symphony.load-timeout") / 1e9
         self.loader = Loader(self.dispatcher, scheduler.rpc, load_timeout_s, self._is_drained)
         self.deployments = Deployments(self.dispatcher, self.loader, self._spawn, self._save)
-        self.pipelines = Pipelines(lambda: (versions.name for versions in self.deployments))
+        self.pipelines = Pipelines(lambda: (versions.name for versions in self.deployments), self._save, pipelines)
         self.dispatcher.reserve_ids(next_model_id)
         for versions in names:
             self.deployments.restore(versions)
@@ -250,7 +252,7 @@ class SymphonyPlugin(SchedulerPlugin):
         return {"ok": policy}
 
     async def _undeploy(self, name: str) -> Reply:
-        if self.pipelines.declared.pop(name, None) is not None:
+        if await self.pipelines.forget(name):
             return {"ok": name}
         try:
             await self.deployments.undeploy(name)
@@ -346,7 +348,7 @@ class SymphonyPlugin(SchedulerPlugin):
         """Write down what is deployed, if there is a file for it."""
         if self._state_file:
             async with self._saving:
-                data = saved.pack(self.deployments, self.dispatcher.next_model_id)
+                data = saved.pack(self.deployments, self.dispatcher.next_model_id, self.pipelines.declared)
                 try:
                     await asyncio.to_thread(saved.write, self._state_file, data)
                 except OSError:
