@@ -104,6 +104,17 @@ def test_only_functions_need_nothing() -> None:
     assert split([None], MS) == Split(MS, 0.0, 0, (Split(0, 0.0),))
 
 
+def test_the_papers_models_in_a_row_take_fewer_gpus_than_with_halves_of_the_slo() -> None:
+    inception, resnet = work(5.090, 18.368, 64, rate_hz=500), work(1.053, 5.072, 64, rate_hz=500)
+    found = split([inception, resnet], 100 * MS)
+    # 59.1 ms for 8 and 11.4 ms for 6, and 16 and 12 ms to gather them: 3.69 + 0.95 GPUs.
+    assert [batch for batch, _ in leaves(found)] == [8, 6]
+    assert found.cost == pytest.approx(4.642, abs=1e-3)
+    # In 50 ms: 38.7 ms for 4 and 8 to gather them, 19.8 ms for 14 and 28: 4.84 + 0.71 GPUs.
+    halves = [min(w.cost(b) for b in range(1, 65) if w.needs_ns()[b] <= 50 * MS) for w in (inception, resnet)]
+    assert sum(halves) == pytest.approx(5.549, abs=1e-3)
+
+
 def brute_force(stages: list[Work], slo_ns: int) -> float:
     """The least cost over all batches of all stages."""
     best = np.inf
