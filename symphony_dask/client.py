@@ -576,7 +576,11 @@ class Model:
         return f"<Model {self.name!r}: SLO {format_duration(self.slo_ns)}>"
 
     def _repr_html_(self) -> str:
-        rows = [("SLO", format_duration(self.slo_ns)), ("l(b)", latency_text(self.profiles) or "unknown")]
+        rows = [
+            ("version", self.version),
+            ("SLO", format_duration(self.slo_ns)),
+            ("l(b)", latency_text(self.profiles) or "unknown"),
+        ]
         return table(f"Model {self.name}", rows)
 
 

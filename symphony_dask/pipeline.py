@@ -3,13 +3,15 @@
 The client leads each request through the stages: every one is a request of its own to a model, batched with all other
 requests to that model. All share one deadline. A stage that has ended early leaves its time to those after it, and one
 that was late takes it from them: of what remains, a stage has the part t / (t + t of all after it), where t are the
-budgets of ``split``.
+budgets of ``split``. What the client's own functions take is measured, and kept free for those still to come: a batch
+may well end just at its deadline.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from symphony_dask.errors import (
 from symphony_dask.future import InferenceFuture
 from symphony_dask.html import grid
 from symphony_dask.lane import now_ns
+from symphony_dask.latency import Latency
 from symphony_dask.split import Graph, Split, Work, split
 from symphony_dask.stages import COMBINE, Ask, Call, Parallel, Series, Stage, describe, models_of, name_of
 from symphony_dask.units import format_duration, parse_duration_ns
@@ -67,6 +70,8 @@ class Pipeline:
         self._loop = loop
         self._find = find
         self._overhead_ns = overhead_ns
+        # By the identity of the stage: what its function took, with the wait for a thread.
+        self._times: defaultdict[int, Latency] = defaultdict(Latency)
         self.resplit(rate_hz)
 
     def resplit(self, rate_hz: float | None) -> Split:
@@ -160,17 +165,20 @@ class Pipeline:
         if isinstance(stage, Ask):
             return await self._ask(stage.model, x, ends_ns, options)
         if isinstance(stage, Call):
-            return await self._call(stage.function, x)
+            return await self._call(stage, stage.function, x)
         if isinstance(stage, Series):
             left = part.budget_ns
-            for inner, inner_part in zip(stage.parts, part.parts, strict=True):
+            for i, (inner, inner_part) in enumerate(zip(stage.parts, part.parts, strict=True)):
                 now = now_ns()
+                own_ns, all_ns = self._kept_ns(stage.parts[i:], ends_ns - now)
                 share = inner_part.budget_ns / left if left > inner_part.budget_ns else 1.0
-                x = await self._run(inner, inner_part, x, now + int((ends_ns - now) * share), options)
+                inner_ends_ns = now + own_ns + int((ends_ns - now - all_ns) * share)
+                x = await self._run(inner, inner_part, x, inner_ends_ns, options)
                 left -= inner_part.budget_ns
             return x
+        members_end_ns = ends_ns - min(self._times[id(stage)].bound_ns(), max(ends_ns - now_ns(), 0) // 2)
         runs = [
-            asyncio.ensure_future(self._run(member, member_part, x, ends_ns, options))
+            asyncio.ensure_future(self._run(member, member_part, x, members_end_ns, options))
             for member, member_part in zip(stage.members, part.parts, strict=True)
         ]
         try:
@@ -181,8 +189,25 @@ class Pipeline:
             await asyncio.gather(*runs, return_exceptions=True)
             raise
         if callable(stage.combine):
-            return await self._call(stage.combine, answers)
+            return await self._call(stage, stage.combine, answers)
         return COMBINE[stage.combine](answers)
+
+    def _kept_ns(self, stages: Sequence[Stage], left_ns: int) -> tuple[int, int]:
+        """What to keep free for the client's functions in the first of these and in all: no more than half of all."""
+        each = [self._client_ns(stage) for stage in stages]
+        most = max(left_ns, 0) // 2
+        scale = min(1.0, most / sum(each)) if any(each) else 0.0
+        return int(each[0] * scale), int(sum(each) * scale)
+
+    def _client_ns(self, stage: Stage) -> int:
+        """What the client's functions in a stage nearly never exceed."""
+        if isinstance(stage, Ask):
+            return 0
+        if isinstance(stage, Call):
+            return self._times[id(stage)].bound_ns()
+        if isinstance(stage, Series):
+            return sum(map(self._client_ns, stage.parts))
+        return max(map(self._client_ns, stage.members)) + self._times[id(stage)].bound_ns()
 
     async def _ask(self, name: str, x: Any, ends_ns: int, options: dict[str, Any]) -> Any:
         left_ns = ends_ns - now_ns()
@@ -194,13 +219,16 @@ class Pipeline:
             self._models[name] = await self._find(name)
             return await self._models[name].submit(x, slo=max(ends_ns - now_ns(), 1) / 1e9, **options)
 
-    async def _call(self, function: Callable[[Any], Any], x: Any) -> Any:
+    async def _call(self, stage: Stage, function: Callable[[Any], Any], x: Any) -> Any:
         """In a thread: what a user's function waits for must not hold up the answers of others."""
+        begin_ns = now_ns()
         try:
             return await self._loop.run_in_executor(None, function, x)
         except Exception as error:
             error.add_note(f"raised by {name_of(function)}()")
             raise
+        finally:
+            self._times[id(stage)].add(now_ns() - begin_ns)
 
 
 def _pairs(stage: Stage, part: Split) -> Iterator[tuple[Ask, Split]]:

@@ -53,7 +53,7 @@ def test_texts_are_embedded_by_a_model_that_a_package_ships() -> None:
 
 def test_an_ensemble_is_better_than_each_of_its_members() -> None:
     shown = run("ensemble.py")
-    assert "<Pipeline 'mean': scaled() -> mean(expert-0, expert-1, expert-2) -> argmax(), SLO 1s>" in shown
+    assert "<Pipeline 'mean': scaled() -> mean(expert-0, expert-1, expert-2) -> argmax(), SLO 2s>" in shown
     assert len(re.findall(r"split: expert-\d has \d+ ms, for batches of \d+", shown)) == 3
     each = [int(n) for n in re.findall(r"(\d+)%", shown.split("accuracy of each: ")[1].split("\n")[0])]
     mean = int(re.search(r"accuracy of mean: (\d+)%", shown)[1])  # type: ignore[index]

@@ -232,6 +232,23 @@ def test_a_higher_rate_may_split_otherwise(steps: Steps) -> None:
         steps.pipeline.resplit(0)
 
 
+def test_time_is_kept_free_for_the_functions_to_come(loop: asyncio.AbstractEventLoop, clock: list[int]) -> None:
+    first = Fake(1, 3)
+
+    def slow(x: Any) -> Any:
+        clock[0] += 4 * MS
+        return x
+
+    pipeline = Pipeline("kept", as_stage(["first", slow]), 16 * MS, None, {"first": first}, loop, None)  # type: ignore
+    for i in range(2):
+        clock[0] = 0
+        future = pipeline.submit(7)
+        answer(first, 8, i)
+        assert future.result(LIMIT_S) == 8
+    # An estimate grows by 1 ms at once, at most: 1 ms and a deviation of half of it, four times.
+    assert first.slos_ms == [16.0, 13.0]
+
+
 def test_a_pipeline_is_not_pickled_but_found(steps: Steps) -> None:
     with pytest.raises(BadInput, match=r"use serving\.find\('steps'\)"):
         pickle.dumps(steps.pipeline)

@@ -44,10 +44,10 @@ def main() -> None:
     cluster = LocalCluster(n_workers=2, threads_per_worker=1, resources={"GPU": 1}, dashboard_address=None)
     with cluster, Client(cluster) as client, Serving(client) as serving:
         experts = [
-            serving.deploy(f"expert-{i}", expert(2 * i), slo="1s", example=xs[0], max_batch=32) for i in range(3)
+            serving.deploy(f"expert-{i}", expert(2 * i), slo="2s", example=xs[0], max_batch=32) for i in range(3)
         ]
-        mean = serving.pipeline("mean", [scaled, Ensemble(experts, combine="mean"), np.argmax], slo="1s", rate_hz=200)
-        vote = serving.pipeline("vote", [scaled, Ensemble(experts, combine="vote")], slo="1s", rate_hz=200)
+        mean = serving.pipeline("mean", [scaled, Ensemble(experts, combine="mean"), np.argmax], slo="2s", rate_hz=200)
+        vote = serving.pipeline("vote", [scaled, Ensemble(experts, combine="vote")], slo="2s", rate_hz=200)
         print(mean)
         for name, budget_ns, batch in mean.budgets():
             print(f"split: {name} has {budget_ns / 1e6:.0f} ms, for batches of {batch}")
