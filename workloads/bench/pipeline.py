@@ -1,4 +1,5 @@
-"""``symphony bench pipeline``: what it costs that the client leads requests through the stages of a pipeline.
+"""``symphony bench pipeline``: what it costs that the client leads requests through the stages of a pipeline; with
+``--split``, what the split of the SLO gains.
 
 All models take no time (l(b) = 0) and batches leave at once, so what is measured is the way: lane, scheduler, worker,
 and the client's own work between stages. Client and cluster share this machine's cores.
@@ -7,7 +8,9 @@ and the client's own work between stages. Client and cluster share this machine'
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import wait
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,9 @@ from distributed import Client
 from symphony_dask.backends import Emulated
 from symphony_dask.client import Serving
 from symphony_dask.errors import BadInput
+from symphony_dask.pipeline import Pipeline
 from symphony_dask.stages import Ensemble
+from symphony_dask.units import NS_PER_MS
 from workloads.processes import ProcessCluster
 
 WORKERS = 2
@@ -53,6 +58,62 @@ def bench_pipeline(
         by_hand = _round_trips(lambda x: _After(a.submit(x).result(), b.submit), x, requests)
         rows.append({"case": "two models by hand", **by_hand})
     return {"label": "measured; models that take no time, everything else real", "rows": rows, "requests": requests}
+
+
+def bench_split(
+    *,
+    rates_hz: Sequence[float] = (300.0, 340.0, 380.0),
+    gpus: int = 4,
+    seconds: float = 10.0,
+    seed: int = 0,
+    on_progress: Callable[[str], None] = lambda s: None,
+) -> dict[str, Any]:
+    """Attainment of the paper's Inception-ResNet-v2 followed by its ResNet-50 within 100 ms, Poisson arrivals.
+
+    With budgets from the split, and with halves. Raises ``BadInput`` on values that are not above 0.
+    """
+    if min(*rates_hz, gpus, seconds) <= 0:
+        raise BadInput(f"rates_hz={rates_hz}, gpus={gpus}, seconds={seconds}: all must be above 0")
+    rows = []
+    with ProcessCluster(gpus) as cluster, Client(cluster.address) as client, Serving(client) as serving:
+        serving.wait_ready(gpus=gpus)
+        first = serving.deploy("inception", Emulated(5.090, 18.368), slo="100ms")
+        second = serving.deploy("resnet", Emulated(1.053, 5.072), slo="100ms")
+        for rate_hz in rates_hz:
+            pipeline = serving.pipeline("both", [first, second], slo="100ms", rate_hz=rate_hz)
+            best = pipeline.split
+            half = pipeline.slo_ns // 2
+            halves = replace(best, parts=tuple(replace(part, budget_ns=half) for part in best.parts))
+            for name, used in (("split", best), ("halves", halves)):
+                on_progress(f"{rate_hz:g} req/s, {name}")
+                pipeline.split = used
+                _offer(pipeline, rate_hz, 2.0, seed + 1)
+                budgets_ms = [part.budget_ns / NS_PER_MS for part in used.parts]
+                row = {"rate_hz": rate_hz, "case": name, "budgets_ms": budgets_ms}
+                rows.append(row | _offer(pipeline, rate_hz, seconds, seed))
+    label = "measured; emulated GPUs, everything else real, client and cluster on one machine"
+    return {"label": label, "rows": rows, "gpus": gpus, "seconds": seconds}
+
+
+def _offer(pipeline: Pipeline, rate_hz: float, seconds: float, seed: int) -> dict[str, Any]:
+    """Poisson arrivals, sent on time whatever becomes of those before."""
+    rng = np.random.default_rng(seed)
+    at_s = np.cumsum(rng.exponential(1 / rate_hz, round(rate_hz * seconds)))
+    futures, lateness_s = [], []
+    begin = time.perf_counter()
+    for due_s in at_s:
+        wait_s = begin + due_s - time.perf_counter()
+        if wait_s > 0:
+            time.sleep(wait_s)
+        lateness_s.append(time.perf_counter() - begin - due_s)
+        futures.append(pipeline.submit(b""))
+    wait(futures)
+    in_time = sum(future.outcome == "ok" for future in futures)
+    return {
+        "attainment": in_time / len(futures),
+        "goodput_hz": in_time / float(at_s[-1]),
+        "lateness_p99_ms": float(np.percentile(lateness_s, 99) * 1e3),
+    }
 
 
 class _After:
