@@ -12,6 +12,10 @@ _WHERE = {
     "Serving": "symphony_dask.client",
     "Model": "symphony_dask.client",
     "InferenceFuture": "symphony_dask.future",
+    "as_completed": "symphony_dask.completions",
+    "deadline": "symphony_dask.deadlines",
+    "Ensemble": "symphony_dask.stages",
+    "Pipeline": "symphony_dask.pipeline",
     "ModelRef": "symphony_dask.graph",
     "infer": "symphony_dask.graph",
     "LatencyProfile": "symphony_dask.scheduling.profile",
@@ -19,22 +23,30 @@ _WHERE = {
     "dask_setup": "symphony_dask.plugin",
 }
 __all__ = [
+    "Ensemble",
     "InferenceFuture",
     "LatencyProfile",
     "Model",
     "ModelRef",
+    "Pipeline",
     "Serving",
     "SymphonyPlugin",
     "__version__",
+    "as_completed",
+    "deadline",
     "infer",
 ]
 
 if TYPE_CHECKING:
     from symphony_dask.client import Model, Serving
+    from symphony_dask.completions import as_completed
+    from symphony_dask.deadlines import deadline
     from symphony_dask.future import InferenceFuture
     from symphony_dask.graph import ModelRef, infer
+    from symphony_dask.pipeline import Pipeline
     from symphony_dask.plugin import SymphonyPlugin
     from symphony_dask.scheduling.profile import LatencyProfile
+    from symphony_dask.stages import Ensemble
 
 
 def __getattr__(name: str) -> Any:

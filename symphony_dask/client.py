@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask.config
 import numpy as np
@@ -23,10 +23,20 @@ from distributed.protocol.pickle import dumps
 from symphony_dask import codec, config, errors
 from symphony_dask.backends import as_spec, check_sample, sample_signature
 from symphony_dask.backends.emulated import Emulated
+from symphony_dask.deadlines import remaining_ns
 from symphony_dask.direct import Direct
-from symphony_dask.errors import BadInput, ConnectionLost, NotServing, SymphonyError
+from symphony_dask.errors import (
+    BadInput,
+    ConnectionLost,
+    DeadlineExceeded,
+    NoGPUWorker,
+    NotServing,
+    SymphonyError,
+    UnknownModel,
+)
 from symphony_dask.future import InferenceFuture, Waiting
 from symphony_dask.graph import ModelRef, token
+from symphony_dask.html import latency_text, serving_html, table
 from symphony_dask.lane import (
     CANCEL,
     PLACE,
@@ -43,16 +53,24 @@ from symphony_dask.lane import (
     read_column,
     read_rows,
 )
+from symphony_dask.retries import RetriedFuture
 from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY
 from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH, LatencyProfile
 from symphony_dask.trace.schema import Outcome
 from symphony_dask.units import format_duration, parse_duration_ns
+
+if TYPE_CHECKING:
+    from symphony_dask.pipeline import Pipeline
 
 #: The largest sample, bytes: a batch of some must fit into one frame of the lane.
 MAX_SAMPLE_BYTES = 1 << 26
 
 #: A frame of requests ends with the one that reaches so many bytes.
 FRAME_BYTES = 1 << 24
+
+#: How long a notebook waits for the status of a cluster that it shows, and between looks whether one is ready, s.
+_REPR_S = 1.0
+_READY_POLL_S = 0.05
 
 W = TypeVar("W", bound=Waiting)
 
@@ -73,6 +91,7 @@ class Serving:
         self.client = client
         self._lane = _Lane(client)
         self._models: dict[str, Model] = {}
+        self._pipelines: dict[str, Pipeline] = {}
         self._connecting: asyncio.Lock | None = None
         if not client.asynchronous:
             client.sync(self._connect)
@@ -164,6 +183,32 @@ class Serving:
         }
         return self.client.sync(self._change, name, "deploy", request)
 
+    def pipeline(self, name: str, stages: Any, *, slo: str | float, rate_hz: float | None = None) -> Any:
+        """Serve models one after the other, and side by side, under one name with one SLO; returns a ``Pipeline``.
+
+        stages: a list of names of models (or models), functions of one argument, which run on the client, and
+            ``Ensemble([...], combine="mean")``; they may be nested. A model is asked by its name: by whatever version
+            serves.
+        slo: of a request through all stages. Its split over the stages is the one that uses the least GPU time
+            (``symphony_dask/split.py``).
+        rate_hz: requests a second to expect, for the split.
+
+        The scheduler keeps the pipeline: ``serving.model(name)`` and ``find`` give it to other clients, and
+        ``undeploy`` forgets it. Raises ``BadInput``, ``UnknownModel``.
+        """
+        from symphony_dask.stages import Series, as_stage
+
+        slo_ns = parse_duration_ns(slo, "slo")
+        if not isinstance(name, str) or not name:
+            raise BadInput(f"pipeline name {name!r}: give a non-empty string")
+        stage = as_stage(stages)
+        whole = stage if isinstance(stage, Series) else Series((stage,))
+        return self.client.sync(self._declare_pipeline, name, whole, slo_ns, rate_hz)
+
+    def pipelines(self) -> Any:
+        """The pipelines that were declared, by whomever: by name what they are made of, their SLO in ns and rate."""
+        return self.client.sync(self._call, "pipeline_all")
+
     def rollback(self, name: str, *, timeout: str | float = "60s") -> Any:
         """Take the canary of a model away, or without one go back to the version before; returns its ``Model``.
 
@@ -189,25 +234,25 @@ class Serving:
         return self.client.sync(self._call, "versions", name=name)
 
     def undeploy(self, name: str) -> Any:
-        """Stop serving a model; requests in its queue end as ``Undeployed``. Raises ``UnknownModel``."""
+        """Stop serving a model, whose queued requests end as ``Undeployed``, or a pipeline. Raises ``UnknownModel``."""
         return self.client.sync(self._undeploy, name)
 
     def declared(self) -> Any:
         """What serves, by name, with what files of ``symphony apply`` said of it (``declarations.Running``)."""
         return self.client.sync(self._declared)
 
-    def model(self, name: str) -> Model:
-        """The model deployed under ``name``, by whomever; raises ``UnknownModel``."""
-        if name in self._models:
-            return self._models[name]
+    def model(self, name: str) -> Model | Pipeline:
+        """The model or pipeline under ``name``, by whomever; raises ``UnknownModel``."""
+        if name in self._models or name in self._pipelines:
+            return self._models[name] if name in self._models else self._pipelines[name]
         if self.client.asynchronous:
             text = f"model {name!r} was not deployed through this object, which knows {sorted(self._models)}"
             raise errors.UnknownModel(f"{text}: use await serving.find(name)")
-        found: Model = self.find(name)
+        found: Model | Pipeline = self.find(name)
         return found
 
     def find(self, name: str, version: str | None = None) -> Any:
-        """The ``Model`` of whatever version serves ``name``, or of one that does; whoever deployed it.
+        """The ``Model`` of whatever version serves ``name``, or of one that does, or a ``Pipeline``; whoever made it.
 
         Requests to one version fail as ``UnknownModel`` once it serves no more. Raises ``UnknownModel``.
         """
@@ -229,6 +274,13 @@ class Serving:
     def status(self) -> Any:
         """Models, workers, queues, outcome counts and latency estimates, as a dict."""
         return self.client.sync(self._call, "status")
+
+    def wait_ready(self, model: str | None = None, *, gpus: int = 1, timeout: str | float = "60s") -> Any:
+        """Wait until ``gpus`` GPU slots take batches and ``model``, if named, is deployed; returns how many slots do.
+
+        Raises ``NoGPUWorker`` or ``UnknownModel``, whichever it lacked, after ``timeout``.
+        """
+        return self.client.sync(self._wait_ready, model, gpus, parse_duration_ns(timeout, "timeout") / 1e9)
 
     def signals(self) -> Any:
         """Each model's load and each GPU's use over the last minute, as a dict (``autoscale.Signals.from_reply``)."""
@@ -299,6 +351,35 @@ class Serving:
         address = self.client.scheduler.address if self.client.scheduler is not None else "closed"
         return f"<Serving on {address}: {', '.join(sorted(self._models)) or 'no models'}>"
 
+    def _repr_html_(self) -> str:
+        address = self.client.scheduler.address if self.client.scheduler is not None else "closed"
+        status = None
+        if self._lane.connected and not self.client.asynchronous:
+            try:
+                status = self.client.sync(self._call, "status", callback_timeout=_REPR_S)
+            except Exception:  # whatever keeps the cluster from answering, a notebook goes on
+                status = None
+        return serving_html(address, sorted(self._models), status)
+
+    async def _wait_ready(self, model: str | None, gpus: int, timeout_s: float) -> int:
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + timeout_s
+        while True:
+            status = await self._call("status")
+            ready = sum(worker.get("serving") or 0 for worker in status["workers"].values())
+            known = model is None or model in status["models"]
+            if known and ready >= gpus:
+                return int(ready)
+            if loop.time() > ends:
+                break
+            await asyncio.sleep(_READY_POLL_S)
+        if not known:
+            raise UnknownModel(
+                f"model {model!r} is not deployed after {timeout_s:g} s; deployed are {list(status['models'])}"
+            )
+        text = f"{ready} of {gpus} GPU slots serve after {timeout_s:g} s: start workers with"
+        raise NoGPUWorker(f'{text} dask worker SCHEDULER --resources "GPU=1"')
+
     async def _connect(self) -> None:
         if self._connecting is None:
             self._connecting = asyncio.Lock()
@@ -339,7 +420,38 @@ class Serving:
     async def _change(self, name: str, operation: str, request: dict[str, Any]) -> Model:
         return self._keep(name, await self._call(operation, **request))
 
-    async def _find(self, name: str, version: str | None) -> Model:
+    async def _declare_pipeline(self, name: str, stages: Any, slo_ns: int, rate_hz: float | None) -> Pipeline:
+        from symphony_dask.stages import to_plain
+
+        made = await self._pipeline(name, stages, slo_ns, rate_hz)
+        await self._call("pipeline_declare", name=name, stages=to_plain(stages), slo_ns=slo_ns, rate_hz=rate_hz)
+        self._pipelines[name] = made
+        return made
+
+    async def _pipeline(self, name: str, stages: Any, slo_ns: int, rate_hz: float | None) -> Pipeline:
+        from symphony_dask.pipeline import Pipeline
+        from symphony_dask.stages import models_of
+
+        models = {model: await self._find_model(model) for model in models_of(stages)}
+        status = await self._call("status")
+        network_ns = max((w["control_mean_ns"] + w["reply_mean_ns"] for w in _measured(status)), default=0)
+        network_ns += status["client_round_trip_mean_ns"]
+        return Pipeline(name, stages, slo_ns, rate_hz, models, self._lane.loop, self._find_model, network_ns)
+
+    async def _find(self, name: str, version: str | None) -> Model | Pipeline:
+        try:
+            return await self._find_model(name, version)
+        except UnknownModel:
+            if version is not None:
+                raise
+        from symphony_dask.stages import from_plain
+
+        declared = await self._call("pipeline_find", name=name)
+        found = await self._pipeline(name, from_plain(declared["stages"]), declared["slo_ns"], declared["rate_hz"])
+        self._pipelines[name] = found
+        return found
+
+    async def _find_model(self, name: str, version: str | None = None) -> Model:
         found = await self._call("find", name=name, version=version)
         return self._keep(name, found) if version is None else self._made(name, found)
 
@@ -360,6 +472,7 @@ class Serving:
     async def _undeploy(self, name: str) -> None:
         await self._call("undeploy", name=name)
         self._models.pop(name, None)
+        self._pipelines.pop(name, None)
 
 
 class Model:
@@ -397,12 +510,14 @@ class Model:
         """The model's number on the lane, for tools that speak it themselves."""
         return self._id
 
-    def submit(self, x: Any, *, slo: str | float | None = None, priority: int = 0) -> InferenceFuture:
+    def submit(self, x: Any, *, slo: str | float | None = None, priority: int = 0, retries: int = 0) -> InferenceFuture:
         """Submit one sample; returns its future at once. From any thread.
 
-        slo: of this request alone, instead of the model's.
+        slo: of this request alone, instead of the model's. Within ``symphony_dask.deadline(...)`` no more than is left.
         priority: 0 to 7. In overload, requests of a higher one are served first, and take the room of lower ones, which
             end as ``Overloaded``, in a full queue. Otherwise it changes nothing.
+        retries: how often to send it again, while its deadline allows, after ``WorkerLost``, ``Overloaded`` or
+            ``NoGPUWorker``; waits double from a sixteenth of the SLO, 50 ms at most. A sample may then run twice.
 
         Raises ``BadInput`` if ``x`` cannot be sent or has not the shape of the model's example, ``ConnectionLost``. The
         future raises a ``RequestError``: ``DeadlineExceeded``, ``Overloaded``, ``NoGPUWorker``, ``ModelError``, ...
@@ -415,11 +530,32 @@ class Model:
         if not isinstance(priority, int) or not 0 <= priority <= MOST_PRIORITY:
             raise BadInput(f"priority={priority!r}: give a whole number between 0 and {MOST_PRIORITY}")
         slo_ns = 0 if slo is None else parse_duration_ns(slo, "slo")
-        return self._lane.submit(self._id, payload, slo_ns, priority)
+        left_ns = remaining_ns()
+        if left_ns is not None:
+            if left_ns <= 0:
+                return self._too_late(left_ns)
+            slo_ns = min(slo_ns or self.slo_ns, left_ns)
+        if not retries:
+            return self._lane.submit(self._id, payload, slo_ns, priority)
+        if not isinstance(retries, int) or retries < 0:
+            raise BadInput(f"retries={retries!r}: give a whole number, at least 0")
 
-    def map(self, xs: Iterable[Any], *, slo: str | float | None = None, priority: int = 0) -> list[InferenceFuture]:
+        def send(slo_ns: int) -> InferenceFuture:
+            return self._lane.submit(self._id, payload, slo_ns, priority)
+
+        return RetriedFuture(send, slo_ns or self.slo_ns, retries, self._lane.later)
+
+    def _too_late(self, left_ns: int) -> InferenceFuture:
+        future = InferenceFuture()
+        text = f"the deadline of the block passed {format_duration(-left_ns)} before this request to {self.name!r}"
+        future._finish("dropped", None, DeadlineExceeded(f"{text}: it was not sent"))
+        return future
+
+    def map(
+        self, xs: Iterable[Any], *, slo: str | float | None = None, priority: int = 0, retries: int = 0
+    ) -> list[InferenceFuture]:
         """Submit every sample of ``xs``; returns their futures in order."""
-        submit = partial(self.submit, slo=slo, priority=priority)
+        submit = partial(self.submit, slo=slo, priority=priority, retries=retries)
         return [submit(x) for x in xs]
 
     def __call__(self, x: Any, *, slo: str | float | None = None) -> Any:
@@ -443,6 +579,14 @@ class Model:
     def __repr__(self) -> str:
         return f"<Model {self.name!r}: SLO {format_duration(self.slo_ns)}>"
 
+    def _repr_html_(self) -> str:
+        rows = [
+            ("version", self.version),
+            ("SLO", format_duration(self.slo_ns)),
+            ("l(b)", latency_text(self.profiles) or "unknown"),
+        ]
+        return table(f"Model {self.name}", rows)
+
 
 class _Lane:
     """The client's lane connection: submissions from any thread, one frame a tick of the client's event loop."""
@@ -463,6 +607,11 @@ class _Lane:
     @property
     def connected(self) -> bool:
         return self._connection is not None and not self._connection.closed
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that the connection is in; there is none before ``open``."""
+        return self._loop
 
     async def open(self, host: str, info: dict[str, Any]) -> None:
         self._fail_all("the connection to the scheduler was lost")  # what an earlier connection may have left
@@ -546,6 +695,20 @@ class _Lane:
                 self._loop.call_soon_threadsafe(self._flush)
         except RuntimeError:  # the event loop is closed
             self._flush_due = False
+            self._fail_all("the Dask client is closed")
+
+    def later(self, wait_s: float, future: InferenceFuture, call: Callable[[], None]) -> None:
+        """Have ``call()`` made in the event loop after ``wait_s``; ``future`` fails if the connection ends before."""
+        waits = -1 - future.request  # no request has this number
+        self._pending[waits] = future
+
+        def due() -> None:
+            if self._pending.pop(waits, None) is not None:
+                call()
+
+        try:
+            self._loop.call_soon_threadsafe(self._loop.call_later, wait_s, due)
+        except RuntimeError:  # the event loop is closed
             self._fail_all("the Dask client is closed")
 
     def _cancel(self, request: int) -> None:
@@ -641,6 +804,11 @@ class _Lane:
             except KeyError:  # another thread took the last one
                 break
             future._finish("failed", None, ConnectionLost(f"{text} before the answer came"))
+
+
+def _measured(status: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The workers whose network is known."""
+    return (worker for worker in status["workers"].values() if "control_mean_ns" in worker)
 
 
 def _profile(profile: Any, max_batch: int) -> LatencyProfile | None:

@@ -7,10 +7,14 @@ import concurrent.futures
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
+from html import escape
 from typing import Any, Protocol
 
 from symphony_dask.codec import decode
 from symphony_dask.errors import RequestError
+
+#: Characters of an answer that a notebook shows.
+_MOST_SHOWN = 500
 
 # Guards the making of conditions; held for a few bytecodes, never while anything waits.
 _making = threading.Lock()
@@ -111,3 +115,12 @@ class InferenceFuture(concurrent.futures.Future[Any]):
     def __repr__(self) -> str:
         state = "pending" if self._state == PENDING else self.outcome or "cancelled"
         return f"<InferenceFuture {self.request}: {state}>"
+
+    def _repr_html_(self) -> str:
+        if self._state != FINISHED:
+            return escape(repr(self))
+        found = (
+            repr(self._result) if self._exception is None else f"{type(self._exception).__name__}: {self._exception}"
+        )
+        shown = found if len(found) <= _MOST_SHOWN else found[:_MOST_SHOWN] + " ..."
+        return f"<div><strong>{escape(repr(self))}</strong><pre>{escape(shown)}</pre></div>"

@@ -27,6 +27,7 @@ from symphony_dask.fleets import Fleets
 from symphony_dask.held import HeldTasks
 from symphony_dask.lane import DONE_ROW, SUBMIT_ROW, Connection, pack_rows, read_rows
 from symphony_dask.loading import Loader
+from symphony_dask.pipelines import Pipelines
 from symphony_dask.requests import RequestTable
 from symphony_dask.scheduling.intake import LATENCY_BINS
 from symphony_dask.scheduling.profile import LatencyProfile
@@ -92,7 +93,9 @@ class SymphonyPlugin(SchedulerPlugin):
         wait = dask.config.get("symphony.wait-for-gpu")
         self._state_file = dask.config.get("symphony.state")
         self._saving = asyncio.Lock()
-        names, next_model_id = await asyncio.to_thread(saved.read, self._state_file) if self._state_file else ([], 0)
+        nothing: Any = ([], 0, {})
+        state = await asyncio.to_thread(saved.read, self._state_file) if self._state_file else nothing
+        names, next_model_id, pipelines = state
         options: dict[str, Any] = {
             "policy": self.policy or dask.config.get("symphony.policy"),
             "max_requests": int(dask.config.get("symphony.max-requests")),
@@ -104,6 +107,7 @@ class SymphonyPlugin(SchedulerPlugin):
         load_timeout_s = parse_duration_ns(dask.config.get("symphony.load-timeout"), "symphony.load-timeout") / 1e9
         self.loader = Loader(self.dispatcher, scheduler.rpc, load_timeout_s, self._is_drained)
         self.deployments = Deployments(self.dispatcher, self.loader, self._spawn, self._save)
+        self.pipelines = Pipelines(lambda: (versions.name for versions in self.deployments), self._save, pipelines)
         self.dispatcher.reserve_ids(next_model_id)
         for versions in names:
             self.deployments.restore(versions)
@@ -135,6 +139,8 @@ class SymphonyPlugin(SchedulerPlugin):
             scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
         for name in ("find", "versions", "rollback", "promote", "set_share", "declared"):
             scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
+        for name in ("declare", "find", "all"):
+            scheduler.handlers[f"symphony_pipeline_{name}"] = getattr(self.pipelines, name)
         for name in ("drain", "undrain", "retire", "fleet", "intend", "forget"):
             scheduler.handlers[f"symphony_{name}"] = getattr(self._fleets, name)
         dispatcher = self.dispatcher
@@ -259,6 +265,8 @@ class SymphonyPlugin(SchedulerPlugin):
         return {"ok": policy}
 
     async def _undeploy(self, name: str) -> Reply:
+        if await self.pipelines.forget(name):
+            return {"ok": name}
         try:
             await self.deployments.undeploy(name)
         except SymphonyError as error:
@@ -282,6 +290,9 @@ class SymphonyPlugin(SchedulerPlugin):
         signature: bytes | None = None,
         declared: dict[str, Any] | None = None,
     ) -> Reply:
+        if name in self.pipelines.declared:
+            text = f"model {name!r} has the name of a pipeline: choose another name, or undeploy the pipeline"
+            return _failure(BadInput(text))
         given = LatencyProfile.from_dict(profile) if profile is not None else None
         deployment = Deployment(
             self.dispatcher.new_model_id(), name, spec, slo_ns, max_batch, queue_limit, example, given,
@@ -350,7 +361,7 @@ class SymphonyPlugin(SchedulerPlugin):
         """Write down what is deployed, if there is a file for it."""
         if self._state_file:
             async with self._saving:
-                data = saved.pack(self.deployments, self.dispatcher.next_model_id)
+                data = saved.pack(self.deployments, self.dispatcher.next_model_id, self.pipelines.declared)
                 try:
                     await asyncio.to_thread(saved.write, self._state_file, data)
                 except OSError:

@@ -26,20 +26,24 @@ _PLAIN = (
 )  # fmt: skip
 
 
-def pack(names: Iterable[Versions], next_model_id: int) -> bytes:
+def pack(names: Iterable[Versions], next_model_id: int, pipelines: dict[str, Any]) -> bytes:
     """What serves, as bytes. A version that is loading or draining is left out."""
+    served = [_name(v) for v in names if v.current]
     packed: bytes = msgpack.packb(
-        {"format": _FORMAT, "next_model_id": next_model_id, "names": [_name(v) for v in names if v.current]}
+        {"format": _FORMAT, "next_model_id": next_model_id, "names": served, "pipelines": pipelines}
     )
     return packed
 
 
-def unpack(data: bytes) -> tuple[list[Versions], int]:
-    """The names of ``pack``, and the first model id that is free. Raises ``ValueError`` or what msgpack raises."""
+def unpack(data: bytes) -> tuple[list[Versions], int, dict[str, Any]]:
+    """The names of ``pack``, the first model id that is free, and the pipelines.
+
+    Raises ``ValueError`` or what msgpack raises.
+    """
     state = msgpack.unpackb(data)
     if state["format"] != _FORMAT:
         raise ValueError(f"its format is {state['format']}, and this version reads {_FORMAT}")
-    return [_versions(name) for name in state["names"]], int(state["next_model_id"])
+    return [_versions(name) for name in state["names"]], int(state["next_model_id"]), state.get("pipelines", {})
 
 
 def write(path: str, data: bytes) -> None:
@@ -63,12 +67,12 @@ def write(path: str, data: bytes) -> None:
         os.close(directory)
 
 
-def read(path: str) -> tuple[list[Versions], int]:
+def read(path: str) -> tuple[list[Versions], int, dict[str, Any]]:
     """What ``write`` left there, nothing if there is no file yet. Raises ``BadInput`` if it cannot be read."""
     try:
         return unpack(Path(path).read_bytes())
     except FileNotFoundError:
-        return [], 0
+        return [], 0, {}
     except Exception as error:
         text = f"symphony.state {path!r} cannot be read ({type(error).__name__}: {error})"
         raise BadInput(f"{text}: move it away to start without deployments") from error

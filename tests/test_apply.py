@@ -190,6 +190,10 @@ def test_a_model_that_does_not_load_is_reported_and_nothing_else_is_lost(
 # After the scheduler
 
 
+def half(x: Any) -> Any:
+    return x / 2
+
+
 def test_a_killed_scheduler_serves_again_what_was_deployed(tmp_path: Path) -> None:
     state = tmp_path / "state" / "symphony"
     settings = {"DASK_SYMPHONY__POLICY": "eager", "DASK_SYMPHONY__STATE": str(state)}
@@ -202,6 +206,7 @@ def test_a_killed_scheduler_serves_again_what_was_deployed(tmp_path: Path) -> No
                 serving.deploy("bad", models.load_nothing, slo="60s", profile=QUICK)
             serving.deploy("gone", models.double, slo="60s", profile=QUICK)
             serving.undeploy("gone")
+            serving.pipeline("chain", ["sent", half, "sent"], slo="60s")
         assert os.stat(state).st_mode & 0o777 == 0o600
         cluster.restart_scheduler()
         cluster.add_worker()
@@ -212,6 +217,7 @@ def test_a_killed_scheduler_serves_again_what_was_deployed(tmp_path: Path) -> No
             again = serving.model("torch")
             assert (again(X), again.slo_ns, again.version) == (7.0, 50 * 10**9, "2")
             assert serving.rollback("torch")(X).tolist() == [2.0]
+            assert serving.model("chain")(X).tolist() == [4.5]
 
 
 def test_a_state_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
@@ -219,7 +225,7 @@ def test_a_state_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not a state")
     with pytest.raises(BadInput, match=r"symphony.state .* cannot be read .*move it away"):
         saved.read(str(path))
-    assert saved.read(str(tmp_path / "none")) == ([], 0)
+    assert saved.read(str(tmp_path / "none")) == ([], 0, {})
 
 
 def test_writing_the_state_replaces_it_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:

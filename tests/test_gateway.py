@@ -44,6 +44,29 @@ def double(deploy: Deploy) -> str:
 # The protocol
 
 
+def test_a_pipeline_is_served_as_a_model(gateway: GatewayProcess, serving: Serving, double: str) -> None:
+    serving.pipeline("twice-doubled", [double, double], slo="60s")
+    try:
+        answer = gateway.infer("twice-doubled", tensor([1, 2, 3, 4], [2, 2]))
+        assert (answer.status, answer.json["outputs"][0]["data"]) == (200, [4.0, 8.0, 12.0, 16.0])
+        found = gateway.get("/v2/models/twice-doubled").json
+        assert found["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 2]}]
+        assert found["outputs"] == [{"name": "output", "datatype": "FP32", "shape": [-1, 2]}]
+        late = gateway.infer("twice-doubled", tensor([1, 2], [1, 2]), parameters={"slo": "1us"})
+        assert late.status == 504
+    finally:
+        serving.undeploy("twice-doubled")
+
+
+def test_what_a_function_of_a_pipeline_raises_is_told(gateway: GatewayProcess, serving: Serving, double: str) -> None:
+    serving.pipeline("raises", [double, lambda x: {}[x.size]], slo="60s")
+    try:
+        answer = gateway.infer("raises", tensor([1, 2], [1, 2]))
+        assert (answer.status, answer.error) == (500, "a function of pipeline 'raises' raised KeyError: 2")
+    finally:
+        serving.undeploy("raises")
+
+
 def test_the_server_and_its_models_describe_themselves(gateway: GatewayProcess, double: str) -> None:
     assert gateway.get("/v2").json["name"] == "symphony-dask"
     assert gateway.get("/v2/health/live").json == {"live": True}

@@ -330,6 +330,41 @@ def graph_(tasks: int, rounds: int, batch: int, as_json: bool) -> None:
             click.echo(f"  client.map({name}, ...)".ljust(28) + f"{rate:8,.0f} tasks/s  {cpu}")
 
 
+@bench.command("pipeline")
+@click.option("--requests", default=2000, show_default=True, help="Of each kind.")
+@click.option("--payload", "payload_bytes", default=1024, show_default=True, help="Bytes of a sample.")
+@click.option("--split", is_flag=True, help="Two emulated models in a row: the split of the SLO against halves.")
+@click.option("--rate", "rates_hz", multiple=True, type=float, help="With --split, offered, req/s; may be repeated.")
+@click.option("--seconds", default=10.0, show_default=True, help="With --split, length of each.")
+@json_option
+@command
+def pipeline_(
+    requests: int, payload_bytes: int, split: bool, rates_hz: tuple[float, ...], seconds: float, as_json: bool
+) -> None:
+    """Round trips and requests a second of a model, a chain of two and an ensemble of two, l(b)=0."""
+    from workloads.bench.pipeline import bench_pipeline, bench_split
+
+    def show(text: str) -> None:
+        click.echo(text, err=True)
+
+    if split:
+        given = {"rates_hz": rates_hz} if rates_hz else {}
+        found = bench_split(seconds=seconds, on_progress=show, **given)
+    else:
+        found = bench_pipeline(requests=requests, payload_bytes=payload_bytes, on_progress=show)
+    if as_json:
+        print_json(found)
+        return
+    click.echo(found["label"])
+    for row in found["rows"]:
+        if split:
+            budgets = " + ".join(f"{budget:.0f} ms" for budget in row["budgets_ms"])
+            click.echo(f"{row['rate_hz']:6g} req/s  {row['case']:7} {budgets:14} {row['attainment']:8.2%} in time")
+            continue
+        rate = f"{row['rate_hz']:8,.0f} req/s {row['client_cpu_us']:6.0f} us of client CPU" if "rate_hz" in row else ""
+        click.echo(f"{row['case']:20} {row['p50_ms']:6.2f} ms, p99 {row['p99_ms']:6.2f} ms {rate}")
+
+
 @bench.command("placement")
 @click.option("--models", default=30, show_default=True, help="How many models, of Zipf popularity.")
 @click.option("--gpus", default=4, show_default=True, help="How many emulated GPUs.")

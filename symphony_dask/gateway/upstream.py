@@ -16,10 +16,14 @@ from distributed import Client
 from distributed.security import Security
 
 from symphony_dask.client import Serving
-from symphony_dask.errors import ConnectionLost
+from symphony_dask.codec import decode, encode
+from symphony_dask.errors import ConnectionLost, ModelError, SymphonyError
 from symphony_dask.gateway.refusal import later
 from symphony_dask.gateway.samples import Interface, interface_of
 from symphony_dask.lane import now_ns
+from symphony_dask.pipeline import Pipeline
+from symphony_dask.stages import ends_of
+from symphony_dask.units import NS_PER_S
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +43,10 @@ _CALL_S = 5.0
 
 @dataclass(frozen=True)
 class Served:
-    """A deployed model. model_id: its number on the lane; slots: GPU slots that serve it now."""
+    """A deployed model. model_id: its number on the lane; slots: GPU slots that serve it now.
+
+    A pipeline has no number: this process leads its requests through their stages.
+    """
 
     name: str
     version: str
@@ -49,6 +56,7 @@ class Served:
     slots: int
     takes: Interface
     gives: Interface | None
+    pipeline: Pipeline | None = None
 
 
 class Reply(asyncio.Future[memoryview]):
@@ -87,6 +95,7 @@ class Upstream:
         self._security = security
         self._serving: Serving | None = None
         self._models: dict[str, list[Served]] = {}
+        self._pipelines: dict[str, tuple[dict[str, Any] | None, Pipeline | None]] = {}
         self._reading: asyncio.Task[None] | None = None
         self._next: asyncio.Task[None] | None = None
         self._read_at = 0.0
@@ -134,7 +143,7 @@ class Upstream:
                 await self.refresh()
         finally:
             self._serving = None
-            self._models = {}
+            self._models, self._pipelines = {}, {}
             try:
                 await asyncio.wait_for(client.close(timeout=1), 3)
             except Exception as error:  # closing is all that is left to do with it
@@ -147,7 +156,25 @@ class Upstream:
             gives = interface_of(entry["gives"], "output") if entry["gives"] is not None else None
             known = {name: entry[name] for name in ("name", "version", "model_id", "slo_ns", "max_batch", "slots")}
             table.setdefault(entry["name"], []).append(Served(**known, takes=takes, gives=gives))
+        for name, declared in (await asyncio.wait_for(serving.pipelines(), _CALL_S)).items():
+            if name not in table and (pipeline := await self._pipeline(serving, name, declared)) is not None:
+                table[name] = [_served(pipeline, table)]
         self._models = table
+
+    async def _pipeline(self, serving: Serving, name: str, declared: dict[str, Any]) -> Pipeline | None:
+        """The pipeline as it is declared now; None, with the reason in the log, where this process cannot lead it."""
+        known, pipeline = self._pipelines.get(name, (None, None))
+        if known != declared:
+            try:
+                pipeline = await asyncio.wait_for(serving.find(name), _CALL_S)
+            except SymphonyError as error:  # a model of it is not deployed, say, which may change
+                logger.info("pipeline %r is not served: %s", name, error)
+                return None
+            except Exception as error:  # a function of a module that is not here, say
+                logger.warning("pipeline %r cannot be served: %s: %s", name, type(error).__name__, error)
+                pipeline = None
+            self._pipelines[name] = (declared, pipeline)
+        return pipeline
 
     async def refresh(self) -> None:
         """Read the table of models: a reading that begins after this call. All who ask before it begins share it."""
@@ -200,6 +227,8 @@ class Upstream:
         if serving is None or not serving.lane.connected:
             self.check_connected()
         assert serving is not None
+        if served.pipeline is not None:
+            return _lead(served.pipeline, payload, slo_ns, priority)
         return serving.lane.submit(served.model_id, payload, slo_ns, priority, Reply)
 
     async def status(self) -> dict[str, Any]:
@@ -208,3 +237,48 @@ class Upstream:
         assert self._serving is not None
         found: dict[str, Any] = await asyncio.wait_for(self._serving.status(), _CALL_S)
         return found
+
+
+def _served(pipeline: Pipeline, table: dict[str, list[Served]]) -> Served:
+    """As far as its first and last models tell what it takes and gives; served as long as each model is somewhere."""
+
+    def model(name: str | None) -> Served | None:
+        return table[name][-1] if name in table else None
+
+    first, last = (model(name) for name in ends_of(pipeline.stages))
+    found = [model(name) for name in pipeline.models]
+    return Served(
+        pipeline.name,
+        "1",
+        -1,
+        pipeline.slo_ns,
+        min((served.max_batch for served in found if served is not None), default=1),
+        min((served.slots if served is not None else 0 for served in found), default=0),
+        takes=first.takes if first is not None else interface_of(None, "input"),
+        gives=last.gives if last is not None else None,
+        pipeline=pipeline,
+    )
+
+
+def _lead(pipeline: Pipeline, payload: bytes, slo_ns: int, priority: int) -> Reply:
+    """A request to a pipeline; its stages pass through the same lane as all others."""
+    future = pipeline.submit(decode(payload), slo=slo_ns / NS_PER_S if slo_ns else None, priority=priority)
+    reply = Reply(future.request, lambda request: future.cancel())
+
+    def ended(ended: Any) -> None:
+        if future.cancelled():
+            reply.cancel()
+            return
+        error = future.exception()
+        if error is None:
+            try:
+                reply._answer(future.outcome or "ok", memoryview(encode(future.result())))
+                return
+            except SymphonyError as not_sent:  # what the last function returned is nothing that can be sent
+                error = ModelError(f"the answer of pipeline {pipeline.name!r} cannot be sent: {not_sent}")
+        elif not isinstance(error, SymphonyError):
+            error = ModelError(f"a function of pipeline {pipeline.name!r} raised {type(error).__name__}: {error}")
+        reply._finish(future.outcome or "failed", None, error)
+
+    future.add_done_callback(ended)  # called in this event loop, which is the lane's
+    return reply

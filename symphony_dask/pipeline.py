@@ -1,0 +1,240 @@
+"""Models one after the other and side by side, served as one: made by ``Serving.pipeline``.
+
+The client leads each request through the stages: every one is a request of its own to a model, batched with all other
+requests to that model. All share one deadline. A stage that has ended early leaves its time to those after it, and one
+that was late takes it from them: of what remains, a stage has the part t / (t + t of all after it), where t are the
+budgets of ``split``. What the client's own functions take is measured, and kept free for those still to come: a batch
+may well end just at its deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from symphony_dask.deadlines import remaining_ns
+from symphony_dask.errors import (
+    BadInput,
+    ConnectionLost,
+    DeadlineExceeded,
+    NoGPUWorker,
+    Overloaded,
+    Undeployed,
+    UnknownModel,
+)
+from symphony_dask.future import InferenceFuture
+from symphony_dask.html import grid
+from symphony_dask.lane import now_ns
+from symphony_dask.latency import Latency
+from symphony_dask.split import Graph, Split, Work, split
+from symphony_dask.stages import COMBINE, Ask, Call, Parallel, Series, Stage, describe, models_of, name_of
+from symphony_dask.units import format_duration, parse_duration_ns
+
+if TYPE_CHECKING:
+    from symphony_dask.client import Model
+
+_OUTCOMES: dict[type[BaseException], str] = {
+    DeadlineExceeded: "dropped",
+    Overloaded: "rejected",
+    NoGPUWorker: "rejected",
+    Undeployed: "cancelled",
+}
+
+
+class Pipeline:
+    """Stages served under one name with one SLO.
+
+    split: the budgets, batches and GPU time of the stages (``split.Split``), for ``rate_hz`` requests a second.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stages: Stage,
+        slo_ns: int,
+        rate_hz: float | None,
+        models: dict[str, Model],
+        loop: asyncio.AbstractEventLoop,
+        find: Callable[[str], Any],
+        overhead_ns: int = 0,
+    ) -> None:
+        self.name = name
+        self.stages = stages
+        self.slo_ns = slo_ns
+        self._models = models
+        self._loop = loop
+        self._find = find
+        self._overhead_ns = overhead_ns
+        # By the identity of the stage: what its function took, with the wait for a thread.
+        self._times: defaultdict[int, Latency] = defaultdict(Latency)
+        self.resplit(rate_hz)
+
+    def resplit(self, rate_hz: float | None) -> Split:
+        """Split the SLO for another rate, and by what is known of the models now. Raises ``BadInput``.
+
+        rate_hz: requests a second that are expected of all clients together; None: batches may take half a budget.
+        """
+        if rate_hz is not None and not 0 < rate_hz < 1e9:
+            raise BadInput(f"rate_hz={rate_hz!r}: give a number of requests a second above 0, or None")
+        self.rate_hz = rate_hz
+        self.split = split(self._graph(self.stages), self.slo_ns)
+        return self.split
+
+    def submit(self, x: Any, *, slo: str | float | None = None, priority: int = 0, retries: int = 0) -> InferenceFuture:
+        """Submit one sample; returns its future at once. Options, errors and threads are those of ``Model.submit``.
+
+        The future also raises what a function of the pipeline raises. Cancelling it cancels the stages under way.
+        """
+        slo_ns = self.slo_ns if slo is None else parse_duration_ns(slo, "slo")
+        left_ns = remaining_ns()
+        slo_ns = slo_ns if left_ns is None else min(slo_ns, left_ns)
+        running: list[Any] = []
+        future = InferenceFuture(on_cancel=lambda request: running[0].cancel() if running else None)
+        work = self._answer(future, x, now_ns() + slo_ns, {"priority": priority, "retries": retries})
+        try:
+            running.append(asyncio.run_coroutine_threadsafe(work, self._loop))
+        except RuntimeError as error:  # the event loop is closed
+            work.close()
+            raise ConnectionLost("the Dask client is closed: make a new Serving(client)") from error
+        return future
+
+    def map(
+        self, xs: Iterable[Any], *, slo: str | float | None = None, priority: int = 0, retries: int = 0
+    ) -> list[InferenceFuture]:
+        """Submit every sample of ``xs``; returns their futures in order."""
+        submit = partial(self.submit, slo=slo, priority=priority, retries=retries)
+        return [submit(x) for x in xs]
+
+    def __call__(self, x: Any, *, slo: str | float | None = None) -> Any:
+        """Submit one sample and wait for the answer."""
+        return self.submit(x, slo=slo).result()
+
+    @property
+    def models(self) -> list[str]:
+        """The names of its models."""
+        return models_of(self.stages)
+
+    def budgets(self) -> list[tuple[str, int, int]]:
+        """(model, budget in ns, batch that is expected) of each stage on GPUs, in order."""
+        return [(ask.model, part.budget_ns, part.batch) for ask, part in _pairs(self.stages, self.split)]
+
+    def __reduce__(self) -> Any:
+        raise BadInput(
+            f"pipeline {self.name!r} cannot be sent: in a Dask graph, make each of its models a task; elsewhere, use "
+            f"serving.find({self.name!r})"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Pipeline {self.name!r}: {describe(self.stages)}, SLO {format_duration(self.slo_ns)}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, format_duration(budget_ns), batch) for name, budget_ns, batch in self.budgets()]
+        title = f"Pipeline {self.name}: {describe(self.stages)}, SLO {format_duration(self.slo_ns)}"
+        return grid(title, ("stage", "budget", "batch"), rows)
+
+    def _graph(self, stage: Stage) -> Graph:
+        if isinstance(stage, Call):
+            return None
+        if isinstance(stage, Series):
+            return [self._graph(part) for part in stage.parts]
+        if isinstance(stage, Parallel):
+            return tuple(self._graph(member) for member in stage.members)
+        latencies = [profile.latency_ns() for profile in self._models[stage.model].profiles.values()]
+        most = min(map(len, latencies))
+        # As windows do, by the fastest class.
+        return Work(np.min([latency[:most] for latency in latencies], axis=0), self.rate_hz, self._overhead_ns)
+
+    async def _answer(self, future: InferenceFuture, x: Any, ends_ns: int, options: dict[str, Any]) -> None:
+        try:
+            result = await self._run(self.stages, self.split, x, ends_ns, options)
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+        except Exception as error:
+            error.add_note(f"in pipeline {self.name!r}: {describe(self.stages)}")
+            future._finish(_OUTCOMES.get(type(error), "failed"), None, error)
+        else:
+            future._finish("ok" if now_ns() <= ends_ns else "late", result, None)
+
+    async def _run(self, stage: Stage, part: Split, x: Any, ends_ns: int, options: dict[str, Any]) -> Any:
+        if isinstance(stage, Ask):
+            return await self._ask(stage.model, x, ends_ns, options)
+        if isinstance(stage, Call):
+            return await self._call(stage, stage.function, x)
+        if isinstance(stage, Series):
+            left = part.budget_ns
+            for i, (inner, inner_part) in enumerate(zip(stage.parts, part.parts, strict=True)):
+                now = now_ns()
+                own_ns, all_ns = self._kept_ns(stage.parts[i:], ends_ns - now)
+                share = inner_part.budget_ns / left if left > inner_part.budget_ns else 1.0
+                inner_ends_ns = now + own_ns + int((ends_ns - now - all_ns) * share)
+                x = await self._run(inner, inner_part, x, inner_ends_ns, options)
+                left -= inner_part.budget_ns
+            return x
+        members_end_ns = ends_ns - min(self._times[id(stage)].bound_ns(), max(ends_ns - now_ns(), 0) // 2)
+        runs = [
+            asyncio.ensure_future(self._run(member, member_part, x, members_end_ns, options))
+            for member, member_part in zip(stage.members, part.parts, strict=True)
+        ]
+        try:
+            answers = await asyncio.gather(*runs)
+        except BaseException:
+            for run in runs:
+                run.cancel()
+            await asyncio.gather(*runs, return_exceptions=True)
+            raise
+        if callable(stage.combine):
+            return await self._call(stage, stage.combine, answers)
+        return COMBINE[stage.combine](answers)
+
+    def _kept_ns(self, stages: Sequence[Stage], left_ns: int) -> tuple[int, int]:
+        """What to keep free for the client's functions in the first of these and in all: no more than half of all."""
+        each = [self._client_ns(stage) for stage in stages]
+        most = max(left_ns, 0) // 2
+        scale = min(1.0, most / sum(each)) if any(each) else 0.0
+        return int(each[0] * scale), int(sum(each) * scale)
+
+    def _client_ns(self, stage: Stage) -> int:
+        """What the client's functions in a stage nearly never exceed."""
+        if isinstance(stage, Ask):
+            return 0
+        if isinstance(stage, Call):
+            return self._times[id(stage)].bound_ns()
+        if isinstance(stage, Series):
+            return sum(map(self._client_ns, stage.parts))
+        return max(map(self._client_ns, stage.members)) + self._times[id(stage)].bound_ns()
+
+    async def _ask(self, name: str, x: Any, ends_ns: int, options: dict[str, Any]) -> Any:
+        left_ns = ends_ns - now_ns()
+        if left_ns <= 0:
+            raise DeadlineExceeded(f"the deadline passed {format_duration(-left_ns)} before the stage {name!r} began")
+        try:
+            return await self._models[name].submit(x, slo=left_ns / 1e9, **options)
+        except UnknownModel:  # undeployed, and perhaps deployed again
+            self._models[name] = await self._find(name)
+            return await self._models[name].submit(x, slo=max(ends_ns - now_ns(), 1) / 1e9, **options)
+
+    async def _call(self, stage: Stage, function: Callable[[Any], Any], x: Any) -> Any:
+        """In a thread: what a user's function waits for must not hold up the answers of others."""
+        begin_ns = now_ns()
+        try:
+            return await self._loop.run_in_executor(None, function, x)
+        except Exception as error:
+            error.add_note(f"raised by {name_of(function)}()")
+            raise
+        finally:
+            self._times[id(stage)].add(now_ns() - begin_ns)
+
+
+def _pairs(stage: Stage, part: Split) -> Iterator[tuple[Ask, Split]]:
+    if isinstance(stage, Ask):
+        yield stage, part
+    elif not isinstance(stage, Call):
+        inner = stage.parts if isinstance(stage, Series) else stage.members
+        for one, one_part in zip(inner, part.parts, strict=True):
+            yield from _pairs(one, one_part)
