@@ -352,7 +352,7 @@ class Serving:
         return f"<Serving on {address}: {', '.join(sorted(self._models)) or 'no models'}>"
 
     def _repr_html_(self) -> str:
-        address = self.client.scheduler.address if self.client.scheduler is not None else "closed"
+        address = str(self.client.scheduler.address) if self.client.scheduler is not None else "closed"
         status = None
         if self._lane.connected and not self.client.asynchronous:
             try:

@@ -21,7 +21,7 @@ class Completions:
         self._ends_s = None if timeout_s is None else time.monotonic() + timeout_s
 
     def __iter__(self) -> Iterator[InferenceFuture]:
-        return concurrent.futures.as_completed(self._futures, self._left_s())  # type: ignore[return-value]
+        return concurrent.futures.as_completed(self._futures, self._left_s())  # type: ignore[arg-type, return-value]
 
     async def __aiter__(self) -> AsyncIterator[InferenceFuture]:
         loop = asyncio.get_running_loop()

@@ -43,7 +43,7 @@ class RetriedFuture(InferenceFuture):
     def _submit(self, slo_ns: int) -> None:
         self._try = self._send(slo_ns)
         self.request = self._try.request
-        self._try.add_done_callback(self._ended)
+        self._try.add_done_callback(self._ended)  # type: ignore[arg-type]
         if self.cancelled():  # while it was being sent
             self._try.cancel()
 

@@ -348,7 +348,7 @@ def pipeline_(
         click.echo(text, err=True)
 
     if split:
-        given = {"rates_hz": rates_hz} if rates_hz else {}
+        given: dict[str, Any] = {"rates_hz": rates_hz} if rates_hz else {}
         found = bench_split(seconds=seconds, on_progress=show, **given)
     else:
         found = bench_pipeline(requests=requests, payload_bytes=payload_bytes, on_progress=show)

@@ -65,7 +65,7 @@ class Reply(asyncio.Future[memoryview]):
     answered_ns: when its frame was read, on ``lane.now_ns``.
     """
 
-    def __init__(self, request: int, on_cancel: Callable[[int], None]) -> None:
+    def __init__(self, request: int, on_cancel: Callable[[int], Any]) -> None:
         super().__init__()
         self._request = request
         self._on_cancel = on_cancel
