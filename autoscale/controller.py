@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -106,10 +107,11 @@ class Controller:
         if interrupted and self.notices is not None:
             self.notices.done()
         outcome = {"gpus": decision.gpus, "policy": decision.why, **done.summary()}
+        most_usd = self.settings.max_usd_per_hour
         self._report = {
             **outcome,
             "max_instances": self.settings.max_instances,
-            "max_usd_per_hour": self.settings.max_usd_per_hour,
+            "max_usd_per_hour": most_usd if math.isfinite(most_usd) else None,
         }
         self.record(decision.inputs, outcome)
         for text in done.actions:

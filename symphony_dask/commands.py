@@ -82,7 +82,8 @@ def status(scheduler: str, as_json: bool) -> None:
         click.echo(f"{key}: {text}")
     for name, fleet in found["fleets"].items():
         instances = ", ".join(f"{n} {phase}" for phase, n in fleet["instances"].items() if n) or "no instances"
-        cost = f"{fleet['usd_per_hour']:.2f} of {fleet['max_usd_per_hour']:g} USD an hour at most"
+        most_usd = fleet["max_usd_per_hour"]
+        cost = f"{fleet['usd_per_hour']:.2f}{'' if most_usd is None else f' of {most_usd:g}'} USD an hour at most"
         click.echo(f"fleet {name}, {fleet['age_s']:.0f} s ago: {instances}; {fleet['gpus']} GPUs wanted; {cost}")
         click.echo(f"  {fleet['policy']}")
         for text in [fleet["why"], *fleet["faults"]]:

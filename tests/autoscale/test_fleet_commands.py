@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from autoscale import fleet_commands
+from autoscale.cluster import DaskCluster
+from autoscale.controller import Controller, fixed
 from autoscale.fleet import Launch
 from autoscale.local import LocalFleet
+from autoscale.reconcile import Settings
 from symphony_dask.commands import status
 from tests.autoscale.aws import TEMPLATE, ZONES, AwsFront
 from tests.autoscale.controller_process import fleet as ec2_fleet
@@ -80,6 +84,18 @@ def test_up_then_orphans_status_and_down(local: list[str], empty_cluster: Cluste
     told = ran(status, "--scheduler", empty_cluster.address)
     assert told.exit_code == 0
     assert "retired for" in told.output
+
+
+def test_status_shows_the_fleet_as_its_controller_last_saw_it(local: list[str], empty_cluster: Cluster) -> None:
+    with DaskCluster(empty_cluster.address) as cluster:
+        caps = Settings(max_instances=3, max_usd_per_hour=math.inf)
+        controller = Controller(caps, LocalFleet("cli", ""), cluster, fixed(0))
+        for _ in range(2):  # what one look found is told with the next
+            assert controller.tick() is not None
+    told = ran(status, "--scheduler", empty_cluster.address)
+    assert "no instances; 0 GPUs wanted; 0.00 USD an hour at most" in told.output
+    report = found(ran(status, "--scheduler", empty_cluster.address, "--json"))["fleets"]["cli"]
+    assert (report["gpus"], report["max_instances"], report["max_usd_per_hour"]) == (0, 3, None)
 
 
 def test_down_without_a_scheduler_has_to_be_told_that_it_may_lose_work(local: list[str]) -> None:
