@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import click
 
+from autoscale.fleet_commands import AUTOSCALE, RunByDefault
 from autoscale.simulate_command import simulate
 
 
-@click.group()
+@click.group(cls=RunByDefault)
 def autoscale() -> None:
     """Scale the fleet of GPUs with the load, and try out how that goes."""
 
 
-autoscale.add_command(simulate)
+for command in (simulate, *AUTOSCALE):
+    autoscale.add_command(command)
 
 COMMANDS = [autoscale]
