@@ -372,7 +372,7 @@ def test_a_pipeline_is_forgotten_when_it_is_undeployed(serving: Serving, deploy:
 def test_a_deadline_reaches_every_stage(serving: Serving, deploy: Deploy, declare: Any) -> None:
     model = deploy(models.slow, profile="0.1,0.1")
     pipeline = declare([model, model])
-    future = pipeline.submit(np.array([1.0]), slo="100ms")  # the first stage alone takes 500 ms
+    future = pipeline.submit(np.array([1.0]), slo="480ms")  # the first stage alone takes 500 ms
     with pytest.raises(DeadlineExceeded, match="before the stage"):
         future.result(LIMIT_S)
     assert outcomes(serving, model) == {"late": 1}
