@@ -289,14 +289,28 @@ def gateway_(
 @click.option("--pairs", default=8, show_default=True, help="Measurements with and without.")
 @click.option("--seconds", default=3.0, show_default=True, help="Length of each.")
 @click.option("--batch", default=8, show_default=True, help="Largest batch.")
+@click.option(
+    "--profile",
+    "profile_text",
+    default="0,0",
+    show_default=True,
+    help='l(b): "alpha,beta" in ms, or of the zoo.',
+)
 @json_option
 @command
-def recording(pairs: int, seconds: float, batch: int, as_json: bool) -> None:
+def recording(pairs: int, seconds: float, batch: int, profile_text: str, as_json: bool) -> None:
     """What recording a run costs in requests a second, in paired closed loops."""
     from workloads.bench.recording import bench_recording
+    from workloads.zoo import parse_profile
 
+    profile = parse_profile(profile_text)
     found = bench_recording(
-        pairs=pairs, seconds=seconds, batch=batch, on_progress=lambda text: click.echo(text, err=True)
+        pairs=pairs,
+        seconds=seconds,
+        batch=batch,
+        alpha_ms=profile.alpha_ms,
+        beta_ms=profile.beta_ms,
+        on_progress=lambda text: click.echo(text, err=True),
     )
     if as_json:
         print_json(found)

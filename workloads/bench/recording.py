@@ -24,9 +24,19 @@ from workloads.processes import ProcessCluster
 
 
 def bench_recording(
-    *, pairs: int = 8, seconds: float = 3.0, batch: int = 8, on_progress: Callable[[str], None] = lambda s: None
+    *,
+    pairs: int = 8,
+    seconds: float = 3.0,
+    batch: int = 8,
+    alpha_ms: float = 0.0,
+    beta_ms: float = 0.0,
+    on_progress: Callable[[str], None] = lambda s: None,
 ) -> dict[str, Any]:
-    """Answers a second and scheduler CPU with and without a recording. Raises ``BadInput`` on values not above 0."""
+    """Answers a second and scheduler CPU with and without a recording, on emulated GPUs of l(b) = alpha b + beta.
+
+    With l(b) = 0 the CPU is what there is too little of, and recording costs its share of it; with that of a model the
+    GPUs are. Raises ``BadInput`` on values not above 0.
+    """
     if pairs < 1 or batch < 1 or not seconds > 0:
         raise BadInput(f"pairs={pairs}, batch={batch}, seconds={seconds}: all must be above 0")
     rows: list[dict[str, float]] = []
@@ -37,7 +47,7 @@ def bench_recording(
         Serving(client) as serving,
     ):
         serving.set_policy("eager")
-        model = serving.deploy("null", Emulated(0.0, 0.0), slo="1s", max_batch=batch)
+        model = serving.deploy("null", Emulated(alpha_ms, beta_ms), slo="1s", max_batch=batch)
         under_way = WORKERS * batch * 4
 
         def measure(length: float) -> tuple[float, float]:
@@ -60,7 +70,7 @@ def bench_recording(
             on_progress(f"pair {i + 1} of {pairs}: {row['plain_hz']:,.0f} and recorded {row['recorded_hz']:,.0f} req/s")
             rows.append(row)
     return {
-        "label": "measured; a model that takes no time, everything else real",
+        "label": f"measured; GPUs emulated, l(b) = {alpha_ms:g} b + {beta_ms:g} ms, everything else real",
         "plain_hz": median(row["plain_hz"] for row in rows),
         "recorded_hz": median(row["recorded_hz"] for row in rows),
         "cost": 1 - median(row["recorded_hz"] / row["plain_hz"] for row in rows),
