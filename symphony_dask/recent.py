@@ -25,7 +25,7 @@ BATCH = np.dtype(
         for name in ("model", "gpu", "size", "open", "close", "dispatch", "start", "end", "waited", "planned_ns")
     ]
 )
-_PACK = struct.Struct(f"<{len(BATCH)}q").pack_into
+_PACK = struct.Struct(f"<{BATCH.itemsize // 8}q").pack_into
 
 #: So many batches are kept.
 KEPT = 8192
@@ -94,7 +94,7 @@ class Recent:
 
     def __init__(self) -> None:
         self._ring = np.zeros(KEPT, BATCH)
-        self._buffer = memoryview(self._ring.view(np.uint8))
+        self._buffer = self._ring.view(np.uint8).data
         self._n = 0
         self._folded = 0
         #: By model id.

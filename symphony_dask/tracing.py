@@ -62,7 +62,7 @@ class Tracing:
         for i in self._chosen(len(entries)):
             arrival, reply = int(entries["arrival"][i]), int(replies[i])
             outcome = Outcome(int(outcomes[i]))
-            attributes = {"symphony.batch": flight.batch, "symphony.batch_size": len(entries)}
+            attributes: dict[str, Any] = {"symphony.batch": flight.batch, "symphony.batch_size": len(entries)}
             attributes |= {"symphony.gpu": flight.gpu, "symphony.worker": worker}
             window = [at + self._epoch_ns for at in flight.window]
             attributes |= {"symphony.window_open_ns": window[0], "symphony.window_close_ns": window[1]}
