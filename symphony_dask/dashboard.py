@@ -86,7 +86,14 @@ class Page:
         )
         self._windows = source({"seconds": [], "at": [], "width": [], "colour": [], "model": [], "reason": []})
         self._models, self._gpus = (
-            Div(name=f"symphony-{what}", sizing_mode="stretch_width", height=160, styles={"overflow-y": "auto"})
+            Div(
+                name=f"symphony-{what}",
+                sizing_mode="stretch_width",
+                height=160,
+                margin=(4, 10, 0, 10),
+                styles={"overflow-y": "auto"},
+                stylesheets=[".bk-clearfix { width: 100%; }"],
+            )
             for what in ("models", "gpus")
         )
         self._span, self._ranks = Range1d(-RECENT_S, 0), Range1d(-0.5, 0.5)
