@@ -85,10 +85,19 @@ class Page:
             {"left": [], "right": [], "bottom": [], "top": [], "colour": [], "alpha": [], "model": [], "size": []}
         )
         self._windows = source({"seconds": [], "at": [], "width": [], "colour": [], "model": [], "reason": []})
-        self._models = source({name: [] for name, _ in MODEL_COLUMNS} | {"colour": []})
-        self._gpus = source({name: [] for name, _ in GPU_COLUMNS})
+        self._models, self._gpus = (
+            Div(
+                name=f"symphony-{what}",
+                sizing_mode="stretch_width",
+                height=160,
+                margin=(4, 10, 0, 10),
+                styles={"overflow-y": "auto"},
+                stylesheets=[".bk-clearfix { width: 100%; }"],
+            )
+            for what in ("models", "gpus")
+        )
         self._span, self._ranks = Range1d(-RECENT_S, 0), Range1d(-0.5, 0.5)
-        self._most_goodput, self._most_batches, self._most_size = Range1d(0, 1), Range1d(0, 1), Range1d(0.5, 8.5)
+        self._most_goodput, self._most_batches, self._most_size = Range1d(0, 10), Range1d(0, 10), Range1d(0.5, 8.5)
         self._rank_ticks = FixedTicker(ticks=[0])
 
     def show(self, doc: Any, extra: dict[str, Any]) -> None:
@@ -99,7 +108,7 @@ class Page:
         wide = {"sizing_mode": "stretch_width"}
         upper = row(self._goodput(), self._attainment(), self._batch_sizes(), height=185, **wide)
         middle = row(self._gantt(), self._left(), height=215, **wide)
-        lower = row(self._model_table(), self._gpu_table(), height=165, **wide)
+        lower = row(self._models, self._gpus, height=165, **wide)
         doc.add_root(column(self._summary, upper, middle, lower, name="symphony-page", **wide))
         doc.title = "Dask: Symphony"
         doc.template = env.get_template("simple.html")
@@ -129,7 +138,7 @@ class Page:
             "goodput": [h[1] for h in histories.values()],
             "attainment": [[100 * a for a in h[2]] for h in histories.values()],
         }
-        self._most_goodput.end = 1.1 * max((g for h in histories.values() for g in h[1]), default=0) or 1
+        self._most_goodput.end = 1.1 * max((g for h in histories.values() for g in h[1]), default=0) or 10
         batches = recent.last()
         batches = batches[batches["end"] > now - RECENT_S * NS_PER_S]
         names = {i: name for name, i in ids.items()}
@@ -224,43 +233,11 @@ class Page:
         for at in (0, 100):
             plot.add_layout(Span(location=at, dimension="width", line_color="#666666", line_width=1))
         plot.scatter("seconds", "at", color="colour", size=6, alpha=0.55, line_color=None, source=self._windows)
-        for y, text in ((102, "window closes"), (2, "window opens")):
+        for y, text in ((102, "window closes"), (2, "window opens"), (-50, "early")):
             plot.add_layout(Label(x=6, y=y, x_units="screen", text=text, text_font_size="10px", text_color="#666666"))
         plot.add_tools(HoverTool(tooltips=[("model", "@model"), ("why", "@reason"), ("window", "@width ms")]))
         self._windows_title = plot.title
         return plot
-
-    def _model_table(self) -> Any:
-        from bokeh.models import DataTable, HTMLTemplateFormatter, TableColumn
-
-        swatch = HTMLTemplateFormatter(template='<span style="color: <%= colour %>">&#9632;</span> <%- value %>')
-        columns = [
-            TableColumn(
-                field=name, title=title, **({"formatter": swatch, "width": 170} if name == "model" else {"width": 80})
-            )
-            for name, title in MODEL_COLUMNS
-        ]
-        return DataTable(
-            source=self._models, columns=columns, name="symphony-models", index_position=None, height=165,
-            row_height=22, sizing_mode="stretch_width", selectable=False, sortable=False,
-        )  # fmt: skip
-
-    def _gpu_table(self) -> Any:
-        from bokeh.models import DataTable, HTMLTemplateFormatter, TableColumn
-
-        bar = HTMLTemplateFormatter(
-            template='<div style="padding: 0 4px; background: linear-gradient(to right, #9CC9E8 <%= value %>%, '
-            'transparent <%= value %>%)"><%= value %> %</div>'
-        )
-        widths = {"rank": 45, "busy": 130, "gpu_class": 110, "worker": 190, "state": 90}
-        columns = [
-            TableColumn(field=name, title=title, width=widths[name], **({"formatter": bar} if name == "busy" else {}))
-            for name, title in GPU_COLUMNS
-        ]
-        return DataTable(
-            source=self._gpus, columns=columns, name="symphony-gpus", index_position=None, height=165, row_height=22,
-            sizing_mode="stretch_width", selectable=False, sortable=False,
-        )  # fmt: skip
 
     # Data
 
@@ -276,7 +253,7 @@ class Page:
                 for values, value in zip(columns.values(), row, strict=True):
                     values.append(value)
         self._sizes.data = columns
-        self._most_batches.end = 1.1 * max(height.values(), default=0) or 1
+        self._most_batches.end = 1.1 * max(height.values(), default=0) or 10
         self._most_size.end = max([8, *height]) + 0.5
 
     def _show_timeline(self, batches: Any, names: dict[int, str], ranks: dict[int, int], now: int) -> None:
@@ -310,10 +287,37 @@ class Page:
         }
 
     def _show_tables(self, overview: dict[str, Any]) -> None:
-        rows = [{"colour": self._colours[m["name"]], **model_row(m)} for m in overview["models"]]
-        self._models.data = {name: [row[name] for row in rows] for name in self._models.data}
-        gpus = [gpu_row(gpu) for gpu in overview["gpus"]]
-        self._gpus.data = {name: [row[name] for row in gpus] for name in self._gpus.data}
+        models = [_model_cells(m, self._colours[m["name"]]) for m in overview["models"]]
+        self._models.text = table([title for _, title in MODEL_COLUMNS], models, left=1)
+        gpus = [_gpu_cells(gpu) for gpu in overview["gpus"]]
+        self._gpus.text = table([title for _, title in GPU_COLUMNS], gpus, left=len(GPU_COLUMNS))
+
+
+def _model_cells(model: dict[str, Any], colour: str) -> list[str]:
+    name, *others = map(escape, model_row(model).values())
+    return [f'<span style="color: {colour}">&#9632;</span> {name}', *others]
+
+
+def _gpu_cells(gpu: dict[str, Any]) -> list[str]:
+    row = gpu_row(gpu)
+    share = f"{row.pop('busy')}%"
+    rank, *others = map(escape, row.values())
+    bar = f"padding: 0 4px; background: linear-gradient(to right, #9CC9E8 {share}, #EFEFEF {share})"
+    return [rank, f'<div style="{bar}">{share}</div>', *others]
+
+
+def table(titles: list[str], rows: list[list[str]], left: int) -> str:
+    """An HTML table of cells that are HTML; the first ``left`` columns stand left, as texts do, the others right."""
+    line = "padding: 2px 8px; border-bottom: 1px solid #DDDDDD; white-space: nowrap"
+
+    def cells(kind: str, values: list[str]) -> str:
+        sides = ["left" if i < left else "right" for i in range(len(values))]
+        of = zip(sides, values, strict=True)
+        return "".join(f'<{kind} style="{line}; text-align: {side}">{value}</{kind}>' for side, value in of)
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    head = f"<tr>{cells('th', titles)}</tr>"
+    return f'<table style="{_STYLE}; width: 100%; border-collapse: collapse">{head}{body}</table>'
 
 
 def span_of(ends: Any, now: int) -> float:

@@ -13,11 +13,11 @@ MODEL_COLUMNS = (
     ("slo", "SLO"),
     ("rate", "req/s"),
     ("goodput", "goodput/s"),
-    ("attainment", "attained %"),
+    ("attainment", "in time %"),
     ("p50", "p50 ms"),
     ("p99", "p99 ms"),
     ("queued", "queued"),
-    ("batch", "mean batch"),
+    ("batch", "batch"),
 )
 
 GPU_COLUMNS = (
@@ -68,7 +68,10 @@ def percent(share: float | None) -> str:
 
 
 def milliseconds(ns: int | None) -> str:
-    return "-" if ns is None else f"{ns / NS_PER_MS:.3g}"
+    if ns is None:
+        return "-"
+    ms = ns / NS_PER_MS
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
 def several(n: int, what: str) -> str:

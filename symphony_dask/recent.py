@@ -25,7 +25,7 @@ BATCH = np.dtype(
         for name in ("model", "gpu", "size", "open", "close", "dispatch", "start", "end", "waited", "planned_ns")
     ]
 )
-_PACK = struct.Struct(f"<{len(BATCH.names or ())}q").pack_into
+_PACK = struct.Struct(f"<{BATCH.itemsize // 8}q").pack_into
 
 #: So many batches are kept.
 KEPT = 8192

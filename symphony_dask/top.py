@@ -55,13 +55,14 @@ def view(overview: dict[str, Any], scheduler: str) -> Any:
 
     from symphony_dask.overview import fleet_lines
 
-    parts: list[Any] = [_headline(overview, scheduler)]
+    parts: list[Any] = [_headline(overview, scheduler), Text("")]
     if overview["models"]:
         parts.append(_models(overview["models"]))
     else:
         parts.append(Text('No model is deployed: Serving(client).deploy("name", model, slo="25ms", example=x)'))
     for name in overview.get("loading", []):
         parts.append(Text(f"{name} is being loaded and profiled", style="yellow"))
+    parts.append(Text(""))
     if overview["gpus"]:
         parts.append(_gpus(overview["gpus"]))
     else:
@@ -99,9 +100,9 @@ def _models(models: list[dict[str, Any]]) -> Any:
 
     from symphony_dask.overview import MODEL_COLUMNS, model_row
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name, title in MODEL_COLUMNS:
-        table.add_column(title, justify="left" if name == "model" else "right", no_wrap=True)
+        table.add_column(title, justify="left" if name == "model" else "right", no_wrap=name != "model")
     for model in models:
         row: dict[str, Any] = dict(model_row(model))
         row["attainment"] = Text(row["attainment"], style=_mark(model["attainment"]))
@@ -125,7 +126,7 @@ def _gpus(gpus: list[dict[str, Any]]) -> Any:
 
     from symphony_dask.overview import gpu_state
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for title, justify in (
         ("rank", "right"),
         ("busy", "left"),
