@@ -948,7 +948,7 @@ class Dispatcher:
         self.recent.fold()
         return [
             ModelCounts(
-                m.name,
+                m.label,
                 dict(zip((o.name.lower() for o in Outcome), m.counts.tolist(), strict=True)),
                 m.latencies.copy(),
                 self.recent.tallies.get(m.model_id) or Tally(),

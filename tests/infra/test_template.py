@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from cfnlint.decode import cfn_yaml
 
+from tests.infra import tool
 from tests.infra.aws import IMAGE, TEMPLATE, Aws
 
 
@@ -26,7 +27,7 @@ def statements(template: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_cfn_lint_has_nothing_to_say() -> None:
-    done = subprocess.run(["cfn-lint", str(TEMPLATE)], capture_output=True, text=True)
+    done = subprocess.run([tool("cfn-lint"), str(TEMPLATE)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -109,7 +110,7 @@ def test_user_data_fit_are_a_sound_script_and_hold_no_secret(aws: Aws, tmp_path:
     script = tmp_path / "user-data.sh"
     script.write_text(text)
     subprocess.run(["bash", "-n", str(script)], check=True)
-    checked = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True)
+    checked = subprocess.run([tool("shellcheck"), str(script)], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
 
 

@@ -12,6 +12,7 @@ from distributed.security import Security
 from infra.worker import tls
 from symphony_dask.errors import BadInput
 from tests.cluster import Cluster
+from tests.infra import tool
 from tests.infra.aws import Aws
 
 SCRIPT = Path(__file__).parents[2] / "infra" / "tls.sh"
@@ -30,7 +31,7 @@ def secret(aws: Aws) -> str:
 
 def test_the_scripts_are_sound() -> None:
     subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
-    checked = subprocess.run(["shellcheck", str(SCRIPT)], capture_output=True, text=True)
+    checked = subprocess.run([tool("shellcheck"), str(SCRIPT)], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
 
 
