@@ -26,6 +26,7 @@ def run(name: str, limit_s: float = 170) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_tritons_client_infers_through_the_gateway() -> None:
     for module in ("torch", "uvicorn", "tritonclient.http"):
         pytest.importorskip(module)
@@ -42,6 +43,7 @@ def test_a_torch_network_classifies_images() -> None:
     assert "classes: {'horizontal': 67, 'vertical': 67, 'diagonal': 66}" in shown
 
 
+@pytest.mark.slow
 def test_texts_are_embedded_by_a_model_that_a_package_ships() -> None:
     pytest.importorskip("wordllama", reason="wordllama, which ships an embedding model, is not installed: extra test")
     shown = run("text_embedding.py")
@@ -51,6 +53,7 @@ def test_texts_are_embedded_by_a_model_that_a_package_ships() -> None:
     assert re.search(r"measured: \d+ in time, \d+ batches", shown)
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_better_than_each_of_its_members() -> None:
     shown = run("ensemble.py")
     assert "<Pipeline 'mean': scaled() -> mean(expert-0, expert-1, expert-2) -> argmax(), SLO 2s>" in shown
@@ -60,6 +63,7 @@ def test_an_ensemble_is_better_than_each_of_its_members() -> None:
     assert mean > max(each)
 
 
+@pytest.mark.slow
 def test_models_are_tasks_in_a_dask_graph() -> None:
     shown = run("graph_mode.py")
     # Document i of 100 has one word i times: the best is 97 times "great", 2 each.
