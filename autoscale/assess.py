@@ -57,12 +57,13 @@ def asked(work: Workload, miss: float = 0.0025) -> Asked:
     demand, variance = np.zeros(len(counts)), np.zeros(len(counts))
     for m, model in enumerate(work.models):
         table = model.profile_on(GPU).latency_ns()
+        least_s = gpu_seconds_per_request(table, model.slo_ns, 1e7)
         for count in np.unique(counts[counts[:, m] > 0, m]).tolist():
             rate_hz = count / PEAK_S
             cost_s = gpu_seconds_per_request(table, model.slo_ns, rate_hz)
             at = counts[:, m] == count
             demand[at] += rate_hz * cost_s
-            variance[at] += rate_hz / (model.slo_ns / NS_PER_S) * cost_s**2
+            variance[at] += rate_hz / (model.slo_ns / NS_PER_S) * least_s**2
     deviation = np.sqrt(variance)
 
     def most(steps: slice) -> int:
@@ -121,21 +122,24 @@ def variants(name: str, settings: Settings, work: Workload, peak_gpus: int) -> l
     if name == "load_proportional":
         return [("", settings)]
     if name == "fixed_peak":
-        sizes = sorted({max(1, round(peak_gpus * share)) for share in (1.0, 0.8, 0.65, 0.5, 0.4)}, reverse=True)
+        sizes = sorted(
+            {max(1, round(peak_gpus * share)) for share in (1.0, 0.9, 0.8, 0.75, 0.7, 0.6, 0.5)}, reverse=True
+        )
         return [(f"{n} GPUs", replace(settings, fixed_gpus=n)) for n in sizes]
     if name == "gpu_utilization":
         return [
-            (f"{share:.0%}", replace(settings, target_utilization=share)) for share in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+            (f"{share:.0%}", replace(settings, target_utilization=share))
+            for share in (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
         ]
     slo_s = min(model.slo_ns for model in work.models) / NS_PER_S
     if name == "dask_adaptive":
-        found = [slo_s * share for share in (0.15, 0.25, 0.35, 0.5)]
+        found = [slo_s * share for share in (0.25, 0.35, 0.5, 0.6, 0.75, 1.0)]
         return [(f"{s:.3g} s", replace(settings, target_duration_s=s)) for s in (*found, 5.0)]
     if name == "ray_ongoing":
         # By Little's law a busy GPU has its rate times the time that a request stays, somewhat below the SLO.
-        cost_s = max(gpu_seconds_per_request(m.profile_on(GPU).latency_ns(), m.slo_ns, 1e6) for m in work.models)
+        cost_s = max(gpu_seconds_per_request(m.profile_on(GPU).latency_ns(), m.slo_ns, 1e7) for m in work.models)
         busy = slo_s / cost_s
-        tried = [(2.0, 30.0), *((busy * share, 0.0) for share in (0.2, 0.3, 0.4, 0.5, 0.65))]
+        tried = [(2.0, 30.0), *((busy * share, 0.0) for share in (0.3, 0.4, 0.45, 0.5, 0.55, 0.6))]
         return [
             (f"{n:.3g}, up after {up:.0f} s", replace(settings, target_ongoing=n, upscale_delay_s=up))
             for n, up in tried

@@ -11,6 +11,7 @@ Models share the GPUs, so their variances add, and the headroom of many is less 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 
 from autoscale.signals import ModelSignals, Signals
@@ -21,7 +22,10 @@ _SHORT_S, _LONG_S = 10.0, 60.0
 
 def gpu_seconds(model: ModelSignals, signals: Signals) -> float:
     """What a request costs, the mean over the GPUs that are there; on the slowest class where there are none."""
-    costs = model.gpu_seconds_per_request
+    return _mean_cost(model.gpu_seconds_per_request, signals)
+
+
+def _mean_cost(costs: Mapping[str, float], signals: Signals) -> float:
     known = [costs[gpu.gpu_class] for gpu in signals.gpus if gpu.gpu_class in costs]
     return sum(known) / len(known) if known else max(costs.values(), default=0.0)
 
@@ -41,7 +45,8 @@ def spread(signals: Signals) -> float:
 
     From the rates of single seconds: a process whose counts vary I times as much as Poisson's (the index of
     dispersion, at least 1) has over s seconds a rate with variance I * rate / s. The window with the smaller deviation
-    counts, as a trend shows in the longer one as if it were noise.
+    counts, as a trend shows in the longer one as if it were noise. A request more than usual costs what it does in a
+    full batch.
     """
     variance = 0.0
     for model in signals.models:
@@ -50,7 +55,8 @@ def spread(signals: Signals) -> float:
             continue
         seen = min(model.spread_hz.get(_SHORT_S, 0.0), model.spread_hz.get(_LONG_S, 0.0))
         dispersion = max(1.0, seen**2 / rate)
-        variance += dispersion * rate / (model.slo_ns / 1e9) * gpu_seconds(model, signals) ** 2
+        cost = _mean_cost(model.least_gpu_seconds or model.gpu_seconds_per_request, signals)
+        variance += dispersion * rate / (model.slo_ns / 1e9) * cost**2
     return math.sqrt(variance)
 
 

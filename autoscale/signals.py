@@ -21,6 +21,7 @@ class ModelSignals:
     bad_hz: requests a second that ended late, dropped or rejected, over the last 10 s.
     queued: requests that wait for a GPU now.
     gpu_seconds_per_request: l(b)/b by GPU class, at the largest batch b that the SLO allows at the present rate.
+    least_gpu_seconds: the same at a rate without bound.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ModelSignals:
     queued: int
     gpu_seconds_per_request: Mapping[str, float]
     ongoing: Mapping[float, float] = field(default_factory=dict)
+    least_gpu_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Signals:
                     queued=m["queued"],
                     gpu_seconds_per_request=dict(m["gpu_seconds_per_request"]),
                     ongoing={float(w): n for w, n in m["ongoing"].items()},
+                    least_gpu_seconds=dict(m["least_gpu_seconds"]),
                 )
                 for m in reply["models"]
             ),

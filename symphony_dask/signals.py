@@ -22,6 +22,9 @@ WINDOWS_S = (1, 10, 30, 60)
 #: Over how many seconds bad requests and busy time are told.
 RECENT_S = 10
 
+#: A rate at which batches are as large as the SLO allows at all, requests a second.
+_HIGH_HZ = 1e7
+
 #: More GPUs than a target batch can depend on.
 _MANY_GPUS = 1 << 20
 
@@ -134,6 +137,10 @@ class Sampler:
                     "queued": int(model.queued),
                     "gpu_seconds_per_request": {
                         name: gpu_seconds_per_request(table, int(model.slo_ns), float(of_cost[m]))
+                        for name, table in model.latency_ns.items()
+                    },
+                    "least_gpu_seconds": {
+                        name: gpu_seconds_per_request(table, int(model.slo_ns), _HIGH_HZ)
                         for name, table in model.latency_ns.items()
                     },
                 }

@@ -83,6 +83,10 @@ def test_what_was_never_sampled_has_no_rate():
     assert (found["name"], found["rate_hz"]["10"], found["queued"]) == ("other", 0.0, 2)
 
 
+def test_the_least_a_request_costs_is_that_of_the_largest_batch():
+    assert model(sampled([0.0, 1.0]))["least_gpu_seconds"] == {"gpu": pytest.approx(49e-3 / 44)}
+
+
 def test_a_request_costs_less_at_higher_rates_as_batches_grow():
     # SLO 50 ms. At a million a second n is some thousand and b the largest with l(b) * 1.001 <= 50: 44, so 49 / 44 ms.
     assert gpu_seconds_per_request(TABLE, 50 * MS, 1e6) == pytest.approx(49e-3 / 44)
