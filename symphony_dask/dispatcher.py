@@ -892,8 +892,7 @@ class Dispatcher:
         time_s = now_ns() / NS_PER_S
         if time_s - self._sampler.time_s < SAMPLE_S - MEASURE_S / 2:
             return
-        waits = self._waiting.counts
-        ongoing = {model_id: self.engine.queued(m.index) + waits[model_id] for model_id, m in self.models.items()}
+        ongoing = {model_id: self._queued(m) for model_id, m in self.models.items()}
         for flight in self._flights.values():
             if flight.model.model_id in ongoing:
                 ongoing[flight.model.model_id] += len(flight.slots)
@@ -903,6 +902,12 @@ class Dispatcher:
         busy_s = [ns / NS_PER_S for ns in self._busy_ns.values()]
         self._sampler.add(time_s, list(ongoing), counts.sum(1) + there, bad, there, self._gpu_keys(), busy_s)
         self.recent.sample(time_s, ((m.model_id, m.counts, m.latencies) for m in self.models.values()))
+
+    def _queued(self, model: ServedModel) -> int:
+        """Requests that are queued, or wait for a first GPU, by the model's own number or that of its name."""
+        waits = self._waiting.counts
+        named = waits[self.numbers[model.name]] if model.name in self.numbers and self._is_current(model) else 0
+        return self.engine.queued(model.index) + waits[model.model_id] + named
 
     def _gpu_keys(self) -> list[tuple[str, int]]:
         return [(self._gpu_worker[gpu][0].peer.address, gpu) for gpu in self._busy_ns]
@@ -914,8 +919,7 @@ class Dispatcher:
         for model_id, m in self.models.items():
             entries = int(state.mod["max_batch"][m.index]) + 2
             tables = {c: state.lat[m.index, self._gpu_class(c), :entries] for c in m.profiles}
-            queued = self.engine.queued(m.index) + self._waiting.counts[model_id]
-            models[model_id] = ModelFacts(m.label, m.slo_ns, queued, tables)
+            models[model_id] = ModelFacts(m.label, m.slo_ns, self._queued(m), tables)
         for key in self._gpu_keys():
             address, gpu = key
             worker: Worker = self.workers[address].peer

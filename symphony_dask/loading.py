@@ -104,8 +104,6 @@ class Loader:
         peer = connection.peer
         slots = [SlotPlace(i, peer.gpu_class, peer.memory) for i in range(peer.slots)]
         worker = self.workers[peer.address] = WorkerPlaces(connection, slots)
-        async with self._joined:
-            self._joined.notify_all()
         await self._adopt(worker)
         served = sorted(self._served.values(), key=lambda d: not d.pinned)
         every = [(slot, deployment) for slot in slots for deployment in served]
@@ -114,6 +112,8 @@ class Loader:
         await asyncio.wait([loads], timeout=_JOIN_S)
         worker.up = True
         self._admit(worker)
+        async with self._joined:
+            self._joined.notify_all()
 
     async def _adopt(self, worker: WorkerPlaces) -> None:
         """Take over what a worker that was here before has loaded already."""
@@ -157,7 +157,8 @@ class Loader:
         """Load a new model where it has room, at least once, and have it profiled; raises ``SymphonyError``."""
         try:
             async with asyncio.timeout(timeout_s), self._joined:
-                await self._joined.wait_for(lambda: self.workers)
+                # One that is not up yet would get no batches of the model when it is served.
+                await self._joined.wait_for(lambda: any(worker.up for worker in self.workers.values()))
         except TimeoutError:
             text = (
                 f"no worker with a GPU resource joined within {timeout_s:g} s, so model {deployment.name!r} has "

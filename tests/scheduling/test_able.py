@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from symphony_dask.scheduling.engine import NEVER, Engine
+from symphony_dask.scheduling.events import EVENT, OPS, Journal
 from symphony_dask.scheduling.journal import Replayer, dump
 from symphony_dask.scheduling.state import EVICTED
 from tests.scheduling.helpers import Sent, advance, make_engine, next_event, ns, submit, table
@@ -106,11 +107,13 @@ def test_more_models_and_gpus_keep_what_was_said() -> None:
 def test_a_journal_holds_what_was_said() -> None:
     engine = make_engine(models=2, gpus=2, policy="adaptive", exact=False)
     engine.set_able(0, 0, 0, False)
-    engine.journal = journal = []
+    engine.journal = journal = Journal()
     replayer = Replayer(dump(engine), np.dtype(EVICTED))
     engine.set_able(0, 1, 1, False)
     engine.set_able(0, 0, 0, True)
-    for event in journal:
-        replayer.apply(*event)
+    rows, data = journal.take()
+    assert data == b""
+    for op, *numbers, _ in np.frombuffer(rows, EVENT).tolist():
+        replayer.apply(OPS[op], *numbers, b"")
     assert [(m, g) for m in (0, 1) for g in (0, 1) if not replayer.engine.can_run(m, g)] == [(1, 1)]
     assert dump(replayer.engine) == dump(engine)
