@@ -47,6 +47,11 @@ def alone(empty_cluster: Cluster) -> Iterator[Serving]:
             serving.undeploy(name)
 
 
+def states(serving: Serving) -> list[str]:
+    """Of each slot, whether its worker is up."""
+    return [slot["state"] for worker in serving.status()["workers"].values() for slot in worker.get("health", ())]
+
+
 def slots(serving: Serving) -> dict[str, int]:
     """Slots that take batches, by worker name."""
     workers = serving.status()["workers"].values()
@@ -116,10 +121,10 @@ def test_a_worker_that_is_drained_before_it_joins_takes_nothing_until_it_is_take
         (offer,) = fleet.fleet.offers()
         made = fleet.fleet.launch(Launch(0, 1, offer))
         alone.drain([made.id])
-        wait_until(lambda: alone.status()["workers"], "the worker", LIMIT_S)
+        wait_until(lambda: states(alone) == ["ready"], "the worker to be up", LIMIT_S)
         assert slots(alone) == {}
         assert list(alone.undrain([made.id])) == [made.id]
-        assert slots(alone) == {made.id: 1}
+        wait_until(lambda: slots(alone) == {made.id: 1}, "its slot", LIMIT_S)
 
 
 def test_tasks_of_models_in_graphs_avoid_a_drained_worker_and_their_results_move(
@@ -249,7 +254,11 @@ def test_a_deployment_that_waits_for_a_first_gpu_brings_one(
     empty_cluster: Cluster, alone: Serving, tmp_path: Path
 ) -> None:
     with live(empty_cluster, tmp_path / "fleet") as fleet:
-        controller = Controller(LOCAL, fleet.fleet, fleet.scheduler, lambda *gpus: Decision(0, "no load", {}), 0.2)
+
+        def decide(ready: int, booting: int, draining: int) -> Decision:
+            return Decision(ready, "what there is", {})
+
+        controller = Controller(LOCAL, fleet.fleet, fleet.scheduler, decide, 0.2)
         thread = threading.Thread(target=controller.run)
         thread.start()
         try:
