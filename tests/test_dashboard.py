@@ -117,7 +117,8 @@ def test_the_page_says_what_to_do_while_nothing_is_deployed(shown: Serving, tmp_
 
 
 @needs_chromium
-@pytest.mark.parametrize("seconds", [3, pytest.param(45, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [3, 45])
 def test_the_page_shows_models_and_gpus_at_work(
     shown: Serving, models: list[Model], tmp_path: Path, seconds: int
 ) -> None:

@@ -131,6 +131,7 @@ def mutate(gateway: GatewayProcess, names: list[str], requests: int) -> set[int]
     return seen
 
 
+@pytest.mark.slow
 def test_generated_requests_are_answered_as_documented(gateway: GatewayProcess, names: list[str]) -> None:
     assert fuzz(gateway, names, 15) > 50
 

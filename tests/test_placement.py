@@ -297,7 +297,15 @@ def test_a_torch_module_says_itself_how_large_it_is() -> None:
         assert serving.status()["models"]["net"]["memory_bytes"] == 524
 
 
-@pytest.mark.parametrize("error", [RuntimeError("not yet"), MemoryError(), SystemExit(1)], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("not yet"),
+        pytest.param(MemoryError(), marks=pytest.mark.slow),
+        pytest.param(SystemExit(1), marks=pytest.mark.slow),
+    ],
+    ids=repr,
+)
 def test_a_model_that_fails_to_load_is_retried_and_keeps_nothing_else_from_its_worker(
     tmp_path: Path, error: BaseException
 ) -> None:
@@ -329,6 +337,7 @@ def test_a_load_that_hangs_is_given_up_and_other_models_go_on(gate: Gate) -> Non
         assert serving.deploy("bad", HangsOnLoad(gate.path), slo="60s", profile=QUICK)(X).tolist() == [2.0]
 
 
+@pytest.mark.slow
 def test_more_models_than_fit_are_served_from_four_slots() -> None:
     found = bench_placement(models=24, seconds=4)
     assert found["loads_per_request"] < 0.15

@@ -156,6 +156,7 @@ def test_adapt_follows_the_load_from_zero_and_back(aws: Aws, boots: Boots) -> No
         assert outcomes(futures) == {"ok"}
 
 
+@pytest.mark.slow
 def test_it_is_used_from_a_running_event_loop(aws: Aws, boots: Boots) -> None:
     async def story() -> int:
         async with (

@@ -163,6 +163,7 @@ def drains_under_load(cluster: Cluster, serving: Serving, tmp_path: Path, drains
     return {**found, "drained": gpus.count("drain"), "verified": verify(run)}
 
 
+@pytest.mark.slow
 def test_no_request_fails_through_drains_under_load(empty_cluster: Cluster, alone: Serving, tmp_path: Path) -> None:
     found = drains_under_load(empty_cluster, alone, tmp_path, 3)
     assert set(found["outcomes"]) == {"ok"}
@@ -206,6 +207,7 @@ class ByRate:
         return Decision(max(n for _, n in self._wanted), f"{rate_hz:.0f} requests a second", {"rate_hz": rate_hz})
 
 
+@pytest.mark.slow
 def test_workers_follow_load_steps_to_zero_and_back_and_no_accepted_request_fails(
     empty_cluster: Cluster, alone: Serving, tmp_path: Path
 ) -> None:
