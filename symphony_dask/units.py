@@ -47,5 +47,5 @@ def format_duration(ns: int | float) -> str:
     """``ns`` for a person, with three significant digits: 25000000 gives "25ms"."""
     for unit, size in (("s", NS_PER_S), ("ms", NS_PER_MS), ("us", NS_PER_US)):
         if abs(ns) >= size:
-            return f"{ns / size:.3g}{unit}" if abs(ns) / size < 1000 else f"{ns / size:.0f}{unit}"
+            return f"{ns / size:.3g}{unit}" if abs(ns) / size < 999.5 else f"{ns / size:.0f}{unit}"
     return f"{ns:.0f}ns"

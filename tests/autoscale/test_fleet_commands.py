@@ -66,6 +66,7 @@ def test_up_shows_a_plan_with_its_cost_and_launches_nothing_unless_told(local: l
     assert LocalFleet("cli", "").list() == []
 
 
+@pytest.mark.slow  # the same on EC2 is in the normal run
 def test_up_then_orphans_status_and_down(local: list[str], empty_cluster: Cluster) -> None:
     up = found(ran(fleet_commands.up, *local, *CAPS, "--gpus", "2", "--yes", "--json"))
     assert (up["gpus_ready"], up["usd_per_hour"], len(up["launched"])) == (2, 4.0, 2)

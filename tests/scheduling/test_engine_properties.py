@@ -167,10 +167,25 @@ RARE = [
 FLEET = [add_gpu, add_gpu, drain_gpu, remove_gpu, add_model, remove_model]
 
 
-@pytest.mark.timeout(900)  # hypothesis may spend minutes on making a failure small
-@settings(max_examples=250, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+HYPOTHESIS: dict[str, Any] = {"deadline": None, "print_blob": True, "suppress_health_check": list(HealthCheck)}
+
+
+@settings(max_examples=80, **HYPOTHESIS)
 @given(data=st.data())
 def test_every_request_ends_once_and_every_decision_follows_the_rules(data: st.DataObject) -> None:
+    run_events(data)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # hypothesis may spend minutes on making a failure small
+@settings(max_examples=2000, **HYPOTHESIS)
+@given(data=st.data())
+def test_so_it_is_in_two_thousand_runs(data: st.DataObject) -> None:
+    run_events(data)
+
+
+def run_events(data: st.DataObject) -> None:
+    """Random events to random fleets and models; all is checked after each, and at the end that no room was lost."""
     draw = data.draw
     books = Books(draw(POLICY_NAMES), exact=draw(st.booleans()), max_requests=draw(st.sampled_from([40, 6])))
     books.set_control(draw(CONTROLS), draw(CONTROLS))
