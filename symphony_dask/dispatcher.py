@@ -457,16 +457,16 @@ class Dispatcher:
                 self._requests.set_one_way(peer.index, peer.one_way_ns())
                 self._round_trip.add(round_trip)
             else:
-                raise BadInput(f"lane op {op} does not come from a client")
+                raise BadInput(f"lane op {op!r:.40} does not come from a client")
         elif isinstance(peer, Worker):
             if op == DONE:
                 self._done(connection, peer, fields, blob)
             elif op != PONG:
-                raise BadInput(f"lane op {op} does not come from a worker")
+                raise BadInput(f"lane op {op!r:.40} does not come from a worker")
         elif op == HELLO:
             self._hello(connection, fields[0])
         else:
-            raise BadInput(f"lane op {op} came before HELLO")
+            raise BadInput(f"lane op {op!r:.40} came before HELLO")
 
     def _hello(self, connection: Connection, hello: dict[str, Any]) -> None:
         check_hello(hello, self.token)

@@ -260,7 +260,8 @@ class Inbox:
         elif peer is not None and op == DATA:
             self.data(fields, blob, peer.client)
         else:
-            raise BadInput(f"lane op {op} does not come from a client to a worker{'' if peer else ' before HELLO'}")
+            before = "" if peer else " before HELLO"
+            raise BadInput(f"lane op {op!r:.40} does not come from a client to a worker{before}")
 
     def _lost(self, connection: Connection, error: Exception | None) -> None:
         if connection.peer is not None and self._links.get(connection.peer.client) is connection:

@@ -160,7 +160,7 @@ def check_hello(hello: dict[str, Any], token: str | None) -> dict[str, Any]:
     if token is None or not compare_digest(str(hello.get("token")).encode(), token.encode()):
         raise BadInput("lane HELLO has a wrong token")
     if hello.get("version") != VERSION:
-        raise BadInput(f"lane version {hello.get('version')}: the server's is {VERSION}; install one release")
+        raise BadInput(f"lane version {hello.get('version')!r:.40}: the server's is {VERSION}; install one release")
     return hello
 
 
@@ -249,6 +249,7 @@ class Connection(asyncio.BufferedProtocol):
             # Strangers may send as many as they like: a line for each, not a page.
             logger.warning(text, self.describe(), type(error).__name__, error, exc_info=self.peer is not None)
             self.close()
+            self._filled, self._needed = 0, _PREFIX.size
 
     def _take_frames(self, data: memoryview) -> int:
         """Hand on the whole frames that ``data`` begins with; returns where the rest starts."""
@@ -267,9 +268,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def _keep(self, rest: memoryview) -> None:
         """Start the next read behind ``rest``, the begin of a frame."""
+        if self.closed:  # TLS may still deliver some; it is written over
+            rest = rest[:0]
         self._filled = len(rest)
         self._needed = self._frame_bytes(rest, 0) if len(rest) >= _PREFIX.size else _PREFIX.size
-        if self._needed > _LARGE_BYTES and not self.closed:
+        if self._needed > _LARGE_BYTES:
             self._large = np.empty(self._needed, np.uint8).data
             self._large[: len(rest)] = rest
         else:

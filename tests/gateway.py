@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 class GatewayProcess:
     """``dask symphony gateway`` for the cluster at ``scheduler``, ended with the context. url: where it listens.
 
-    context: by which it is asked over HTTPS. settings: environment variables.
+    context: by which it is asked over HTTPS. settings: environment variables. errors: what it wrote, once it has ended.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class GatewayProcess:
         self._ready = ready
         self._context = context
         self._settings = settings or {}
-        self.url = ""
+        self.url = self.errors = ""
 
     def __enter__(self) -> GatewayProcess:
         command = [sys.executable, "-m", "dask", "symphony", "gateway", "--scheduler", self._scheduler, "--port", "0"]
@@ -81,6 +81,7 @@ class GatewayProcess:
             self.process.kill()
             self.process.wait()
         if self.process.stderr is not None:
+            self.errors = self.process.stderr.read()
             self.process.stderr.close()
 
     @property

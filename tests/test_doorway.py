@@ -299,6 +299,24 @@ def test_a_worker_that_says_nonsense_of_itself_is_turned_away(wrong: dict[str, A
         worker_of(sound | wrong)
 
 
+@pytest.mark.parametrize("op", ["x\nERROR all is lost", b"\n" * 3000, [1] * 60])
+def test_a_stranger_writes_no_line_of_its_own_into_the_log(op: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        inbox = Inbox(lambda batch: None)
+        inbox.token = TOKEN
+        port = await inbox.listen("127.0.0.1", [0], None)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(encoded(op))
+        await cut_off(reader)
+        writer.close()
+        inbox.close()
+
+    asyncio.run(main())
+    (line,) = [record.getMessage() for record in caplog.records if "bad frame" in record.getMessage()]
+    assert "\n" not in line
+    assert len(line) < 300
+
+
 # Payloads for batches that are not there
 
 

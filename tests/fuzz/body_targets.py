@@ -150,6 +150,29 @@ def _changed(given: Any, by: random.Random, depth: int) -> Any:
     return by.choice((*(odd for odd in ODD if not isinstance(odd, bytes)), 10**400, [[1], [1, 2]], {"b64": "="}))
 
 
+_POST = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\n"
+
+#: Requests, most of them sound.
+REQUESTS = (
+    b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n",
+    _POST + b"Content-Length: 4\r\n\r\nabcd",
+    _POST + b"Transfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n0\r\n\r\n",
+    _POST + b"Expect: 100-continue\r\nContent-Length: 1\r\n\r\nx",
+    _POST + b'Content-Length: 74\r\n\r\n{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[[1,2]]}]}  ',
+    b"GET /%00%ff?x=%zz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"\r\n\r\n",
+)
+
+
+def request(by: random.Random) -> bytes:
+    """One to three requests with something changed."""
+    data = b"".join(by.choice(REQUESTS) for _ in range(by.randrange(1, 4)))
+    return mutated(data, by, (*REQUESTS, b"x: y\r\n" * 40, b"9" * 30, b"\r\n ", b"\n\n"))
+
+
 class Http:
     """Connections to the gateway, before its application."""
 
@@ -163,18 +186,6 @@ class Http:
         )
         self._config.load()
         self._state = ServerState()
-        post = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\n"
-        self._corpus = [
-            b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n",
-            post + b"Content-Length: 4\r\n\r\nabcd",
-            post + b"Transfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n0\r\n\r\n",
-            post + b"Expect: 100-continue\r\nContent-Length: 1\r\n\r\nx",
-            b"GET /%00%ff?x=%zz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-            b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n",
-            b"\r\n\r\n",
-        ]
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         self._served += 1
@@ -184,8 +195,7 @@ class Http:
         await send({"type": "http.response.body", "body": b""})
 
     def step(self, by: random.Random) -> bytes:
-        data = b"".join(by.choice(self._corpus) for _ in range(by.randrange(1, 4)))
-        data = mutated(data, by, (*self._corpus, b"x: y\r\n" * 40, b"9" * 30, b"\r\n ", b"\n\n"))
+        data = request(by)
         protocol = GatewayProtocol(config=self._config, server_state=self._state, app_state={})
         wire = Wire(protocol)
         at = 0

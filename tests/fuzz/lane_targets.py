@@ -127,6 +127,39 @@ class Strangers:
         assert self._heard, "no frame passed: the corpus is broken"
 
 
+def client_frame(by: random.Random, batch: int) -> bytes:
+    """What a client of the cluster may send that means harm, or does not know better; ``batch`` is a recent one."""
+    n = by.choice((0, 1, 1, 2, 5, 20))
+    sizes = [by.randrange(6) for _ in range(n)]
+    held = [int(by.random() < 0.1) for _ in range(n)]
+    rows = np.frombuffer(
+        pack_rows(
+            SUBMIT_ROW, n, id=[by.randrange(50) for _ in range(n)], bytes=sizes, held=held,
+            model=[by.randrange(3) for _ in range(n)], slo=[by.choice((0, 0, _S, 1)) for _ in range(n)],
+        ),
+        SUBMIT_ROW,
+    )  # fmt: skip
+    blob = bytes(sum(s for s, h in zip(sizes, held, strict=True) if not h))
+    kind = by.randrange(8)
+    if kind < 3:
+        return frame(SUBMIT, records(rows, by).tobytes(), blob=blob)
+    given: list[Any] = by.choice(
+        (
+            [SUBMIT, rows.tobytes()],
+            [CANCEL, column([by.randrange(50)])],
+            [DATA, batch - by.randrange(3), 0, column([by.randrange(50)] * n), column(sizes)],
+            [PONG, 10**15],
+        )
+    )
+    if kind < 5:
+        given[1:] = fields(given[1:], by)
+        return frame(*given, blob=blob)
+    if kind == 5:
+        given[0] = by.choice((HELLO, PING, RESULT, EXECUTE, DONE, GONE, ANSWER, 0, 99, value(by)))
+    data = frame(*given, blob=blob)
+    return data if kind == 6 else mutated(data, by, (frame(PONG, 1), frame(CANCEL, b"")))
+
+
 class OfTheCluster:
     """A dispatcher with two models, a good client, and in ``dispatcher._doorway`` one connection that is not good."""
 
@@ -161,47 +194,13 @@ class OfTheCluster:
             self._connect()
         if self._role == "client":
             self._wire.out.clear()
-            data = self._of_a_client(by)
+            data = client_frame(by, max(self.dispatcher._flights, default=0))
         else:
             data = self._of_a_worker(by)
         feed(self._connection, self._wire, data)
         if self._connection._filled and by.random() < 0.8:  # it promised more; most of what follows would be just that
             self._wire.close()
         return data
-
-    def _of_a_client(self, by: random.Random) -> bytes:
-        n = by.choice((0, 1, 1, 2, 5, 20))
-        sizes = [by.randrange(6) for _ in range(n)]
-        held = [int(by.random() < 0.1) for _ in range(n)]
-        rows = np.frombuffer(
-            pack_rows(
-                SUBMIT_ROW, n, id=[by.randrange(50) for _ in range(n)], bytes=sizes, held=held,
-                model=[by.randrange(3) for _ in range(n)], slo=[by.choice((0, 0, _S, 1)) for _ in range(n)],
-            ),
-            SUBMIT_ROW,
-        )  # fmt: skip
-        blob = bytes(sum(s for s, h in zip(sizes, held, strict=True) if not h))
-        kind = by.randrange(8)
-        if kind < 3:
-            return frame(SUBMIT, records(rows, by).tobytes(), blob=blob)
-        given: list[Any] = by.choice(
-            (
-                [SUBMIT, rows.tobytes()],
-                [CANCEL, column([by.randrange(50)])],
-                [DATA, self._newest() - by.randrange(3), 0, column([by.randrange(50)] * n), column(sizes)],
-                [PONG, 10**15],
-            )
-        )
-        if kind < 5:
-            given[1:] = fields(given[1:], by)
-            return frame(*given, blob=blob)
-        if kind == 5:
-            given[0] = by.choice((HELLO, PING, RESULT, EXECUTE, DONE, GONE, ANSWER, 0, 99, value(by)))
-        data = frame(*given, blob=blob)
-        return data if kind == 6 else mutated(data, by, (frame(PONG, 1), frame(CANCEL, b"")))
-
-    def _newest(self) -> int:
-        return max(self.dispatcher._flights, default=0)
 
     def _of_a_worker(self, by: random.Random) -> bytes:
         self._batches += [given for given, _ in frames(self._wire.out) if given[0] == EXECUTE]
@@ -250,6 +249,18 @@ class OfTheCluster:
         await self.dispatcher.stop()
 
 
+def data_frame(by: random.Random, batch: int, ids: list[int], sizes: list[int]) -> bytes:
+    """Payloads for a batch, whole or spoilt."""
+    given = [DATA, batch, 1, column(ids), column(sizes)]
+    blob = bytes(sum(sizes))
+    kind = by.randrange(5)
+    if kind == 0:
+        return frame(*given, blob=blob)
+    if kind < 4:
+        return frame(DATA, *fields(given[1:], by), blob=blob)
+    return mutated(frame(*given, blob=blob), by)
+
+
 class AtAWorker:
     """A client's payloads for batches at a worker, some of which come, and some never do."""
 
@@ -279,16 +290,7 @@ class AtAWorker:
         ids, sizes = list(range(n)), [by.randrange(5) for _ in range(n)]
         rows = pack_rows(EXECUTE_ROW, n, id=ids, bytes=sizes, client=[by.choice((1, 1, 2)) for _ in ids], held=1)
         self._number += 1
-        number = self._number + by.choice((0, 0, 0, 1, -1))
-        given = [DATA, number, 1, column(ids), column(sizes)]
-        blob = bytes(sum(sizes))
-        kind = by.randrange(5)
-        if kind == 0:
-            data = frame(*given, blob=blob)
-        elif kind < 4:
-            data = frame(DATA, *fields(given[1:], by), blob=blob)
-        else:
-            data = mutated(frame(*given, blob=blob), by)
+        data = data_frame(by, self._number + by.choice((0, 0, 0, 1, -1)), ids, sizes)
         if by.random() < 0.7:
             self._inbox.execute([self._number, 0, 0, rows, 5 * _S], memoryview(b""))
         feed(self._connection, self._wire, data)
