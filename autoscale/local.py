@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,18 @@ GRACE_S = 10.0
 
 #: What has ended stays listed so long, s, as on EC2.
 KEEP_S = 3600.0
+
+
+def _shared() -> Path:
+    """The folder of all fleets of this user; raises ``BadInput`` if somebody else could write there, who could then
+    have processes of this user ended.
+    """
+    folder = Path(tempfile.gettempdir()) / f"symphony-fleet-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise BadInput(f"folder {folder} is not this user's alone: remove it, or give LocalFleet(folder=...)")
+    return folder
 
 
 class LocalFleet:
@@ -73,8 +86,7 @@ class LocalFleet:
             **(environment or {}),
         }
         self._arguments = list(arguments)
-        shared = Path(tempfile.gettempdir()) / f"symphony-fleet-{os.getuid()}" / name
-        self._folder = Path(folder) if folder is not None else shared
+        self._folder = Path(folder) if folder is not None else _shared() / name
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._children: list[subprocess.Popen[bytes]] = []
 

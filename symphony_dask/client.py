@@ -760,7 +760,7 @@ class _Lane:
             direct.place(batch, host, port, read_column(ids).tolist())
             return
         if op != RESULT:
-            raise BadInput(f"lane op {op} does not come from a scheduler")
+            raise BadInput(f"lane op {op!r:.40} does not come from a scheduler")
         failed = fields[1]
         at = 0
         for i, (request, size, link, outcome) in enumerate(read_rows(fields[0], RESULT_ROW).tolist()):

@@ -150,6 +150,7 @@ def apply(file: Path, scheduler: str | None, dry_run: bool, yes: bool, as_json: 
 @click.option("--token-file", help="Bearer tokens, one a line, of which one must come with each request.")
 @click.option("--tls-cert", help="Certificate (PEM) to serve HTTPS with.")
 @click.option("--tls-key", help="Its key.")
+@click.option("--tls-client-ca", help="CA (PEM) by which clients must have a certificate; by default they need none.")
 @click.option("--scheduler-ca-file", help="CA (PEM) of a cluster with TLS; by default Dask's configuration.")
 @click.option("--scheduler-cert", help="Certificate of this client of it.")
 @click.option("--scheduler-key", help="Its key.")
@@ -167,6 +168,7 @@ def gateway(
     token_file: str | None,
     tls_cert: str | None,
     tls_key: str | None,
+    tls_client_ca: str | None,
     scheduler_ca_file: str | None,
     scheduler_cert: str | None,
     scheduler_key: str | None,
@@ -199,6 +201,7 @@ def gateway(
             token_file=token_file,
             tls_cert=tls_cert,
             tls_key=tls_key,
+            tls_client_ca=tls_client_ca,
             scheduler_ca_file=scheduler_ca_file,
             scheduler_cert=scheduler_cert,
             scheduler_key=scheduler_key,

@@ -10,7 +10,9 @@ import yaml
 from dask.utils import parse_bytes
 from distributed.comm.addressing import get_address_host
 
+from symphony_dask.doorway import Patience
 from symphony_dask.errors import BadInput
+from symphony_dask.units import NS_PER_S, parse_duration_ns
 
 _FILE = Path(__file__).with_name("symphony.yaml")
 
@@ -58,3 +60,9 @@ def ports(setting: str) -> range:
     if not found or found[0] < 0 or found[-1] > 65_535:
         raise BadInput(f"setting {setting} is {value!r}: give a port, or a range of ports as in 8790:8799")
     return found
+
+
+def patience() -> Patience:
+    """With lane connections that say nothing, or drip; raises ``BadInput``."""
+    settings = ("symphony.lane.hello-timeout", "symphony.lane.frame-timeout")
+    return Patience(*(parse_duration_ns(dask.config.get(name), f"setting {name}") / NS_PER_S for name in settings))

@@ -225,7 +225,7 @@ class Direct:
 
     def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
         if op != ANSWER:
-            raise BadInput(f"lane op {op} does not come from a worker to a client")
+            raise BadInput(f"lane op {op!r:.40} does not come from a worker to a client")
         ids, sizes = read_column(fields[0]).tolist(), read_column(fields[1]).tolist()
         if len(ids) != len(sizes) or min(sizes, default=0) < 0 or sum(sizes) != len(blob):
             raise BadInput(f"lane ANSWER has {len(ids)} ids, {len(sizes)} sizes and {len(blob)} bytes")

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.canary import Canary, split
+from symphony_dask.doorway import Doorway, Patience
 from symphony_dask.errors import BadInput
 from symphony_dask.lane import (
     CANCEL,
@@ -31,9 +32,6 @@ from symphony_dask.lane import (
     EXECUTE,
     GONE,
     HELLO,
-    HELLO_S,
-    MAX_FRAME_BYTES,
-    MAX_HELLO_BYTES,
     PING,
     PLACE,
     PONG,
@@ -52,7 +50,7 @@ from symphony_dask.lane import (
     read_rows,
 )
 from symphony_dask.latency import Latency
-from symphony_dask.peers import FIRST_ROUND_TRIP_NS, Client, Worker
+from symphony_dask.peers import FIRST_ROUND_TRIP_NS, Client, Worker, worker_of
 from symphony_dask.recent import Facts, ModelCounts, Recent, Tally
 from symphony_dask.requests import RequestTable, Rows, Settled
 from symphony_dask.runlog import Flight, RunLog, ServedModel
@@ -109,6 +107,7 @@ class Dispatcher:
 
     inline_bytes: payloads and answers of more bytes go past the scheduler where they can.
     wait_ns: for how long requests wait for a first GPU while there is none; their SLO counts from then. 0: not at all.
+    patience: with connections that say nothing, or drip.
     on_worker: called with the connection of each worker that says HELLO; its slots get batches from ``add_slots`` on.
     Times inside are ns on ``lane.now_ns``; recorded ones count from the start of the recording.
     """
@@ -120,6 +119,7 @@ class Dispatcher:
         max_requests: int = 65_536,
         inline_bytes: int = 8_192,
         wait_ns: int = 0,
+        patience: Patience | None = None,
         on_worker: Callable[[Connection], None] = lambda connection: None,
     ) -> None:
         self.engine = Engine(policy, max_requests=max_requests)
@@ -155,37 +155,33 @@ class Dispatcher:
         self._requests = RequestTable(max_requests)
         self._waiting = Waiting(wait_ns, max_requests)
         self._reply_ns = FIRST_ROUND_TRIP_NS // 2
-        self._server: asyncio.Server | None = None
+        self._doorway = Doorway(self._frame, self._lost, patience=patience)
         self._timer_lateness = Latency(FIRST_TIMER_LATENESS_NS)
         self._round_trip = Latency()  # of all clients
         self._set_slack(FIRST_ROUND_TRIP_NS // 2)
         self._tick_due = False
         self._measure_task: asyncio.Task[None] | None = None
-        self._connections: set[Connection] = set()
         self._bytes_in = self._bytes_out = 0  # of connections that are gone
 
     async def start(self, host: str | None, port: int = 0, ssl_context: ssl.SSLContext | None = None) -> None:
         """Listen on ``host`` (None: all interfaces) and ``port`` (0: any)."""
         self._loop = asyncio.get_running_loop()
-        self._server = await self._loop.create_server(self._accept, host, port, ssl=ssl_context, backlog=512)
+        await self._doorway.listen(host, port, ssl_context)
         self._timer = Timer(self._loop, self._on_timer)
         self._sample()
         self._measure_task = self._loop.create_task(self._measure())
 
     @property
     def port(self) -> int:
-        assert self._server is not None
-        return int(self._server.sockets[0].getsockname()[1])
+        return self._doorway.port
 
     async def stop(self) -> None:
         """Close the server, all connections and the recording."""
         if self._measure_task is not None:
             self._measure_task.cancel()
-        if self._server is not None:
-            self._server.close()
             self._timer.close()
-        for connection in list(self._connections):
-            connection.close()
+        self._doorway.close()
+        self._doorway.hang_up()
         await self.stop_recording()
 
     # Models
@@ -446,13 +442,6 @@ class Dispatcher:
         """A frame from the client in this process."""
         self._frame(self._local, fields[0], fields[1:], memoryview(b""))
 
-    def _accept(self) -> Connection:
-        connection = Connection(self._frame, self._lost)
-        connection.limit_bytes = MAX_HELLO_BYTES
-        self._connections.add(connection)
-        self._loop.call_later(HELLO_S, lambda: connection.close() if connection.peer is None else None)
-        return connection
-
     def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
         peer = connection.peer
         if isinstance(peer, Client):
@@ -468,24 +457,22 @@ class Dispatcher:
                 self._requests.set_one_way(peer.index, peer.one_way_ns())
                 self._round_trip.add(round_trip)
             else:
-                raise BadInput(f"lane op {op} does not come from a client")
+                raise BadInput(f"lane op {op!r:.40} does not come from a client")
         elif isinstance(peer, Worker):
             if op == DONE:
                 self._done(connection, peer, fields, blob)
             elif op != PONG:
-                raise BadInput(f"lane op {op} does not come from a worker")
+                raise BadInput(f"lane op {op!r:.40} does not come from a worker")
         elif op == HELLO:
             self._hello(connection, fields[0])
         else:
-            raise BadInput(f"lane op {op} came before HELLO")
+            raise BadInput(f"lane op {op!r:.40} came before HELLO")
 
     def _hello(self, connection: Connection, hello: dict[str, Any]) -> None:
         check_hello(hello, self.token)
-        connection.limit_bytes = MAX_FRAME_BYTES
+        self._doorway.welcome(connection)
         if hello["role"] == "worker":
-            host, port = hello.get("lane") or ("", 0)
-            slots, memory = int(hello["slots"]), hello.get("memory")
-            worker = Worker(hello["worker"], hello["host"], slots, hello["gpu_class"], (host, int(port)), memory)
+            worker = worker_of(hello)
             self.drop_worker(worker.address)
             connection.peer = worker
             self.workers[worker.address] = connection
@@ -502,7 +489,6 @@ class Dispatcher:
             self._on_worker(connection)
 
     def _lost(self, connection: Connection, error: Exception | None) -> None:
-        self._connections.discard(connection)
         self._bytes_in += connection.bytes_in
         self._bytes_out += connection.bytes_out
         peer = connection.peer
@@ -720,6 +706,10 @@ class Dispatcher:
         slots = flight.slots
         if (raised or lost) and not raised.keys() | set(lost) <= set(range(len(slots))):
             raise BadInput(f"lane DONE of batch {batch} has errors of {[*raised, *lost]} in {len(slots)} requests")
+        if raised and not all(isinstance(text, str) for text in raised.values()):
+            raise BadInput(f"lane DONE of batch {batch} has errors that are no text")
+        if (queued_ns | run_ns | held_ns) >> 60:  # what is no number raises here
+            raise BadInput(f"lane DONE of batch {batch} has times of {queued_ns}, {run_ns} and {held_ns} ns")
         errors = {i: ("ModelError", text) for i, text in raised.items()}
         if lost:
             text = f"its payload did not reach worker {worker.address} in time, and it did not run: check the network"
@@ -1006,8 +996,8 @@ class Dispatcher:
             "clients": len(self._clients) - (self._local is not None),
             "recording": recording,
             "lane": {
-                "bytes_in": self._bytes_in + sum(c.bytes_in for c in self._connections),
-                "bytes_out": self._bytes_out + sum(c.bytes_out for c in self._connections),
+                "bytes_in": self._bytes_in + sum(c.bytes_in for c in self._doorway.connections),
+                "bytes_out": self._bytes_out + sum(c.bytes_out for c in self._doorway.connections),
             },
             "timer_lateness_ns": self._timer_lateness.bound_ns(),
             "client_round_trip_mean_ns": int(self._round_trip.mean_ns),

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from symphony_dask import codec
 from symphony_dask.backends import BatchResult
+from symphony_dask.doorway import Doorway, Patience
 from symphony_dask.errors import BadInput
 from symphony_dask.lane import (
     ANSWER,
@@ -28,9 +29,7 @@ from symphony_dask.lane import (
     DONE_ROW,
     EXECUTE_ROW,
     HELLO,
-    HELLO_S,
     MAX_FRAME_BYTES,
-    MAX_HELLO_BYTES,
     WELCOME,
     Connection,
     check_hello,
@@ -44,6 +43,12 @@ from symphony_dask.lane import (
 logger = logging.getLogger(__name__)
 
 Sizes = npt.NDArray[np.int64]
+
+#: What a client may send for batches that are not here yet: bytes, frames. Their EXECUTE left before it was told.
+MOST_EARLY_BYTES, MOST_EARLY = 1 << 28, 1024
+
+#: What an id and a size in a list take, about, bytes.
+_ID_BYTES = 64
 
 
 @dataclass
@@ -98,7 +103,7 @@ class _Peer:
 class Inbox:
     """Gathers payloads, and hands each batch to ``on_complete`` when they are there."""
 
-    def __init__(self, on_complete: Callable[[Batch], None]) -> None:
+    def __init__(self, on_complete: Callable[[Batch], None], patience: Patience | None = None) -> None:
         #: The cluster's, known once the scheduler was reached.
         self.token: str | None = None
         #: Answers above so many bytes leave on links, where there are any.
@@ -107,26 +112,23 @@ class Inbox:
         self._waiting: dict[int, _Waiting] = {}
         self._early: dict[int, list[tuple[int, list[int], list[int], memoryview]]] = {}
         self._newest = -1
-        self._server: asyncio.Server | None = None
-        self._connections: set[Connection] = set()
+        self._doorway = Doorway(self._frame, self._lost, patience=patience, bounded=True)
         self._links: dict[int, Connection] = {}
 
     async def listen(self, host: str, ports: Iterable[int], ssl_context: ssl.SSLContext | None) -> int:
         """Listen on the first of ``ports`` that is free (0: any) and return it; raises ``OSError``."""
-        loop = asyncio.get_running_loop()
         failure = OSError("no port was given")
         for port in ports:
             try:
-                self._server = await loop.create_server(self._accept, host, port, ssl=ssl_context, backlog=512)
+                await self._doorway.listen(host, port, ssl_context)
             except OSError as error:
                 failure = error
             else:
-                return int(self._server.sockets[0].getsockname()[1])
+                return self._doorway.port
         raise failure
 
     def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        self._doorway.close()
         self.clear()
 
     def clear(self) -> None:
@@ -137,8 +139,7 @@ class Inbox:
         self._waiting.clear()
         self._early.clear()
         self._newest = -1
-        for connection in list(self._connections):
-            connection.close()
+        self._doorway.hang_up()
 
     # Batches
 
@@ -181,6 +182,7 @@ class Inbox:
         waiting = self._waiting.get(number)
         if waiting is None:
             if number > self._newest:
+                self._check_early(client, len(ids), len(blob))
                 self._early.setdefault(number, []).append((client, ids, sizes, blob))
             return  # otherwise its batch has started
         batch = waiting.batch
@@ -197,6 +199,18 @@ class Inbox:
             waiting.whole = blob
         if not waiting.missing:
             self._complete(waiting)
+
+    def _check_early(self, client: int, more_ids: int, more_bytes: int) -> None:
+        """Raise ``BadInput`` if a client has sent too much ahead."""
+        early = [
+            len(blob) + _ID_BYTES * len(ids)
+            for parts in self._early.values()
+            for other, ids, _, blob in parts
+            if other == client
+        ]
+        if len(early) >= MOST_EARLY or sum(early) + more_bytes + _ID_BYTES * more_ids > MOST_EARLY_BYTES:
+            text = f"client {client} has sent {len(early)} frames of {sum(early)} bytes for batches that are not here"
+            raise BadInput(f"{text}: the most is {MOST_EARLY} of {MOST_EARLY_BYTES}")
 
     def _give_up(self, waiting: _Waiting, client: int | None) -> None:
         """Wait no longer for the payloads of a client, or of all."""
@@ -235,29 +249,33 @@ class Inbox:
 
     # Connections
 
-    def _accept(self) -> Connection:
-        connection = Connection(self._frame, self._lost)
-        connection.limit_bytes = MAX_HELLO_BYTES
-        connection.bounded = True
-        self._connections.add(connection)
-        loop = asyncio.get_running_loop()
-        loop.call_later(HELLO_S, lambda: connection.close() if connection.peer is None else None)
-        return connection
-
     def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
         peer = connection.peer
         if peer is None and op == HELLO:
             hello = check_hello(fields[0], self.token)
-            connection.limit_bytes = MAX_FRAME_BYTES
-            connection.peer = peer = _Peer(int(hello["client"]), int(hello["link"]))
+            self._doorway.welcome(connection)
+            connection.peer = peer = _peer_of(hello)
             self._links[peer.client] = connection
             connection.send([WELCOME, {}])
         elif peer is not None and op == DATA:
             self.data(fields, blob, peer.client)
         else:
-            raise BadInput(f"lane op {op} does not come from a client to a worker{'' if peer else ' before HELLO'}")
+            before = "" if peer else " before HELLO"
+            raise BadInput(f"lane op {op!r:.40} does not come from a client to a worker{before}")
 
     def _lost(self, connection: Connection, error: Exception | None) -> None:
-        self._connections.discard(connection)
         if connection.peer is not None and self._links.get(connection.peer.client) is connection:
             del self._links[connection.peer.client]
+            self._early = {
+                number: kept
+                for number, parts in self._early.items()
+                if (kept := [part for part in parts if part[0] != connection.peer.client])
+            }
+
+
+def _peer_of(hello: dict[str, Any]) -> _Peer:
+    """Raises ``BadInput`` for numbers that the scheduler and a client do not give."""
+    client, link = hello["client"], hello["link"]
+    if not all(type(number) is int and 0 <= number < 1 << 31 for number in (client, link)):
+        raise BadInput(f"lane HELLO is of client {client!r} and link {link!r}: both must be numbers of 31 bits")
+    return _Peer(client, link)

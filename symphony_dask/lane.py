@@ -45,13 +45,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import socket
 import ssl
 import struct
 import time
 from collections import deque
 from collections.abc import Callable
+from secrets import compare_digest
 from typing import Any, cast
 
 import msgpack
@@ -71,7 +71,10 @@ HELLO, WELCOME, PING, PONG, SUBMIT, CANCEL, RESULT, EXECUTE, DONE, PLACE, DATA, 
 MAX_FRAME_BYTES = 1 << 30
 
 #: The largest frame that a server takes from who has not said HELLO yet.
-MAX_HELLO_BYTES = 1 << 16
+MAX_HELLO_BYTES = 1 << 12
+
+#: No list in a header has more entries. Without a limit, 1,000 nested ones in 64 KiB take msgpack 0.2 s.
+_MAX_LIST = 64
 
 #: A server reads no more from a client that leaves so much unread, bytes.
 PAUSE_BYTES = 1 << 24
@@ -79,8 +82,8 @@ PAUSE_BYTES = 1 << 24
 #: It hangs up on a client that leaves so much unread, bytes; the frame that passes the limit is still sent.
 MAX_UNSENT_BYTES = 1 << 28
 
-#: A connection to a server that has not said HELLO by then is closed, s.
-HELLO_S = 10.0
+#: What a peer has not read so long after the connection was closed is thrown away, s.
+CLOSE_S = 10.0
 
 #: A peer that vanished without a word is given up after about so many seconds, as Dask's comms do it.
 SILENCE_S = 30
@@ -154,10 +157,10 @@ def read_rows(data: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 def check_hello(hello: dict[str, Any], token: str | None) -> dict[str, Any]:
     """HELLO's field, if its token and version are the server's; raises ``BadInput``."""
-    if token is None or not secrets.compare_digest(str(hello.get("token")).encode(), token.encode()):
+    if token is None or not compare_digest(str(hello.get("token")).encode(), token.encode()):
         raise BadInput("lane HELLO has a wrong token")
     if hello.get("version") != VERSION:
-        raise BadInput(f"lane version {hello.get('version')}: the server's is {VERSION}; install one release")
+        raise BadInput(f"lane version {hello.get('version')!r:.40}: the server's is {VERSION}; install one release")
     return hello
 
 
@@ -196,7 +199,11 @@ class Connection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self.closed = False
-        #: What the host keeps about the peer.
+        # Where in the stream the frame under way began when it was looked at, and how long ago that was.
+        self._frame_at, self._frame_s = -1, 0.0
+        #: Called when the connection is there, TLS included.
+        self.on_made: Callable[[Connection], None] | None = None
+        #: What the host keeps about the peer; None before HELLO.
         self.peer: Any = None
         #: What the server said in WELCOME.
         self.welcome: dict[str, Any] = {}
@@ -214,7 +221,9 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none, and has all its methods
         # What the kernel does not take stays here, uncopied, and not in the transport.
         self._transport.set_write_buffer_limits(1, 0)
-        _notice_silence(transport.get_extra_info("socket"))
+        notice_silence(transport.get_extra_info("socket"))
+        if self.on_made is not None:
+            self.on_made(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
@@ -235,9 +244,12 @@ class Connection(asyncio.BufferedProtocol):
             data = memoryview(bytes(self._small[: self._filled]))
         try:
             self._keep(data[self._take_frames(data) :])
-        except Exception:
-            logger.warning("lane connection with %s closed: bad frame", self.describe(), exc_info=True)
+        except Exception as error:
+            text = "lane connection with %s closed: bad frame: %s: %s"
+            # Strangers may send as many as they like: a line for each, not a page.
+            logger.warning(text, self.describe(), type(error).__name__, error, exc_info=self.peer is not None)
             self.close()
+            self._filled, self._needed = 0, _PREFIX.size
 
     def _take_frames(self, data: memoryview) -> int:
         """Hand on the whole frames that ``data`` begins with; returns where the rest starts."""
@@ -248,20 +260,35 @@ class Connection(asyncio.BufferedProtocol):
                 break
             header_bytes, _ = _PREFIX.unpack_from(data, at)
             start = at + _PREFIX.size
-            fields = msgpack.unpackb(data[start : start + header_bytes], strict_map_key=False)
+            header = data[start : start + header_bytes]
+            fields = msgpack.unpackb(header, strict_map_key=False, max_array_len=_MAX_LIST)
             at = end
             self._on_frame(self, fields[0], fields[1:], data[start + header_bytes : end])
         return at
 
     def _keep(self, rest: memoryview) -> None:
         """Start the next read behind ``rest``, the begin of a frame."""
+        if self.closed:  # TLS may still deliver some; it is written over
+            rest = rest[:0]
         self._filled = len(rest)
         self._needed = self._frame_bytes(rest, 0) if len(rest) >= _PREFIX.size else _PREFIX.size
-        if self._needed > _LARGE_BYTES and not self.closed:
+        if self._needed > _LARGE_BYTES:
             self._large = np.empty(self._needed, np.uint8).data
             self._large[: len(rest)] = rest
         else:
             self._small[: len(rest)] = rest
+
+    def frame_under_way(self, seconds: float) -> tuple[int, float]:
+        """How many bytes of the next frame are here, and for how long it has been coming, s: (0, 0) if none is.
+
+        To be called every ``seconds``, in which this is counted. While the peer is not read from, no time passes.
+        """
+        began_at = self.bytes_in - self._filled
+        if self._filled and self._reading and began_at == self._frame_at:
+            self._frame_s += seconds
+        else:
+            self._frame_at, self._frame_s = began_at, 0.0
+        return self._filled, self._frame_s
 
     def _frame_bytes(self, data: memoryview, at: int) -> int:
         header_bytes, blob_bytes = _PREFIX.unpack_from(data, at)
@@ -345,9 +372,14 @@ class Connection(asyncio.BufferedProtocol):
         assert self._transport is not None
         text = "lane connection with %s closed: it left %d bytes unread, the most is %d"
         logger.warning(text, self.describe(), self._unsent, MAX_UNSENT_BYTES)
+        self.abort()
+
+    def abort(self) -> None:
+        """Close at once, whatever has not left."""
         self.closed = True
         self._forget_output()
-        self._transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
 
     def _forget_output(self) -> None:
         self._out.clear()
@@ -362,6 +394,8 @@ class Connection(asyncio.BufferedProtocol):
             self._forget_output()
             self.closed = True
             self._transport.close()
+            if self._transport.get_write_buffer_size():
+                self._loop.call_later(CLOSE_S, self._transport.abort)
 
     def describe(self) -> str:
         """Address of the peer, for logs."""
@@ -370,7 +404,7 @@ class Connection(asyncio.BufferedProtocol):
         return str(self._transport.get_extra_info("peername"))
 
 
-def _notice_silence(sock: Any) -> None:
+def notice_silence(sock: Any) -> None:
     """Have the kernel probe an idle peer, and give up one that does not acknowledge what is sent to it."""
     options = {"TCP_KEEPIDLE": SILENCE_S // 3, "TCP_KEEPINTVL": SILENCE_S // 15, "TCP_KEEPCNT": 10}
     try:

@@ -101,6 +101,7 @@ class SymphonyPlugin(SchedulerPlugin):
             "max_requests": int(dask.config.get("symphony.max-requests")),
             "inline_bytes": int(dask.config.get("symphony.lane.inline-bytes")),
             "wait_ns": parse_duration_ns(wait, "symphony.wait-for-gpu") if wait else 0,
+            "patience": config.patience(),
         }
         # Compiling the engine, where it is not in the disk cache yet, takes seconds: not on the event loop.
         self.dispatcher = await asyncio.to_thread(Dispatcher, **options, on_worker=self._on_worker)

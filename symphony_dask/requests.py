@@ -133,10 +133,11 @@ class RequestTable:
 
     def refused(self, rows: npt.NDArray[Any], *, client: int, now: int, slo_of: npt.NDArray[np.int64]) -> Rows:
         """What to record of requests that were not kept."""
-        arrivals = now - np.maximum(rows["age"], 0) - int(self._one_way[client])
+        arrivals = now - np.clip(rows["age"], 0, now) - int(self._one_way[client])
         known = (rows["model"] >= 0) & (rows["model"] < len(slo_of))
         slos = np.where(rows["slo"] > 0, rows["slo"], np.where(known, slo_of[np.where(known, rows["model"], 0)], 0))
-        return Rows(rows["id"], np.full(len(rows), client), arrivals, arrivals + slos, rows["bytes"])
+        deadlines = arrivals + np.minimum(slos, intake.MOST_SLO_NS)
+        return Rows(rows["id"], np.full(len(rows), client), arrivals, deadlines, rows["bytes"])
 
     def lay_out(self, slots: Slots, local: int) -> tuple[npt.NDArray[Any], tuple[int, int, int, int]]:
         """The rows of EXECUTE for a batch, and what ``intake.lay_out`` returns."""

@@ -29,6 +29,7 @@ from distributed.protocol.pickle import loads
 from symphony_dask import codec, config
 from symphony_dask.backends import BatchResult, ModelSpec, Runner, Staging, free_memory, load, memory_of
 from symphony_dask.backends.emulated import Emulated
+from symphony_dask.doorway import Patience
 from symphony_dask.errors import DeploymentError
 from symphony_dask.graph import held_name
 from symphony_dask.inbox import Batch, Inbox
@@ -131,6 +132,7 @@ class SlotWorker:
     gpu_class: what kind of GPU the slots are; workers of one class share profiles.
     lane: host and port where clients reach the inbox, None: they cannot.
     memory: bytes for models in each slot; None: no limit.
+    patience: with clients' connections.
     """
 
     address: str
@@ -140,13 +142,14 @@ class SlotWorker:
     connection: Connection | None = None
     lane: tuple[str, int] | None = None
     memory: int | None = None
+    patience: Patience | None = None
     _specs: dict[int, bytes] = field(default_factory=dict, repr=False)
     _scheduler_id: str = ""
     _closing: bool = False
     _task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self.inbox = Inbox(self._start_batch)
+        self.inbox = Inbox(self._start_batch, self.patience)
 
     async def listen(self, worker: Any) -> None:
         """Open the inbox to clients where the Dask worker listens, with its TLS settings."""
@@ -464,7 +467,9 @@ class SymphonyWorkerPlugin(WorkerPlugin):
         self._held: dict[Any, str] = {}
         self.rendezvous = Rendezvous(worker.state)
         memory = config.memory_bytes("symphony.gpu.memory")
-        self._slot_worker = slot_worker = SlotWorker(worker.address, slots, gpu_class, self.rendezvous, memory=memory)
+        self._slot_worker = slot_worker = SlotWorker(
+            worker.address, slots, gpu_class, self.rendezvous, memory=memory, patience=config.patience()
+        )
         worker.handlers["symphony_load"] = slot_worker.load
         worker.handlers["symphony_unload"] = slot_worker.unload
         worker.handlers["symphony_loaded"] = slot_worker.loaded

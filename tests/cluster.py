@@ -37,6 +37,7 @@ class Cluster:
     preload: whether the scheduler is started with ``--preload symphony_dask``.
     settings: Dask configuration of all processes, as environment variables (``DASK_SYMPHONY__POLICY``).
     dashboard: whether the scheduler has Dask's dashboard, at its client's ``dashboard_link``.
+    final_logs: what the processes wrote, once they have ended.
     tls: arguments for the processes (``--tls-ca-file`` and so on); clients then need ``security``.
     """
 
@@ -52,7 +53,7 @@ class Cluster:
         security: Any = None,
     ) -> None:
         self.workers: list[subprocess.Popen[bytes]] = []
-        self.address = ""
+        self.address = self.final_logs = ""
         self._n_workers = workers
         self._gpu = gpu
         self._tls = list(tls)
@@ -89,6 +90,7 @@ class Cluster:
             process.kill()
         for process in self._processes:
             process.wait()
+        self.final_logs = self.logs()
         self._directory.cleanup()
 
     def add_worker(self, *, gpu: bool | None = None) -> subprocess.Popen[bytes]:

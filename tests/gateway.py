@@ -6,8 +6,10 @@ import http.client
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -32,13 +34,25 @@ class Answer(NamedTuple):
 
 
 class GatewayProcess:
-    """``dask symphony gateway`` for the cluster at ``scheduler``, ended with the context. url: where it listens."""
+    """``dask symphony gateway`` for the cluster at ``scheduler``, ended with the context. url: where it listens.
 
-    def __init__(self, scheduler: str, *arguments: str, ready: bool = True) -> None:
+    context: by which it is asked over HTTPS. settings: environment variables. errors: what it wrote, once it has ended.
+    """
+
+    def __init__(
+        self,
+        scheduler: str,
+        *arguments: str,
+        ready: bool = True,
+        context: ssl.SSLContext | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         self._scheduler = scheduler
         self._arguments = arguments
         self._ready = ready
-        self.url = ""
+        self._context = context
+        self._settings = settings or {}
+        self.url = self.errors = ""
 
     def __enter__(self) -> GatewayProcess:
         command = [sys.executable, "-m", "dask", "symphony", "gateway", "--scheduler", self._scheduler, "--port", "0"]
@@ -47,7 +61,7 @@ class GatewayProcess:
             stderr=subprocess.PIPE,
             text=True,
             cwd=_ROOT,
-            env={**os.environ, "PYTHONPATH": str(_ROOT)},
+            env={**os.environ, "PYTHONPATH": str(_ROOT), **self._settings},
         )
         assert self.process.stderr is not None
         line = self.process.stderr.readline()
@@ -67,6 +81,7 @@ class GatewayProcess:
             self.process.kill()
             self.process.wait()
         if self.process.stderr is not None:
+            self.errors = self.process.stderr.read()
             self.process.stderr.close()
 
     @property
@@ -90,7 +105,10 @@ class GatewayProcess:
         return self.post(f"/v2/models/{model}/infer", {"inputs": list(inputs), **rest})
 
     def ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
-        connection = http.client.HTTPConnection(self.host, timeout=30)
+        if self._context is None:
+            connection = http.client.HTTPConnection(self.host, timeout=30)
+        else:
+            connection = http.client.HTTPSConnection(self.host, timeout=30, context=self._context)
         try:
             connection.request(method, path, body, headers)
             response = connection.getresponse()

@@ -6,6 +6,7 @@ import gzip
 import json
 import socket
 import ssl
+import time
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
@@ -270,6 +271,42 @@ def test_slow_and_endless_heads_and_bodies_are_cut_off(cluster: Cluster, serving
             assert slow_body.recv(100).startswith(b"HTTP/1.1 408 ") or slow_body.recv(100) == b""
             assert slow_head.recv(100) == b""
             assert silent.recv(100) == b""
+
+
+def test_empty_lines_keep_no_idle_connection_open(cluster: Cluster, serving: Serving) -> None:
+    with GatewayProcess(cluster.address, "--read-timeout", "1s") as gateway, raw(gateway) as connection:
+        connection.sendall(head("/v2").replace(b"POST", b"GET"))
+        assert connection.recv(10_000).startswith(b"HTTP/1.1 200 ")
+        connection.settimeout(0.2)
+        began = time.monotonic()
+        while time.monotonic() - began < 20:
+            try:
+                connection.sendall(b"\r\n")
+                if connection.recv(100) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        assert time.monotonic() - began < 10
+
+
+def test_who_does_not_read_an_answer_is_cut_off(cluster: Cluster, serving: Serving, deploy: Deploy) -> None:
+    name = deploy(models.megabyte, example=b"x", profile="0.1,0.5").name
+    inputs = [tensor(["x"] * 30, [30], "BYTES")]
+    body = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    with GatewayProcess(cluster.address, "--read-timeout", "1s") as gateway, raw(gateway) as deaf:
+        deaf.sendall(head(f"/v2/models/{name}/infer", f"Content-Length: {len(body)}") + body)
+        assert deaf.recv(10).startswith(b"HTTP/1.1 2")  # 30 MB follow
+        assert is_open(deaf)
+        wait_until(lambda: not is_open(deaf), "the connection to be ended", 20)
+
+
+def is_open(connection: socket.socket) -> bool:
+    """Whether the other end of a connection on this machine is established, by what the kernel says."""
+    here, there = (f":{port:04X}" for port in (connection.getsockname()[1], connection.getpeername()[1]))
+    rows = [line.split()[1:4] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(local.endswith(there) and remote.endswith(here) and state == "01" for local, remote, state in rows)
 
 
 def test_more_than_the_most_requests_at_once_are_429(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from symphony_dask import dispatcher, lane
+from symphony_dask import lane
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import BadInput
 from symphony_dask.lane import (
@@ -493,18 +493,6 @@ def test_another_version_is_told_to_install_one_release(caplog: pytest.LogCaptur
     assert "install one release" in caplog.text
 
 
-def test_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatcher, "HELLO_S", 0.01)
-
-    async def main(bench: Bench) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", bench.dispatcher.port)
-        async with asyncio.timeout(10):
-            assert await reader.read() == b""
-        writer.close()
-
-    on_bench(main)
-
-
 def _submit(n: int = 1, **fields: Any) -> list[Any]:
     return [SUBMIT, pack_rows(SUBMIT_ROW, n, **{"id": 1, "bytes": 3, **fields})]
 
@@ -551,16 +539,27 @@ def test_a_client_that_sends_nonsense_is_cut_off_and_others_are_served(fields: l
 
 
 @pytest.mark.parametrize(
-    ("sizes", "errors"), [([1], {}), ([2, 2], {}), ([4, -1], {}), ([3, 0], {2: "an error of a third request"})]
+    ("sizes", "errors", "times"),
+    [
+        ([1], {}, (0, 0, 0)),
+        ([2, 2], {}, (0, 0, 0)),
+        ([4, -1], {}, (0, 0, 0)),
+        ([3, 0], {2: "an error of a third request"}, (0, 0, 0)),
+        ([1, 2], {0: ["no text"]}, (0, 0, 0)),
+        ([1, 2], {}, (0, 2**62, 0)),
+        ([1, 2], {}, (-1, 0, 0)),
+        ([1, 2], {}, (0, 1.5, 0)),
+        ([1, 2], {}, (0, "1", 0)),
+    ],
 )
 def test_a_worker_that_reports_nonsense_is_cut_off_and_its_requests_are_run_elsewhere(
-    sizes: list[int], errors: dict[int, str]
+    sizes: list[int], errors: dict[int, Any], times: tuple[Any, ...]
 ) -> None:
     async def main(bench: Bench) -> None:
         def nonsense(connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
             batch, slot = fields[:2]
             done = pack_rows(DONE_ROW, len(sizes), bytes=sizes, link=-1)
-            connection.send([DONE, batch, slot, 0, 0, 0, done, errors, b""], bytes(blob))
+            connection.send([DONE, batch, slot, *times, done, errors, b""], bytes(blob))
 
         good_frame, bench.frame = bench.frame, nonsense  # type: ignore[method-assign]
         bench.dispatcher.drop_worker("w")
@@ -572,6 +571,52 @@ def test_a_worker_that_reports_nonsense_is_cut_off_and_its_requests_are_run_else
         await bench.connect(role="worker", worker="good", host="h", slots=1, gpu_class="cpu")
         assert await bench.answered(1, 2) == [b"a", b"bc"]
         bench.dispatcher.engine.validate()
+
+    on_bench(main)
+
+
+def test_requests_of_absurd_ages_and_slos_do_not_keep_others_from_being_served() -> None:
+    ends = [2**63 - 1, -(2**63), 2**62, 2**61, -1, 0]
+
+    async def main(bench: Bench) -> None:
+        good, odd = await bench.connect(), await bench.connect()
+        place_nothing(bench.dispatcher)
+        rows = [(slo, age) for slo in ends for age in ends]
+        slos, ages = zip(*rows, strict=True)
+        ids = range(100, 100 + len(rows))
+        frame = pack_rows(SUBMIT_ROW, len(rows), id=ids, bytes=1, slo=slos, age=ages)
+        odd.send([SUBMIT, frame], b"x" * len(rows))
+        bench.submit(good, [1], [b"served"])
+        await until(lambda: bench.dispatcher.status()["models"]["m"]["queued"] > 1)
+        await bench.connect(role="worker", worker="v", host="h", slots=1, gpu_class="cpu")
+        assert await bench.answered(1) == [b"served"]
+        await bench.answered(*ids)  # in one way or another
+        bench.dispatcher.engine.validate()
+
+    on_bench(main)
+
+
+def test_what_a_client_says_of_held_payloads_does_not_spoil_the_batch_of_another() -> None:
+    async def main(bench: Bench) -> None:
+        batches: list[list[Any]] = []
+
+        def watch(connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+            if op == EXECUTE:
+                batches.append(fields)
+
+        good = await bench.connect()
+        place_nothing(bench.dispatcher)
+        bench.frame = watch  # type: ignore[method-assign]
+        odd = await bench.connect()
+        frame = pack_rows(SUBMIT_ROW, 2, id=[8, 9], bytes=[5, 5], held=[1, -1])  # which cancelled out once
+        odd.send([SUBMIT, frame])
+        bench.submit(good, [1], [b"served"])
+        await until(lambda: bench.dispatcher.status()["models"]["m"]["queued"] == 3)
+        await bench.connect(role="worker", worker="v", host="h", slots=1, gpu_class="cpu")
+        await until(lambda: batches)
+        _, _, _, rows, wait_ns, *_ = batches[0]
+        assert sorted(read_rows(rows, EXECUTE_ROW)["held"].tolist()) == [0, 1, 1]
+        assert wait_ns > 0
 
     on_bench(main)
 

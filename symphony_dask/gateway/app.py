@@ -203,7 +203,7 @@ class Gateway:
             else:
                 raise
         except Exception:
-            logger.exception("a request to %s failed in the gateway", scope["path"])
+            logger.exception("a request to %r failed in the gateway", scope["path"])
             refusal = Refusal(500, "the gateway failed; its log says why", outcome="failed")
         finally:
             metrics.in_flight -= 1

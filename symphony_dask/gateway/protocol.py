@@ -1,7 +1,8 @@
 """HTTP/1.1 on a connection: uvicorn's, by httptools, with limits on heads and on slow senders.
 
 A head has ``MAX_HEAD_BYTES`` at most, else the connection is closed with 431. Who takes more than the read timeout for
-a head and its body is cut off: a sweep once a second, so that a request costs no timer of its own.
+a head and its body is cut off, and so is who takes longer for an answer, unless it is read at ``LEAST_BYTES_PER_S`` or
+more: a sweep once a second, so that a request costs no timer of its own.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from symphony_dask.gateway.upstream import Reply
+from symphony_dask.lane import notice_silence
 
 #: URL and headers of one request together, bytes.
 MAX_HEAD_BYTES = 16_384
 
 #: What each header counts for beside its own bytes, so that many empty ones count too.
 _HEADER_BYTES = 32
+
+#: The rate at which an answer must be read that takes longer than the read timeout.
+LEAST_BYTES_PER_S = 1 << 14
 
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -32,6 +37,8 @@ class _Joined:
         self._transport = transport
         self._loop = loop
         self._out: list[bytes] = []
+        #: Bytes that the transport was given.
+        self.written = 0
 
     def write(self, data: bytes) -> None:
         if not self._out:
@@ -41,7 +48,9 @@ class _Joined:
     def _flush(self) -> None:
         out, self._out = self._out, []
         if out:
-            self._transport.write(b"".join(out) if len(out) > 1 else out[0])
+            data = b"".join(out) if len(out) > 1 else out[0]
+            self.written += len(data)
+            self._transport.write(data)
 
     def close(self) -> None:
         self._flush()
@@ -63,7 +72,12 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._unended_bytes = 0  # since a head began that has not ended, -1 while there is none
         self.reading_since: float | None = self.loop.time()
-        super().connection_made(_Joined(transport, self.loop))  # type: ignore[arg-type]
+        # Since when the client has had something left to read, and how much it had read then.
+        self._unread_since: float | None = None
+        self._read_then = 0
+        self._joined = _Joined(transport, self.loop)
+        notice_silence(transport.get_extra_info("socket"))
+        super().connection_made(self._joined)  # type: ignore[arg-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -104,6 +118,9 @@ class GatewayProtocol(HttpToolsProtocol):
             self._unended_bytes += len(data)
             if self._unended_bytes > MAX_HEAD_BYTES:
                 self._refuse_head()
+        if self.reading_since is None and (self.cycle is None or self.cycle.response_complete):
+            # Empty lines, which end uvicorn's patience with idle connections and begin nothing.
+            self.reading_since = self.loop.time()
 
     def _count_head(self, more: int) -> None:
         self._head_bytes += more
@@ -117,9 +134,18 @@ class GatewayProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def cut_off_if_slow(self, now: float, limit_s: float) -> None:
-        """Close the connection if what it sends has not come in time."""
+        """Close the connection if what it sends has not come in time, or what it is sent is not read."""
         if self.reading_since is not None and now - self.reading_since > limit_s and not self.transport.is_closing():
             self.transport.close()
+        left = self.transport.get_write_buffer_size()
+        if not left:
+            self._unread_since = None
+            return
+        read = self._joined.written - left
+        if self._unread_since is None:
+            self._unread_since, self._read_then = now, read
+        elif read - self._read_then < (now - self._unread_since - limit_s) * LEAST_BYTES_PER_S:
+            self.transport.abort()
 
 
 async def sweep(connections: set[Any], limit_s: float) -> None:

@@ -59,6 +59,7 @@ class Options:
     token_file: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    tls_client_ca: str | None = None
     scheduler_ca_file: str | None = None
     scheduler_cert: str | None = None
     scheduler_key: str | None = None
@@ -131,6 +132,13 @@ def run(options: Options) -> None:
 def _check_tls(options: Options) -> None:
     if (options.tls_cert is None) != (options.tls_key is None):
         raise BadInput("--tls-cert and --tls-key belong together: give both or neither")
+    if options.tls_client_ca is not None:
+        if options.tls_cert is None:
+            raise BadInput("--tls-client-ca is for HTTPS: give --tls-cert and --tls-key too")
+        try:
+            ssl.create_default_context(cafile=options.tls_client_ca)
+        except OSError as error:
+            raise BadInput(f"authority {options.tls_client_ca!r} cannot be used: {error}") from None
     if options.tls_cert is not None and options.tls_key is not None:
         try:
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(options.tls_cert, options.tls_key)
@@ -141,7 +149,26 @@ def _check_tls(options: Options) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, without its way with signals."""
+    """uvicorn's, without its way with signals, and with a limit of ours on the time for TLS."""
+
+    def __init__(self, config: uvicorn.Config, tls_timeout_s: float) -> None:
+        super().__init__(config)
+        self._tls_timeout_s = tls_timeout_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        config, loop = self.config, asyncio.get_running_loop()
+
+        def connected() -> asyncio.Protocol:
+            return GatewayProtocol(config=config, server_state=self.server_state, app_state={})
+
+        limit_s = self._tls_timeout_s if config.ssl is not None else None
+        self.servers = [
+            await loop.create_server(
+                connected, sock=listener, ssl=config.ssl, ssl_handshake_timeout=limit_s, backlog=_BACKLOG
+            )
+            for listener in sockets or ()
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -181,10 +208,12 @@ async def _serve(options: Options, listener: socket.socket, parent: int | None) 
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(1, round(options.grace_s)),
-            backlog=_BACKLOG,
             ssl_certfile=options.tls_cert,
             ssl_keyfile=options.tls_key,
-        )
+            ssl_ca_certs=options.tls_client_ca,
+            ssl_cert_reqs=ssl.CERT_NONE if options.tls_client_ca is None else ssl.CERT_REQUIRED,
+        ),
+        options.read_timeout_s,
     )
 
     def drain() -> None:

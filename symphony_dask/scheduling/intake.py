@@ -35,6 +35,9 @@ ENTRY = np.dtype(
 #: A frame that does not fit its payloads.
 MALFORMED = -3
 
+#: Longer SLOs are this long, ns: a sum with any time on the clock fits 64 bits.
+MOST_SLO_NS = 1 << 61
+
 #: Of ``settle``: the requests are of several clients, or of none any more.
 MIXED, NOBODY = -2, -1
 
@@ -72,11 +75,16 @@ def _count_latency(latencies: Any, took: int) -> None:
 
 
 @inlined
+def _arrival(row: Any, now: int, one_way: int) -> int:
+    return now - min(max(int(row.age), 0), now) - one_way
+
+
+@inlined
 def _deadline(slo_of: Any, row: Any, arrival: int) -> int:
     slo = int(row.slo)
-    if slo <= 0 and 0 <= row.model < len(slo_of):
-        slo = int(slo_of[row.model])
-    return arrival + slo
+    if slo <= 0:
+        slo = int(slo_of[row.model]) if 0 <= row.model < len(slo_of) else 0
+    return arrival + min(slo, MOST_SLO_NS)
 
 
 @compiled
@@ -123,7 +131,7 @@ def admit(
         if serving and 0 <= row.model < len(index_of):
             m = wide(index_of[row.model])
         priority = min(max(wide(row.priority), 0), MOST_PRIORITY)
-        due = _deadline(slo_of, row, now - max(int(row.age), 0) - one_way) - margin
+        due = _deadline(slo_of, row, _arrival(row, now, one_way)) - margin
         slots[i] = submit_one(s, now, m, due, int(row.id), priority) if m >= 0 else NO_MODEL
         n = list_evicted(s, slots, i, evicted, n)
     refused = 0
@@ -142,14 +150,14 @@ def keep(table: Any, slo_of: Any, rows: Any, client: int, now: int, one_way: int
         if slots[i] >= 0:
             row = rows[i]
             entry = table[slots[i]]
-            arrival = now - max(int(row.age), 0) - one_way
+            arrival = _arrival(row, now, one_way)
             entry.id = row.id
             entry.arrival = arrival
             entry.deadline = _deadline(slo_of, row, arrival)
             entry.bytes = row.bytes
             entry.client = client
             entry.retries = 0
-            entry.held = row.held
+            entry.held = 1 if row.held != 0 else 0
 
 
 @compiled

@@ -95,3 +95,17 @@ def test_tokens_are_of_slot_and_generation_and_short_enough_for_ec2() -> None:
     assert token("a", 1, 2) == token("a", 1, 2)
     assert len({token("a", 1, 2), token("b", 1, 2), token("a", 1, 3), token("a", 12, 3)}) == 4
     assert len(token("a" * 200, 10**6, 10**13)) <= 64
+
+
+def test_a_folder_that_others_can_write_to_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    shared = tmp_path / f"symphony-fleet-{os.getuid()}"
+    LocalFleet("mine", "tcp://127.0.0.1:1")
+    assert shared.stat().st_mode & 0o777 == 0o700
+    shared.chmod(0o777)
+    with pytest.raises(BadInput, match="not this user's alone"):
+        LocalFleet("mine", "tcp://127.0.0.1:1")
+    shared.rename(tmp_path / "elsewhere")
+    shared.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadInput, match="not this user's alone"):
+        LocalFleet("mine", "tcp://127.0.0.1:1")

@@ -1,0 +1,1 @@
+"""Hostile bytes at every entrance, from a seed: `python -m tests.fuzz --seconds 600`."""
