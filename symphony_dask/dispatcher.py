@@ -54,7 +54,7 @@ from symphony_dask.lane import (
     read_rows,
 )
 from symphony_dask.latency import Latency
-from symphony_dask.overdue import ANSWERS_NS, LATE_LOOK_NS, LOOK_S, SILENT_NS, due_back_ns, is_hung, is_overdue
+from symphony_dask.overdue import ANSWERS_NS, LOOK_S, SILENT_NS, STILL_NS, due_back_ns, is_hung, is_overdue
 from symphony_dask.peers import FIRST_ROUND_TRIP_NS, Client, Worker
 from symphony_dask.recent import Facts, ModelCounts, Recent, Tally
 from symphony_dask.requests import RequestTable, Rows, Settled
@@ -143,7 +143,8 @@ class Dispatcher:
         self._on_aside, self._on_back = on_aside, on_back
         #: Hung batches whose slots went on without them: the worker's connection, slot and model.
         self._aside: dict[int, tuple[Connection, int, int]] = {}
-        self._looked_ns = 0
+        #: When it was last looked for overdue batches, and when this process last was found to have stood still.
+        self._looked_ns = self._still_ns = 0
         self._clients: dict[int, Connection] = {}
         self._next_client = 0
         self._local: Any = None
@@ -470,8 +471,10 @@ class Dispatcher:
 
     def _look_for_overdue(self, now: int) -> None:
         """Wait no longer for what is overdue, by the rules of ``overdue``."""
-        late = now - self._looked_ns > LOOK_S * NS_PER_S + LATE_LOOK_NS
+        late = now - self._looked_ns > STILL_NS
         self._looked_ns = now
+        if late:
+            self._still_ns = now
         for connection in list(self.workers.values()):
             connection.send([PING, now])
         if late:
@@ -557,10 +560,7 @@ class Dispatcher:
             elif op == DATA:
                 self._relay(peer, fields, blob)
             elif op == PONG:
-                round_trip = now_ns() - int(fields[0])
-                peer.round_trip.add(round_trip)
-                self._requests.set_one_way(peer.index, peer.one_way_ns())
-                self._round_trip.add(round_trip)
+                self._hear_client(peer, int(fields[0]))
             else:
                 raise BadInput(f"lane op {op} does not come from a client")
         elif isinstance(peer, Worker):
@@ -575,6 +575,19 @@ class Dispatcher:
         else:
             raise BadInput(f"lane op {op} came before HELLO")
 
+    def _hear_client(self, client: Client, pinged_ns: int) -> None:
+        now = now_ns()
+        client.pinged = False
+        if self._stood_still(pinged_ns, now):
+            return
+        client.round_trip.add(now - pinged_ns)
+        self._requests.set_one_way(client.index, client.one_way_ns())
+        self._round_trip.add(now - pinged_ns)
+
+    def _stood_still(self, since_ns: int, now: int) -> bool:
+        """Whether this process stood still since then, so that what was measured meanwhile tells nothing of others."""
+        return self._still_ns > since_ns or now - self._looked_ns > STILL_NS
+
     def _hello(self, connection: Connection, hello: dict[str, Any]) -> None:
         check_hello(hello, self.token)
         connection.limit_bytes = MAX_FRAME_BYTES
@@ -588,7 +601,7 @@ class Dispatcher:
             self.workers[worker.address] = connection
         else:
             connection.bounded = True
-            connection.peer = Client(self._next_client)
+            connection.peer = Client(self._next_client, pinged=True)
             self._requests.set_one_way(self._next_client, 0)
             self._clients[self._next_client] = connection
             self._next_client += 1
@@ -617,7 +630,10 @@ class Dispatcher:
         while True:
             await asyncio.sleep(MEASURE_S)
             for connection in self._clients.values():
-                connection.send([PING, now_ns()])
+                # One at a time: those that wait for a client that stands still would all tell of the same stall.
+                if not connection.peer.pinged:
+                    connection.peer.pinged = connection is not self._local
+                    connection.send([PING, now_ns()])
             self._follow_latency()
             self._close_up()
             self.recent.fold()
@@ -725,7 +741,9 @@ class Dispatcher:
             self._loop.call_soon(self._tick)
 
     def _on_timer(self) -> None:
-        self._timer_lateness.add(now_ns() - self._timer_set)
+        now = now_ns()
+        if not self._stood_still(self._timer_set, now):
+            self._timer_lateness.add(now - self._timer_set)
         self._tick()
 
     def _tick(self) -> None:
@@ -844,9 +862,10 @@ class Dispatcher:
         start = flight.dispatch_ns + one_way + queued_ns
         end = start + run_ns
         # From when the profile says the batch ended, so that what l(b) strays by is allowed for too.
-        worker.reply.add(now - start - (flight.planned[1] - flight.planned[0]))
-        if not flight.waited and not lost:
-            worker.control.add(start - flight.dispatch_ns)
+        if not self._stood_still(flight.dispatch_ns, now):
+            worker.reply.add(now - start - (flight.planned[1] - flight.planned[0]))
+            if not flight.waited and not lost:
+                worker.control.add(start - flight.dispatch_ns)
         self.engine.completed(now, flight.gpu, batch, int(NEVER) if errors else start, end)
         planned_ns = flight.planned[1] - flight.planned[0]
         self.recent.batch(

@@ -10,7 +10,8 @@ Rule 2. A batch is *hung* when none of its requests is waited for any longer (ru
 Rule 3. Workers are pinged at each look. One is *silent* when it has answered nothing for SILENT_NS, and lost when it is
         silent and has a batch that is overdue by its plan: what it has returns to its queues, as if it had died. It may
         connect again. A batch counts as hung only at a worker that answers within ANSWERS_NS.
-Rule 4. A look that comes late judges nobody: this process stood still, and has not read yet what it was told meanwhile.
+Rule 4. A look that comes STILL_NS after the last one judges nobody: this process stood still, and has not read yet what
+        it was told meanwhile. Delays that were measured across such a time are no delays of others.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ SILENT_NS = NS_PER_S
 #: One that answered a ping so lately answers, ns.
 ANSWERS_NS = 3 * NS_PER_S // 10
 
-#: A look that is later than this is late, ns.
-LATE_LOOK_NS = 3 * NS_PER_S // 10
+#: A process that has not looked for so long stood still, ns.
+STILL_NS = 4 * NS_PER_S // 10
 
 #: A batch with Dask tasks may wait so long for them before it runs (``rendezvous.GATHER_S``), ns.
 TASKS_WAIT_NS = NS_PER_S

@@ -16,6 +16,7 @@ class Client:
 
     index: int
     round_trip: Latency = field(default_factory=Latency)
+    pinged: bool = False  #: whether the answer to a ping is under way
 
     def one_way_ns(self) -> int:
         """What to judge by: the mean."""

@@ -131,6 +131,7 @@ class Run:
     shares: dict[str, float] = field(default_factory=dict)
     another_scheduler: bool = False
     still_busy: str = ""
+    state: str = ""
     invalid: str = ""
     seconds: float = 0.0
 
@@ -311,6 +312,13 @@ class Bed:
             if min(run.shares.values()) >= BACK:
                 run.back_s = (end - cleared) / NS_PER_S
                 return
+        status = self.control.status()
+        state = {name: (model["drift"], model["queued"], model["slots"]) for name, model in status["models"].items()}
+        keys = ("serving", "draining", "in_flight", "pace", "control_ns", "reply_ns")
+        state |= {address: {key: worker.get(key) for key in keys} for address, worker in status["workers"].items()}
+        state |= {key: status[key] for key in ("timer_lateness_ns", "client_round_trip_mean_ns", "slack_ns")}
+        ends = Counter(sent.error or sent.outcome for sent in traffic.sent if sent.sent_ns > limit - NS_PER_S)
+        run.state = f"lately {dict(ends)}; {state}"
 
     def _wait_for_quiet(self) -> str:
         """What is still under way when nobody asks for anything any more; "" when nothing is."""

@@ -104,7 +104,8 @@ def _goodput(run: Run) -> Iterator[str]:
     """After the last fault was cleared, goodput is back soon."""
     if run.back_s is None or run.back_s > run.back_within_s:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in run.shares.items())
-        yield f"goodput was not back at {BACK:.0%} in {run.back_within_s:g} s after the last fault, but at {shares}"
+        text = f"goodput was not back at {BACK:.0%} in {run.back_within_s:g} s after the last fault, but at {shares}"
+        yield f"{text}; {run.state}"
     if run.still_busy:
         yield f"when nobody asked any more, there was left: {run.still_busy}"
     if run.invalid:

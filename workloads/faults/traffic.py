@@ -151,8 +151,8 @@ class Traffic:
 def _ask(serving: Serving) -> None:
     try:
         serving.status()
-    except (SymphonyError, OSError):
-        pass
+    except Exception:  # whatever it is, it is tried again
+        time.sleep(0.1)
 
 
 def wait_for_ends(sent: Sequence[Sent], limit_s: float) -> list[Sent]:
