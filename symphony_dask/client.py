@@ -29,6 +29,7 @@ from symphony_dask.errors import (
     BadInput,
     ConnectionLost,
     DeadlineExceeded,
+    NoAnswer,
     NoGPUWorker,
     NotServing,
     SymphonyError,
@@ -39,6 +40,7 @@ from symphony_dask.graph import ModelRef, token
 from symphony_dask.html import latency_text, serving_html, table
 from symphony_dask.lane import (
     CANCEL,
+    OVERDUE_NS,
     PLACE,
     RESULT,
     RESULT_ROW,
@@ -71,6 +73,14 @@ FRAME_BYTES = 1 << 24
 #: How long a notebook waits for the status of a cluster that it shows, and between looks whether one is ready, s.
 _REPR_S = 1.0
 _READY_POLL_S = 0.05
+
+#: The scheduler pings its clients every 0.2 s. One that has said nothing for so long is silent, and requests whose
+#: deadline is longer ago than OVERDUE_NS then end here; ends of requests are looked for every WATCH_S.
+_SILENT_NS = 300_000_000
+_WATCH_S = 0.1
+
+#: A look that is later than this is late, ns: this process stood still, and may have answers that it has not read yet.
+_LATE_LOOK_NS = 300_000_000
 
 W = TypeVar("W", bound=Waiting)
 
@@ -536,12 +546,12 @@ class Model:
                 return self._too_late(left_ns)
             slo_ns = min(slo_ns or self.slo_ns, left_ns)
         if not retries:
-            return self._lane.submit(self._id, payload, slo_ns, priority)
+            return self._lane.submit(self._id, payload, slo_ns, priority, within_ns=slo_ns or self.slo_ns)
         if not isinstance(retries, int) or retries < 0:
             raise BadInput(f"retries={retries!r}: give a whole number, at least 0")
 
         def send(slo_ns: int) -> InferenceFuture:
-            return self._lane.submit(self._id, payload, slo_ns, priority)
+            return self._lane.submit(self._id, payload, slo_ns, priority, within_ns=slo_ns)
 
         return RetriedFuture(send, slo_ns or self.slo_ns, retries, self._lane.later)
 
@@ -602,6 +612,7 @@ class _Lane:
         self._next = 0
         self._numbering = threading.Lock()
         self._watch: asyncio.Task[None] | None = None
+        self._wait_ns = 0  # for so long the scheduler lets requests wait for a first GPU
         self.scheduler_id = ""
 
     @property
@@ -628,6 +639,7 @@ class _Lane:
             text = f"the lane at {host}:{info['port']} cannot be reached: {error or type(error).__name__}"
             raise ConnectionLost(f"{text}; check that the port is open, or set symphony.lane.port") from error
         self._connection.on_drained = self._wake
+        self._wait_ns = int(self._connection.welcome.get("wait_ns", 0))
         self._direct = Direct(
             self._connection,
             info["token"],
@@ -641,12 +653,40 @@ class _Lane:
             self._watch = self._loop.create_task(self._watch_loop())
 
     async def _watch_loop(self) -> None:
-        """End all requests when the event loop does, as when the Dask client is closed: it cancels its tasks then."""
+        """End requests that a silent scheduler does not end, and all of them when the event loop does, as when the Dask
+        client is closed: it cancels its tasks then.
+        """
+        heard, heard_ns, looked_ns = -1, 0, 0
+        expected: dict[int, int] = {}  # answers that are under way from workers, and since when
         try:
-            await self._loop.create_future()
+            while True:
+                await asyncio.sleep(_WATCH_S)
+                now, connection, direct = now_ns(), self._connection, self._direct
+                read = connection.bytes_in if connection is not None else 0
+                late = now - looked_ns > _LATE_LOOK_NS
+                looked_ns = now
+                if read != heard:
+                    heard, heard_ns = read, now
+                if now - heard_ns > _SILENT_NS and not late:
+                    text = f"the scheduler has been silent for {format_duration(now - heard_ns)}"
+                    self._end_overdue(now, list(self._pending), text)
+                expected = {r: expected.get(r, now) for r in direct.expected} if direct is not None else {}
+                stuck = [r for r, since_ns in expected.items() if now - since_ns > _SILENT_NS]
+                if stuck and not late:
+                    self._end_overdue(now, stuck, "its answer does not arrive from the worker")
         finally:
             self._watch = None
             self._hang_up("the Dask client was closed")
+
+    def _end_overdue(self, now: int, requests: list[int], why: str) -> None:
+        """Wait no longer for those of some requests that should have ended."""
+        for request in requests:
+            future = self._pending.get(request)
+            if future is None or now <= future.ends_ns + OVERDUE_NS + self._wait_ns:
+                continue
+            self._cancel(request)
+            text = f"{why}, and the deadline is over: whether the request ran is not known; check the network"
+            future._finish("failed", None, NoAnswer(text))
 
     async def close(self) -> None:
         if self._watch is not None:
@@ -668,16 +708,23 @@ class _Lane:
         slo_ns: int,
         priority: int,
         make: Callable[[int, Callable[[int], None]], W] = InferenceFuture,  # type: ignore[assignment]
+        *,
+        within_ns: int,
     ) -> W:
-        """What ``make(request, on_cancel)`` gives, once the request is in the outbox."""
+        """What ``make(request, on_cancel)`` gives, once the request is in the outbox.
+
+        slo_ns: 0 for the model's. within_ns: what its SLO is as far as is known here.
+        """
         if not self.connected:
             raise ConnectionLost("the connection to the scheduler is gone: make a new Serving(client)")
         with self._numbering:
             request = self._next
             self._next += 1
         future = make(request, self._cancel)
+        now = now_ns()
+        future.ends_ns = now + within_ns
         self._pending[request] = future
-        self._outbox.append((model_id, slo_ns, now_ns(), request, priority, payload))
+        self._outbox.append((model_id, slo_ns, now, request, priority, payload))
         self._wake()
         if not self.connected:  # lost between the check and the append: nobody will look at the outbox again
             self._fail_all("the connection to the scheduler was lost")

@@ -223,6 +223,11 @@ class Direct:
         if ids:
             connection.send([DATA, batch, self._client, column(ids), column(sizes)], *payloads)
 
+    @property
+    def expected(self) -> list[int]:
+        """Requests that have ended, whose answers are still under way from workers."""
+        return list(self._outcomes)
+
     def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
         if op != ANSWER:
             raise BadInput(f"lane op {op!r:.40} does not come from a worker to a client")

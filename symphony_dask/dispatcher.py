@@ -25,6 +25,7 @@ from symphony_dask.canary import Canary, split
 from symphony_dask.doorway import Doorway, Patience
 from symphony_dask.errors import BadInput
 from symphony_dask.lane import (
+    ASIDE,
     CANCEL,
     DATA,
     DONE,
@@ -32,6 +33,7 @@ from symphony_dask.lane import (
     EXECUTE,
     GONE,
     HELLO,
+    OVERDUE_NS,
     PING,
     PLACE,
     PONG,
@@ -50,6 +52,7 @@ from symphony_dask.lane import (
     read_rows,
 )
 from symphony_dask.latency import Latency
+from symphony_dask.overdue import ANSWERS_NS, LOOK_S, SILENT_NS, STILL_NS, due_back_ns, is_hung, is_overdue
 from symphony_dask.peers import FIRST_ROUND_TRIP_NS, Client, Worker, worker_of
 from symphony_dask.recent import Facts, ModelCounts, Recent, Tally
 from symphony_dask.requests import RequestTable, Rows, Settled
@@ -86,8 +89,9 @@ MIN_SLACK_NS = 200_000
 SLACK_SHARE = 0.05
 
 #: A worker waits for payloads until the last deadline of the batch, but no less and no more than this, ns. The least
-#: leaves time to find out that a worker cannot be reached, and to take the way through the scheduler.
-MIN_WAIT_NS, MAX_WAIT_NS = NS_PER_S, 5 * NS_PER_S
+#: leaves time to find out that a worker cannot be reached, and to take the way through the scheduler; but requests are
+#: to end before they count as overdue.
+MIN_WAIT_NS, MAX_WAIT_NS = 9 * OVERDUE_NS // 10, 5 * NS_PER_S
 
 
 class LocalClient(Protocol):
@@ -109,6 +113,8 @@ class Dispatcher:
     wait_ns: for how long requests wait for a first GPU while there is none; their SLO counts from then. 0: not at all.
     patience: with connections that say nothing, or drip.
     on_worker: called with the connection of each worker that says HELLO; its slots get batches from ``add_slots`` on.
+    on_aside: called with a worker's connection, a slot, a model and why, when the slot goes on without a batch of that
+        model that hangs; on_back: with the first three, when such a batch has ended after all.
     Times inside are ns on ``lane.now_ns``; recorded ones count from the start of the recording.
     """
 
@@ -121,6 +127,8 @@ class Dispatcher:
         wait_ns: int = 0,
         patience: Patience | None = None,
         on_worker: Callable[[Connection], None] = lambda connection: None,
+        on_aside: Callable[[Connection, int, int, str], None] = lambda *aside: None,
+        on_back: Callable[[Connection, int, int], None] = lambda *back: None,
     ) -> None:
         self.engine = Engine(policy, max_requests=max_requests)
         self.token = secrets.token_hex(16)
@@ -132,6 +140,11 @@ class Dispatcher:
         self.tracing: Tracing | None = None
         self._inline_bytes = inline_bytes
         self._on_worker = on_worker
+        self._on_aside, self._on_back = on_aside, on_back
+        #: Hung batches whose slots went on without them: the worker's connection, slot and model.
+        self._aside: dict[int, tuple[Connection, int, int]] = {}
+        #: When it was last looked for overdue batches, and when this process last was found to have stood still.
+        self._looked_ns = self._still_ns = 0
         self._clients: dict[int, Connection] = {}
         self._next_client = 0
         self._local: Any = None
@@ -160,7 +173,7 @@ class Dispatcher:
         self._round_trip = Latency()  # of all clients
         self._set_slack(FIRST_ROUND_TRIP_NS // 2)
         self._tick_due = False
-        self._measure_task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._bytes_in = self._bytes_out = 0  # of connections that are gone
 
     async def start(self, host: str | None, port: int = 0, ssl_context: ssl.SSLContext | None = None) -> None:
@@ -169,7 +182,7 @@ class Dispatcher:
         await self._doorway.listen(host, port, ssl_context)
         self._timer = Timer(self._loop, self._on_timer)
         self._sample()
-        self._measure_task = self._loop.create_task(self._measure())
+        self._tasks = [self._loop.create_task(task) for task in (self._measure(), self._follow_overdue())]
 
     @property
     def port(self) -> int:
@@ -177,8 +190,9 @@ class Dispatcher:
 
     async def stop(self) -> None:
         """Close the server, all connections and the recording."""
-        if self._measure_task is not None:
-            self._measure_task.cancel()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
             self._timer.close()
         self._doorway.close()
         self._doorway.hang_up()
@@ -315,15 +329,19 @@ class Dispatcher:
             if worker.gpu_class not in model.profiles:  # what it cannot have loaded, as that would have been profiled
                 self._set_profile(model, gpu_class, next(iter(model.profiles.values())))
         for slot in range(worker.slots):
-            gpu = self.engine.add_gpu(now, gpu_class=gpu_class, control_ns=int(worker.control.mean_ns))
-            worker.gpus.append(gpu)
-            self._gpu_worker[gpu] = (connection, slot)
-            self._busy_ns[gpu] = 0
-            self._log_gpu("ready", gpu, worker)
+            worker.gpus.append(self._add_gpu(now, connection, slot, gpu_class))
         self._look_who_serves()
         self._follow_latency()
         self._due()
         self._resubmit()
+
+    def _add_gpu(self, now: int, connection: Connection, slot: int, gpu_class: int) -> int:
+        worker: Worker = connection.peer
+        gpu = self.engine.add_gpu(now, gpu_class=gpu_class, control_ns=int(worker.control.mean_ns))
+        self._gpu_worker[gpu] = (connection, slot)
+        self._busy_ns[gpu] = 0
+        self._log_gpu("ready", gpu, worker)
+        return gpu
 
     def drain_workers(self, addresses: Iterable[str]) -> None:
         """Give workers no more batches.
@@ -405,27 +423,107 @@ class Dispatcher:
         worker: Worker = connection.peer
         now = now_ns()
         for gpu in worker.gpus:
-            for flight in [f for f in self._flights.values() if f.gpu == gpu]:
-                del self._flights[flight.batch]
-                if self.log is not None:
-                    self.log.batch(flight, BatchOutcome.LOST)
-                # The engine returns only those that somebody still waits for.
-                cancelled = flight.slots[self._requests.client[flight.slots] < 0]
-                self._end(cancelled, flight.model, Outcome.CANCELLED, "", "")
-            removal = self.engine.remove_gpu(now, gpu)
-            del self._gpu_worker[gpu], self._busy_ns[gpu]
-            self._log_gpu("leave", gpu, worker)
+            requeued = self._remove_gpu(now, worker, gpu)
             retries = self._requests.retries
-            retries[removal.requeued] += 1
-            for slot in removal.ended.tolist():
-                self._end_one(slot, Outcome.CANCELLED, "Undeployed", "the model was undeployed")
-            for slot in removal.requeued[retries[removal.requeued] > MAX_RETRIES].tolist():
+            retries[requeued] += 1
+            for slot in requeued[retries[requeued] > MAX_RETRIES].tolist():
                 self.engine.cancel(now, slot)
                 text = f"{MAX_RETRIES + 1} workers were lost with the request in flight, the last at {worker.address}"
                 self._end_one(slot, Outcome.FAILED, "WorkerLost", text)
         worker.gpus.clear()
+        self._aside = {batch: aside for batch, aside in self._aside.items() if aside[0] is not connection}
         self._look_who_serves()
         self._follow_latency()
+        self._due()
+
+    def _remove_gpu(self, now: int, worker: Worker, gpu: int) -> npt.NDArray[np.int32]:
+        """Take one GPU away; returns the requests that were in flight there and are queued again."""
+        for flight in [f for f in self._flights.values() if f.gpu == gpu]:
+            del self._flights[flight.batch]
+            if self.log is not None:
+                self.log.batch(flight, BatchOutcome.LOST)
+            # The engine returns only those that somebody still waits for.
+            self._end(self._cancelled(flight), flight.model, Outcome.CANCELLED, "", "")
+        removal = self.engine.remove_gpu(now, gpu)
+        del self._gpu_worker[gpu], self._busy_ns[gpu]
+        self._log_gpu("leave", gpu, worker)
+        for slot in removal.ended.tolist():
+            self._end_one(slot, Outcome.CANCELLED, "Undeployed", "the model was undeployed")
+        return removal.requeued
+
+    def _cancelled(self, flight: Flight) -> npt.NDArray[np.int32]:
+        """Those of a batch's requests that were cancelled in flight; they are counted when it ends."""
+        gone = self._requests.client[flight.slots] < 0
+        return flight.slots[gone if flight.ended is None else gone & ~flight.ended]
+
+    # Batches that do not come back
+
+    async def _follow_overdue(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                self._look_for_overdue(now_ns())
+            except Exception:
+                logger.exception("overdue batches could not be looked after")
+
+    def _look_for_overdue(self, now: int) -> None:
+        """Wait no longer for what is overdue, by the rules of ``overdue``."""
+        late = now - self._looked_ns > STILL_NS
+        self._looked_ns = now
+        if late:
+            self._still_ns = now
+        for connection in list(self.workers.values()):
+            connection.send([PING, now])
+        if late:
+            return
+        for flight in [f for f in self._flights.values() if is_overdue(f, now)]:
+            if flight.batch not in self._flights:  # it went with one before it
+                continue
+            connection, _ = self._gpu_worker[flight.gpu]
+            worker: Worker = connection.peer
+            silent_ns = now - worker.heard_ns
+            if silent_ns > SILENT_NS:
+                logger.warning("worker %s is given up: silent for %.1f s", worker.address, silent_ns / NS_PER_S)
+                self.drop_worker(worker.address)
+                continue
+            self._end_overdue(now, flight, worker)
+            if silent_ns < ANSWERS_NS and is_hung(flight, now):
+                self._set_aside(now, flight, connection)
+
+    def _end_overdue(self, now: int, flight: Flight, worker: Worker) -> None:
+        """End those of a batch's requests whose deadline is long over; the batch goes on."""
+        slots = flight.slots
+        over = self._requests.deadline[slots] + OVERDUE_NS < now
+        mine = over & (self._requests.client[slots] >= 0)
+        if not mine.any():
+            return
+        for slot in slots[mine].tolist():
+            self.engine.cancel(now, slot)  # it is in flight, so it is only marked
+        flight.ended = mine if flight.ended is None else flight.ended | mine
+        lacks = "its payload may not have come, or the model" if flight.held else "the model"
+        text = (
+            f"worker {worker.address} had the request and did not answer until {format_duration(OVERDUE_NS)} after its "
+            f"deadline: {lacks} hangs, or takes far longer than its profile says"
+        )
+        self._end(slots[mine], flight.model, Outcome.FAILED, "NoAnswer", text, flight)
+
+    def _set_aside(self, now: int, flight: Flight, connection: Connection) -> None:
+        """Have a slot go on without a batch that hangs."""
+        worker: Worker = connection.peer
+        gpu, model = flight.gpu, flight.model
+        _, slot = self._gpu_worker[gpu]
+        took_s = (now - flight.dispatch_ns) / NS_PER_S
+        why = f"a batch of {len(flight.slots)} requests hangs: it left {took_s:.1f} s ago, and its worker still answers"
+        logger.warning("slot %d of worker %s goes on without model %r: %s", slot, worker.address, model.label, why)
+        gpu_class, busy_ns = int(self.engine.state.gpu["gpu_class"][gpu]), self._busy_ns[gpu]
+        self._remove_gpu(now, worker, gpu)
+        connection.send([ASIDE, slot, flight.batch])
+        self._aside[flight.batch] = (connection, slot, model.model_id)
+        gpu = worker.gpus[slot] = self._add_gpu(now, connection, slot, gpu_class)
+        self._busy_ns[gpu] = busy_ns
+        if worker.draining and not worker.closing:
+            self.engine.drain_gpu(now, gpu)
+        self._on_aside(connection, slot, model.model_id, why)
         self._due()
 
     # Connections
@@ -452,38 +550,52 @@ class Dispatcher:
             elif op == DATA:
                 self._relay(peer, fields, blob)
             elif op == PONG:
-                round_trip = now_ns() - int(fields[0])
-                peer.round_trip.add(round_trip)
-                self._requests.set_one_way(peer.index, peer.one_way_ns())
-                self._round_trip.add(round_trip)
+                self._hear_client(peer, int(fields[0]))
             else:
                 raise BadInput(f"lane op {op!r:.40} does not come from a client")
         elif isinstance(peer, Worker):
             if op == DONE:
                 self._done(connection, peer, fields, blob)
-            elif op != PONG:
+            elif op == PONG:
+                peer.heard_ns = now_ns()
+            else:
                 raise BadInput(f"lane op {op!r:.40} does not come from a worker")
         elif op == HELLO:
             self._hello(connection, fields[0])
         else:
             raise BadInput(f"lane op {op!r:.40} came before HELLO")
 
+    def _hear_client(self, client: Client, pinged_ns: int) -> None:
+        now = now_ns()
+        client.pinged = False
+        if self._stood_still(pinged_ns, now):
+            return
+        client.round_trip.add(now - pinged_ns)
+        self._requests.set_one_way(client.index, client.one_way_ns())
+        self._round_trip.add(now - pinged_ns)
+
+    def _stood_still(self, since_ns: int, now: int) -> bool:
+        """Whether this process stood still since then, so that what was measured meanwhile tells nothing of others."""
+        return self._still_ns > since_ns or now - self._looked_ns > STILL_NS
+
     def _hello(self, connection: Connection, hello: dict[str, Any]) -> None:
         check_hello(hello, self.token)
         self._doorway.welcome(connection)
         if hello["role"] == "worker":
             worker = worker_of(hello)
+            worker.heard_ns = now_ns()
             self.drop_worker(worker.address)
             connection.peer = worker
             self.workers[worker.address] = connection
         else:
             connection.bounded = True
-            connection.peer = Client(self._next_client)
+            connection.peer = Client(self._next_client, pinged=True)
             self._requests.set_one_way(self._next_client, 0)
             self._clients[self._next_client] = connection
             self._next_client += 1
         index = getattr(connection.peer, "index", -1)
-        connection.send([WELCOME, {"connection": index, "inline_bytes": self._inline_bytes}])
+        welcome = {"connection": index, "inline_bytes": self._inline_bytes, "wait_ns": self._waiting.limit_ns}
+        connection.send([WELCOME, welcome])
         connection.send([PING, now_ns()])
         if hello["role"] == "worker":
             self._on_worker(connection)
@@ -505,7 +617,10 @@ class Dispatcher:
         while True:
             await asyncio.sleep(MEASURE_S)
             for connection in self._clients.values():
-                connection.send([PING, now_ns()])
+                # One at a time: those that wait for a client that stands still would all tell of the same stall.
+                if not connection.peer.pinged:
+                    connection.peer.pinged = connection is not self._local
+                    connection.send([PING, now_ns()])
             self._follow_latency()
             self._close_up()
             self.recent.fold()
@@ -613,7 +728,9 @@ class Dispatcher:
             self._loop.call_soon(self._tick)
 
     def _on_timer(self) -> None:
-        self._timer_lateness.add(now_ns() - self._timer_set)
+        now = now_ns()
+        if not self._stood_still(self._timer_set, now):
+            self._timer_lateness.add(now - self._timer_set)
         self._tick()
 
     def _tick(self) -> None:
@@ -644,8 +761,9 @@ class Dispatcher:
         waited = self.engine.in_flight(gpu) > 1
         rows, (n_held, owner, last, n_local) = self._requests.lay_out(slots, self._local_index)
         window, planned = (window_open, window_close), (start, end)
-        self._flights[batch] = Flight(batch, model, gpu, slots, now, window, planned, waited, n_held > 0)
         wait_ns = min(max(last - end, MIN_WAIT_NS), MAX_WAIT_NS) if n_held else 0
+        due_back = due_back_ns(last, end, wait_ns, n_local > 0)
+        self._flights[batch] = Flight(batch, model, gpu, slots, now, window, planned, waited, n_held > 0, due_back)
         fields = [EXECUTE, batch, slot, model.model_id, rows.tobytes(), wait_ns]
         if n_local:
             local = np.flatnonzero(rows["client"] == self._local_index)
@@ -700,7 +818,9 @@ class Dispatcher:
         now = now_ns()
         batch, _, queued_ns, run_ns, held_ns, answers_raw, raised, lost_raw = fields
         flight = self._flights.get(batch)
+        worker.heard_ns = now
         if flight is None or self._gpu_worker.get(flight.gpu, (None, 0))[0] is not connection:
+            self._come_back(connection, batch)
             return
         answers, lost = read_rows(answers_raw, DONE_ROW), read_column(lost_raw).tolist()
         slots = flight.slots
@@ -733,9 +853,10 @@ class Dispatcher:
         start = flight.dispatch_ns + one_way + queued_ns
         end = start + run_ns
         # From when the profile says the batch ended, so that what l(b) strays by is allowed for too.
-        worker.reply.add(now - start - (flight.planned[1] - flight.planned[0]))
-        if not flight.waited and not lost:
-            worker.control.add(start - flight.dispatch_ns)
+        if not self._stood_still(flight.dispatch_ns, now):
+            worker.reply.add(now - start - (flight.planned[1] - flight.planned[0]))
+            if not flight.waited and not lost:
+                worker.control.add(start - flight.dispatch_ns)
         self.engine.completed(now, flight.gpu, batch, int(NEVER) if errors else start, end)
         planned_ns = flight.planned[1] - flight.planned[0]
         self.recent.batch(
@@ -743,8 +864,9 @@ class Dispatcher:
             planned_ns,
         )  # fmt: skip
         self._reply(settled, blob, errors)
+        settled = self._without_ended(flight, settled)
         if len(blob) > self._inline_bytes:
-            large = (answers["link"] < 0) & (answers["bytes"] > self._inline_bytes)
+            large = (settled.results["link"] < 0) & (settled.results["bytes"] > self._inline_bytes)
             self._introduce(worker, settled.owners[large])
         if self.log is not None:
             outcome = BatchOutcome.FAILED if len(errors) == len(slots) else BatchOutcome.DONE
@@ -754,6 +876,22 @@ class Dispatcher:
             outcomes = settled.results["outcome"]
             self.tracing.served(flight, settled.entries, outcomes, worker.address, start, end, replies)
         self._due()
+
+    def _without_ended(self, flight: Flight, settled: Settled) -> Settled:
+        """A batch without those of its requests that had ended before it came back: they have been counted."""
+        if flight.ended is None:
+            return settled
+        flight.model.counts[Outcome.CANCELLED] -= int(flight.ended.sum())
+        owner, *columns = settled
+        kept = (column[~flight.ended] if len(column) else column for column in columns)
+        return Settled(owner, *kept)
+
+    def _come_back(self, connection: Connection, batch: int) -> None:
+        """A batch that is not waited for any longer has ended: where it hung, its model can be served again."""
+        aside = self._aside.get(batch)
+        if aside is not None and aside[0] is connection:
+            del self._aside[batch]
+            self._on_back(*aside)
 
     def _reply(self, settled: Settled, blob: memoryview, errors: dict[int, tuple[str, str]]) -> None:
         """Send each client its answers; the blob passes through whole where one client has all."""
@@ -781,8 +919,16 @@ class Dispatcher:
             if connection is not None:
                 connection.send([PLACE, -1, *worker.lane, b""])
 
-    def _end(self, slots: npt.NDArray[np.int32], model: ServedModel, outcome: Outcome, error: str, text: str) -> None:
-        """End requests that got no answer, all alike."""
+    def _end(
+        self,
+        slots: npt.NDArray[np.int32],
+        model: ServedModel,
+        outcome: Outcome,
+        error: str,
+        text: str,
+        flight: Flight | None = None,
+    ) -> None:
+        """End requests that got no answer, all alike; flight: the batch that they are in."""
         if not len(slots):
             return
         owners = self._requests.client[slots]
@@ -793,7 +939,7 @@ class Dispatcher:
                 _send_errors(connection, ids, outcome, dict.fromkeys(range(len(ids)), (error, text)))
         model.counts[outcome] += len(slots)
         if self.log is not None:
-            self.log.requests(model, self._requests.rows(slots), outcome, reply=now_ns())
+            self.log.requests(model, self._requests.rows(slots), outcome, reply=now_ns(), flight=flight)
         if self.tracing is not None:
             self.tracing.ended(model, self._requests.rows(slots), outcome)
         self._requests.forget(slots)

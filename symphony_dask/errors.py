@@ -56,6 +56,12 @@ class PayloadLost(RequestError):
     """The request's payload did not reach the worker in time, so it did not run (outcome ``failed``)."""
 
 
+class NoAnswer(RequestError, TimeoutError):
+    """No answer came until half a second after the deadline, and none is waited for any longer: the model hangs, or the
+    worker or the scheduler does not respond. The request may have run (outcome ``failed``).
+    """
+
+
 class Undeployed(RequestError):
     """The model was undeployed while the request waited (outcome ``cancelled``)."""
 

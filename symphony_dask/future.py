@@ -16,12 +16,20 @@ from symphony_dask.errors import RequestError
 #: Characters of an answer that a notebook shows.
 _MOST_SHOWN = 500
 
+#: Of what has no deadline of its own.
+NEVER = 2**63 - 1
+
 # Guards the making of conditions; held for a few bytecodes, never while anything waits.
 _making = threading.Lock()
 
 
 class Waiting(Protocol):
-    """What the lane keeps of a request until it ends; one of the two is called, once, in the event loop's thread."""
+    """What the lane keeps of a request until it ends; one of the two is called, once, in the event loop's thread.
+
+    ends_ns: its deadline as far as the client knows, on ``lane.now_ns``; set by the lane.
+    """
+
+    ends_ns: int
 
     def _answer(self, outcome: str, payload: memoryview) -> None: ...
 
@@ -40,6 +48,7 @@ class InferenceFuture(concurrent.futures.Future[Any]):
 
     outcome: str | None
     request: int
+    ends_ns: int = NEVER
 
     def __init__(self, request: int = -1, on_cancel: Callable[[int], None] | None = None) -> None:
         self._state = PENDING

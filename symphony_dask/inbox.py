@@ -113,6 +113,8 @@ class Inbox:
         self._early: dict[int, list[tuple[int, list[int], list[int], memoryview]]] = {}
         self._newest = -1
         self._doorway = Doorway(self._frame, self._lost, patience=patience, bounded=True)
+        #: The newest batch for each slot.
+        self.newest: dict[int, int] = {}
         self._links: dict[int, Connection] = {}
 
     async def listen(self, host: str, ports: Iterable[int], ssl_context: ssl.SSLContext | None) -> int:
@@ -139,6 +141,7 @@ class Inbox:
         self._waiting.clear()
         self._early.clear()
         self._newest = -1
+        self.newest.clear()
         self._doorway.hang_up()
 
     # Batches
@@ -149,7 +152,7 @@ class Inbox:
         requests = read_rows(rows_raw, EXECUTE_ROW)
         sizes, clients, ids = requests["bytes"], requests["client"], requests["id"]
         batch = Batch(number, slot, model_id, sizes, clients, ids, blob, now_ns(), *tasks)
-        self._newest = number
+        self._newest = self.newest[slot] = number
         if not wait_ns:
             self._on_complete(batch)
             return
@@ -177,6 +180,13 @@ class Inbox:
         connection = self._links.get(client)
         if connection is not None:
             connection.close()
+
+    def forget(self, slot: int) -> None:
+        """Batches of a slot that wait for payloads are not to run any more."""
+        for waiting in [w for w in self._waiting.values() if w.batch.slot == slot]:
+            del self._waiting[waiting.batch.number]
+            if waiting.timer is not None:
+                waiting.timer.cancel()
 
     def _take(self, number: int, client: int, ids: list[int], sizes: list[int], blob: memoryview) -> None:
         waiting = self._waiting.get(number)

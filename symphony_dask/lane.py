@@ -20,7 +20,7 @@ the connection (``link``, -1: the answer is in the blob).
     op       direction            fields                                                      blob
     HELLO    to a server          {token, version, role, ...}                                 to the scheduler from a
                                   worker: worker, host, slots, gpu_class, lane; to a worker: client, link
-    WELCOME  from a server        {connection, inline_bytes}
+    WELCOME  from a server        {connection, inline_bytes, wait_ns}
     PING     from a server        t_ns                                                        (answered by PONG t_ns)
     SUBMIT   client to scheduler  SUBMIT_ROW[]                                                payloads not held
     CANCEL   client to scheduler  ids i8[]
@@ -30,6 +30,7 @@ the connection (``link``, -1: the answer is in the blob).
     EXECUTE  scheduler to worker  batch, slot, model, EXECUTE_ROW[], wait_ns (0: none held),  payloads not held
                                   [{index: held task}]
     GONE     scheduler to worker  client: what it holds will not come
+    ASIDE    scheduler to worker  slot, batch: go on without it, and without any other of before
     ANSWER   worker to client     ids i8[], bytes i8[]                                        answers
     DONE     worker to scheduler  batch, slot, queued_ns, run_ns, held_ns, DONE_ROW[],        answers not sent on links
                                   {index: text}, lost i8[]: indices whose payload did not come
@@ -63,9 +64,9 @@ from symphony_dask.errors import BadInput
 logger = logging.getLogger(__name__)
 
 #: Raised by one when frames change their meaning; both ends must agree.
-VERSION = 4
+VERSION = 5
 
-HELLO, WELCOME, PING, PONG, SUBMIT, CANCEL, RESULT, EXECUTE, DONE, PLACE, DATA, GONE, ANSWER = range(1, 14)
+HELLO, WELCOME, PING, PONG, SUBMIT, CANCEL, RESULT, EXECUTE, DONE, PLACE, DATA, GONE, ANSWER, ASIDE = range(1, 15)
 
 #: A frame with more bytes than this closes the connection.
 MAX_FRAME_BYTES = 1 << 30
@@ -84,6 +85,9 @@ MAX_UNSENT_BYTES = 1 << 28
 
 #: What a peer has not read so long after the connection was closed is thrown away, s.
 CLOSE_S = 10.0
+
+#: A request is waited for so long after its deadline, ns.
+OVERDUE_NS = 500_000_000
 
 #: A peer that vanished without a word is given up after about so many seconds, as Dask's comms do it.
 SILENCE_S = 30

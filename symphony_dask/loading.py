@@ -24,6 +24,7 @@ from symphony_dask.placement import (
     KEEP,
     LINGER_NS,
     REST,
+    TRIAL_NS,
     Demand,
     Loaded,
     SlotPlace,
@@ -150,6 +151,30 @@ class Loader:
         """A worker is drained no more."""
         if address in self.workers:
             self._admit(self.workers[address])
+
+    def set_aside(self, connection: Connection, number: int, model_id: int, why: str) -> None:
+        """A slot goes on without a model, a batch of which hangs there: have it loaded there anew after a while."""
+        worker = self.workers.get(connection.peer.address)
+        if worker is None or worker.connection is not connection:
+            return
+        slot = worker.slots[number]
+        if slot.loaded.pop(model_id, None) is not None:
+            failure = slot.hang(model_id, f"worker {worker.address}: {why}", now_ns())
+            for _, other in self._all_slots():
+                other.put_off(model_id, failure.again_ns)
+        self._admit(worker)
+
+    def take_back(self, connection: Connection, number: int, model_id: int) -> None:
+        """The batch has ended after all: the model is there, unless it is being loaded anew."""
+        worker = self.workers.get(connection.peer.address)
+        if worker is None or worker.connection is not connection:
+            return
+        slot = worker.slots[number]
+        if model_id not in self._served or model_id in slot.loaded or model_id in slot.loading:
+            return
+        slot.failed.pop(model_id, None)
+        slot.loaded[model_id] = Loaded(_memory_of(self._served[model_id]), now_ns(), now_ns())
+        self._admit(worker)
 
     # Models
 
@@ -353,7 +378,7 @@ class Loader:
     def _look(self, now: int, limited: bool) -> None:
         for worker, slot in self._all_slots():
             if slot.limit is None and len(slot.loading) < _AT_ONCE:
-                missing = [d for m, d in self._served.items() if slot.may_try(m, now)]
+                missing = [d for d in self._served.values() if self._may_try(slot, d, now)]
                 if missing:
                     self._start(worker, slot, missing[0], [])
         if not limited:
@@ -367,6 +392,14 @@ class Loader:
                     loaded.used_ns = max(loaded.used_ns, model.used_ns.get(gpu, 0) if model is not None else 0)
         for move in plan(now, [slot for _, slot in places], self._demands(now)):
             self._start(owner[id(move.slot)], move.slot, self._served[move.model_id], move.evict)
+
+    def _may_try(self, slot: SlotPlace, deployment: Deployment, now: int) -> bool:
+        """Whether to load a model into a slot now; one that hung is on trial in one slot at a time."""
+        model_id, trial_ns = deployment.model_id, deployment.slo_ns + TRIAL_NS
+        if not slot.may_try(model_id, now):
+            return False
+        others = (other for _, other in self._all_slots() if other is not slot)
+        return model_id not in slot.hung or not any(other.is_on_trial(model_id, trial_ns, now) for other in others)
 
     def _start(self, worker: WorkerPlaces, slot: SlotPlace, deployment: Deployment, evict: list[int]) -> None:
         slot.loading[deployment.model_id] = _memory_of(deployment)  # at once, so that the next look sees it

@@ -22,6 +22,7 @@ class Client:
 
     index: int
     round_trip: Latency = field(default_factory=Latency)
+    pinged: bool = False  #: whether the answer to a ping is under way
 
     def one_way_ns(self) -> int:
         """What to judge by: the mean."""
@@ -45,6 +46,7 @@ class Worker:
     control: Latency = field(default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2))  #: dispatch to start
     #: from the predicted end to the answer at the scheduler
     reply: Latency = field(default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2))
+    heard_ns: int = 0  #: when it last answered a ping, or sent a batch back
     heard: int = 0  #: samples of ``reply`` at the last look
     gpus: list[int] = field(default_factory=list)
     draining: bool = False  #: takes nothing new

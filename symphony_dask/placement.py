@@ -15,8 +15,9 @@ Rule 4. A model that has fewer slots than it wants is loaded into one more, thos
 Rule 5. The models used longest ago go first, those with slots to spare before others; as many as are needed. None goes
         that was loaded less than KEEP load times ago, or that is pinned and has no other slot. One that has no slots
         to spare goes only for a model that has none at all.
-Rule 6. A model that could not be loaded into a slot is tried there again after RETRY_S, and twice as long each time
-        after that, up to RETRY_MOST_S.
+Rule 6. A model that could not be loaded into a slot, or hung there, is tried there again after RETRY_S, and twice as
+        long each time after that, up to RETRY_MOST_S. Times that it hung are forgotten after FORGET_NS without. Where
+        it hung in several slots, it is on trial in one of them, for its SLO and TRIAL_NS, before others load it again.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ FILL = 0.7
 
 #: Waits before a load that failed is tried again, s.
 RETRY_S, RETRY_MOST_S = 1.0, 60.0
+
+#: How long it is remembered that a model hung, ns.
+FORGET_NS = 300 * NS_PER_S
+
+#: How long after the SLO of a first request a model that hung is on trial, ns: by then it would have hung again.
+TRIAL_NS = NS_PER_S
 
 
 @dataclass
@@ -72,6 +79,7 @@ class SlotPlace:
     loading: dict[int, int] = field(default_factory=dict)  #: bytes reserved
     leaving: dict[int, int] = field(default_factory=dict)  #: bytes not yet free
     failed: dict[int, Failure] = field(default_factory=dict)
+    hung: dict[int, tuple[int, int]] = field(default_factory=dict)  #: how often a model did, and when last
     rests_ns: int = 0  #: until when nothing is to be evicted
 
     def free(self) -> int:
@@ -90,6 +98,29 @@ class SlotPlace:
     def fail(self, model_id: int, error: str, now: int) -> Failure:
         """Put down that a model could not be loaded (rule 6)."""
         attempts = self.failed[model_id].attempts + 1 if model_id in self.failed else 1
+        return self._wait(model_id, error, attempts, now)
+
+    def hang(self, model_id: int, error: str, now: int) -> Failure:
+        """Put down that a batch of a model hangs (rule 6); it could be loaded, so only this tells of other times."""
+        times, last_ns = self.hung.get(model_id, (0, 0))
+        times = times + 1 if now - last_ns < FORGET_NS else 1
+        self.hung[model_id] = (times, now)
+        return self._wait(model_id, error, times, now)
+
+    def put_off(self, model_id: int, until_ns: int) -> None:
+        """A model that hung here has hung elsewhere too: do not try it before that slot does."""
+        if model_id in self.hung and model_id in self.failed:
+            self.failed[model_id].again_ns = max(self.failed[model_id].again_ns, until_ns)
+
+    def is_on_trial(self, model_id: int, trial_ns: int, now: int) -> bool:
+        """Whether a model that hung here is being loaded again, or was so lately that it may yet hang."""
+        _, last_ns = self.hung.get(model_id, (0, now - FORGET_NS))
+        if now - last_ns >= FORGET_NS:
+            return False
+        loaded = self.loaded.get(model_id)
+        return model_id in self.loading or (loaded is not None and now - loaded.since_ns < trial_ns)
+
+    def _wait(self, model_id: int, error: str, attempts: int, now: int) -> Failure:
         wait_s = min(RETRY_S * 2.0 ** (attempts - 1), RETRY_MOST_S)
         self.failed[model_id] = Failure(error, attempts, now + round(wait_s * NS_PER_S))
         return self.failed[model_id]

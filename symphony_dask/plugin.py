@@ -104,7 +104,8 @@ class SymphonyPlugin(SchedulerPlugin):
             "patience": config.patience(),
         }
         # Compiling the engine, where it is not in the disk cache yet, takes seconds: not on the event loop.
-        self.dispatcher = await asyncio.to_thread(Dispatcher, **options, on_worker=self._on_worker)
+        options |= {"on_worker": self._on_worker, "on_aside": self._on_aside, "on_back": self._on_back}
+        self.dispatcher = await asyncio.to_thread(Dispatcher, **options)
         load_timeout_s = parse_duration_ns(dask.config.get("symphony.load-timeout"), "symphony.load-timeout") / 1e9
         self.loader = Loader(self.dispatcher, scheduler.rpc, load_timeout_s, self._is_drained)
         self.deployments = Deployments(self.dispatcher, self.loader, self._spawn, self._save)
@@ -371,6 +372,12 @@ class SymphonyPlugin(SchedulerPlugin):
     def _on_worker(self, connection: Connection) -> None:
         """A worker said HELLO on the lane: bring it up to date."""
         self._spawn(self.loader.join(connection))
+
+    def _on_aside(self, connection: Connection, slot: int, model_id: int, why: str) -> None:
+        self.loader.set_aside(connection, slot, model_id, why)
+
+    def _on_back(self, connection: Connection, slot: int, model_id: int) -> None:
+        self.loader.take_back(connection, slot, model_id)
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)

@@ -87,6 +87,19 @@ class Guests:
         """End the tasks that arrived when the batch could not be run."""
         self._answer(dict.fromkeys(self._arrived, text), [])
 
+    def dismiss(self) -> None:
+        """The batch is not run, or not waited for any longer: its tasks go back to the scheduler, which asks again."""
+
+        def deliver() -> None:
+            for _, future in self._arrived.values():
+                if not future.done():
+                    future.set_exception(Reschedule())
+
+        try:
+            self._loop.call_soon_threadsafe(deliver)
+        except RuntimeError:  # the worker is gone
+            pass
+
     def _answer(self, failed: dict[int, str | None], answers: list[Any]) -> None:
         def deliver() -> None:
             for place, text in failed.items():

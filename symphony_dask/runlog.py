@@ -68,6 +68,9 @@ class Flight:
     planned: tuple[int, int]
     waited: bool  #: whether another batch was at the GPU when this one left
     held: bool  #: whether payloads of it come from clients
+    due_back_ns: int  #: when it should be back at the latest: what it may wait for and the run are over
+    #: Which of its requests have ended before it came back; None: none has.
+    ended: npt.NDArray[np.bool_] | None = None
 
 
 class RunLog:
@@ -200,19 +203,23 @@ class RunLog:
         outcome: Outcome,
         *,
         reply: int,
+        flight: Flight | None = None,
     ) -> None:
-        """Requests of one model that ended together without having run."""
+        """Requests of one model that ended together without an answer; flight: the batch that did not come back."""
         n, zero = len(rows.ids), self._start_ns
+        dispatch = flight.dispatch_ns - zero if flight is not None else -1
         columns: dict[str, Any] = {
             "id": rows.ids,
             "client": rows.clients,
             "model": np.full(n, self._codes[model.model_id]),
             "arrival_ns": rows.arrivals - zero,
             "deadline_ns": rows.deadlines - zero,
-            **dict.fromkeys(("dispatch_ns", "start_ns", "end_ns"), np.full(n, -1)),
+            "dispatch_ns": np.full(n, dispatch),
+            **dict.fromkeys(("start_ns", "end_ns"), np.full(n, -1)),
             "reply_ns": np.full(n, reply - zero),
             "outcome": np.full(n, outcome, np.int8),
-            **dict.fromkeys(("batch", "gpu"), np.full(n, -1)),
+            "batch": np.full(n, flight.batch if flight is not None else -1),
+            "gpu": np.full(n, flight.gpu if flight is not None else -1),
             "bytes": rows.bytes,
         }
         self._recorder.record_requests(columns)

@@ -26,14 +26,14 @@ class Waiting:
     """
 
     def __init__(self, limit_ns: int, most: int) -> None:
-        self._limit_ns, self._most = limit_ns, most
+        self.limit_ns, self._most = limit_ns, most
         self._frames: list[Frame] = []
         #: Requests that wait, by the model's number on the lane.
         self.counts: Counter[int] = Counter()
 
     def keep(self, now: int, connection: Any, client: Client, fields: list[Any], blob: memoryview) -> bool:
         """Whether the frame waits now; else it is to be refused, or is malformed."""
-        if not self._limit_ns:
+        if not self.limit_ns:
             return False
         models = read_rows(fields[0], SUBMIT_ROW)["model"].tolist()
         if self.counts.total() + len(models) > self._most:
@@ -46,7 +46,7 @@ class Waiting:
 
     def take(self, before_ns: int | None = None) -> list[Frame]:
         """Those that wait no longer: all, or those that came so early, which are to be refused."""
-        kept = [] if before_ns is None else [f for f in self._frames if f.came_ns >= before_ns - self._limit_ns]
+        kept = [] if before_ns is None else [f for f in self._frames if f.came_ns >= before_ns - self.limit_ns]
         taken = self._frames[: len(self._frames) - len(kept)]
         self._set(kept)
         return taken

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ from symphony_dask.errors import DeploymentError
 from symphony_dask.graph import held_name
 from symphony_dask.inbox import Batch, Inbox
 from symphony_dask.lane import (
+    ASIDE,
     DATA,
     DONE,
     EXECUTE,
@@ -61,6 +62,10 @@ STAGE_BYTES = 1 << 18
 MAX_ANSWER_BYTES = MAX_FRAME_BYTES - (1 << 24)
 
 
+#: With so many threads that hang a slot loads no model any more: they are lost to the process, with what they hold.
+MOST_STUCK = 8
+
+
 @dataclass
 class Loading:
     """A model being loaded; ``abandoned``: nobody waits for it any more, so it is thrown away when it is there."""
@@ -69,10 +74,22 @@ class Loading:
     abandoned: bool = False
 
 
+class Running(NamedTuple):
+    """The batch that a slot runs now, from whom it came, what runs it, and its held tasks."""
+
+    batch: Batch
+    connection: Connection
+    runner: Runner | None
+    guests: Guests | None
+
+
 class Slot:
     """One GPU slot: a thread, and the runners that it has loaded, which run in this thread.
 
     Large batches pass through a second thread first, which stages them (``backends.Staging``) one after the other.
+    A thread that hangs in a batch is left to it, and another takes its place.
+
+    given_up: batches up to this number are not waited for any longer, and not to be begun.
     """
 
     def __init__(self, number: int, device: str | None) -> None:
@@ -81,34 +98,65 @@ class Slot:
         self.runners: dict[int, Runner] = {}
         self.loads: dict[int, Loading] = {}
         self.counts = SlotCounts()
+        self.given_up = -1
+        self.running: Running | None = None
+        self._stuck: list[threading.Thread] = []
+        self._lock = threading.Lock()
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ahead: queue.SimpleQueue[Any] | None = None
-        self._start("slot", self._jobs)
+        self._thread = self._start("slot", self._jobs)
 
     def call(self, function: Any, *args: Any) -> Future[Any]:
         """Run ``function(*args)`` in the slot's thread."""
         future: Future[Any] = Future()
-        self._jobs.put((future, function, args))
+        with self._lock:
+            self._jobs.put((future, function, args))
         return future
 
     def post(self, function: Any, *args: Any) -> None:
         """Run ``function(*args)``, which does not raise, in the slot's thread."""
-        self._jobs.put((None, function, args))
+        with self._lock:
+            self._jobs.put((None, function, args))
 
     def post_ahead(self, function: Any, *args: Any) -> None:
         """Run ``function(*args)``, which does not raise, in the thread that stages batches."""
-        if self._ahead is None:
-            self._ahead = queue.SimpleQueue()
-            self._start("stage", self._ahead)
-        self._ahead.put((None, function, args))
+        with self._lock:
+            if self._ahead is None:
+                self._ahead = queue.SimpleQueue()
+                self._start("stage", self._ahead)
+            self._ahead.put((None, function, args))
+
+    def replace_threads(self) -> None:
+        """Leave the slot's threads to what they run, and have others do what waits behind it."""
+        with self._lock:
+            earlier, self._jobs = self._jobs, queue.SimpleQueue()
+            while not earlier.empty():
+                self._jobs.put(earlier.get())  # batches among them end at once
+            earlier.put(None)
+            if self._ahead is not None:
+                self._ahead.put(None)
+                self._ahead = None
+            self._stuck.append(self._thread)
+            self.running = None
+            self._thread = self._start("slot", self._jobs)
+
+    @property
+    def stuck(self) -> int:
+        """How many threads hang in a batch."""
+        with self._lock:
+            self._stuck = [thread for thread in self._stuck if thread.is_alive()]
+            return len(self._stuck)
 
     def stop(self) -> None:
         self._jobs.put(None)
         if self._ahead is not None:
             self._ahead.put(None)
 
-    def _start(self, what: str, jobs: queue.SimpleQueue[Any]) -> None:
-        threading.Thread(target=self._work, args=(jobs,), name=f"symphony-{what}-{self.number}", daemon=True).start()
+    def _start(self, what: str, jobs: queue.SimpleQueue[Any]) -> threading.Thread:
+        name = f"symphony-{what}-{self.number}"
+        thread = threading.Thread(target=self._work, args=(jobs,), name=name, daemon=True)
+        thread.start()
+        return thread
 
     def _work(self, jobs: queue.SimpleQueue[Any]) -> None:
         while (job := jobs.get()) is not None:
@@ -185,6 +233,8 @@ class SlotWorker:
 
             def lost(connection: Connection, error: Exception | None, gone: asyncio.Event = gone) -> None:
                 self.inbox.clear()
+                for slot in self.slots:
+                    slot.given_up = -1  # batches may be numbered anew
                 gone.set()
 
             try:
@@ -243,6 +293,8 @@ class SlotWorker:
             raise DeploymentError("an earlier attempt to load it has not ended yet")
         if earlier is not None and model_id in target.runners:
             return earlier.done.result()
+        if target.stuck >= MOST_STUCK:
+            raise DeploymentError(f"{target.stuck} threads of the slot hang in models: restart the worker")
         loading = target.loads[model_id] = Loading()
         what = (target, model_id, spec, example, loading)
         threading.Thread(target=_load_into, args=what, name=f"symphony-load-{slot}", daemon=True).start()
@@ -305,6 +357,27 @@ class SlotWorker:
             self.inbox.data(fields, blob)
         elif op == GONE:
             self.inbox.gone(fields[0])
+        elif op == ASIDE:
+            self._set_aside(*fields)
+
+    def _set_aside(self, slot_number: int, batch: int) -> None:
+        """The scheduler waits no longer for a batch: let the slot go on without it and without those that it was sent
+        since, and without the model that hangs.
+        """
+        slot = self.slots[slot_number]
+        running = slot.running
+        newest = self.inbox.newest.get(slot_number, batch)
+        self.inbox.forget(slot_number)
+        slot.given_up = max(batch, newest)
+        if running is not None and running.connection is self.connection and running.batch.number > batch:
+            return  # the one in question has ended meanwhile
+        slot.replace_threads()
+        if running is not None:
+            model_id = running.batch.model_id
+            if slot.runners.get(model_id) is running.runner:
+                slot.runners.pop(model_id, None)
+            if running.guests is not None:
+                running.guests.dismiss()
 
     def _start_batch(self, batch: Batch) -> None:
         slot, connection = self.slots[batch.slot], self.connection
@@ -328,10 +401,16 @@ class SlotWorker:
         rest: Callable[[], BatchResult] | None = None,
     ) -> None:
         """Run one batch, or the rest of a staged one, in the slot's thread and answer from the event loop."""
+        slot = self.slots[batch.slot]
+        if batch.number <= slot.given_up:
+            if guests is not None:
+                guests.dismiss()
+            return
         start_ns = now_ns()
         sizes = batch.present_sizes()
+        runner = slot.runners.get(batch.model_id)
+        slot.running = Running(batch, connection, runner, guests)
         try:
-            runner = self.slots[batch.slot].runners.get(batch.model_id)
             if runner is None:
                 raise LookupError(f"model {batch.model_id} is not loaded on worker {self.address}")
             if guests is not None:
@@ -348,9 +427,13 @@ class SlotWorker:
                 guests.fail(text)
             result = _no_answers(len(sizes) if guests is None else len(batch.sizes), text)
         end_ns = now_ns()
+        if batch.number <= slot.given_up:  # it hung, and has ended after all
+            if runner is not None and batch.model_id in self._specs:
+                slot.runners.setdefault(batch.model_id, runner)
+        else:
+            slot.running = None
         ran, failed, lost = len(result.sizes), len(result.errors), len(batch.lost)
-        counts = self.slots[batch.slot].counts
-        counts.add(ran, end_ns - start_ns, staged=rest is not None, failed=failed, lost=lost)
+        slot.counts.add(ran, end_ns - start_ns, staged=rest is not None, failed=failed, lost=lost)
         if batch.lost and guests is None:
             result = _spread(result, batch)
 

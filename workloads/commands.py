@@ -402,6 +402,72 @@ def placement_(as_json: bool, **options: Any) -> None:
     click.echo(f"{found['loads']} loads: {per_request:.3f} a request, {share:.1%} of the GPUs' time")
 
 
+@bench.command("overload")
+@click.option("--times", multiple=True, type=float, help="Offered load over capacity; by default 0.5 to 20.")
+@click.option("--profile", "profile_text", default="5.09,18.368", show_default=True, help='l(b): "alpha,beta" in ms.')
+@click.option("--slo", default="100ms", show_default=True, help="Latency objective.")
+@click.option("--gpus", default=4, show_default=True, help="How many emulated GPUs.")
+@click.option("--seconds", default=6.0, show_default=True, help="Length of each load.")
+@click.option("--png", type=click.Path(dir_okay=False), help='Goodput against offered load; needs the extra "plot".')
+@json_option
+@command
+def overload_(
+    times: tuple[float, ...], profile_text: str, slo: str, png: str | None, as_json: bool, **options: Any
+) -> None:
+    """Far more than the GPUs can serve: goodput, refusals, memory, an interactive model beside a flood, recovery."""
+    from symphony_dask.units import parse_duration_ns
+    from workloads.bench import overload
+
+    profile = _profile(profile_text)
+    found = overload.bench_overload(
+        times=times or overload.TIMES, alpha_ms=profile.alpha_ms, beta_ms=profile.beta_ms,
+        slo_ns=parse_duration_ns(slo, "slo"), on_progress=lambda text: click.echo(text, err=True), **options,
+    )  # fmt: skip
+    if png is not None:
+        overload.draw(found, png)
+    if as_json:
+        print_json(found)
+        return
+    click.echo(f"peak {found['peak_hz']:,.0f} req/s, bound {found['capacity_hz']:,.0f}; {found['label']}")
+    for row in found["rows"]:
+        refused = f"refused in {row['rejection_p99_ms']:.1f} ms (p99)" if row["rejected"] else "none refused"
+        share = f"{row['share_of_peak']:.1%} of the peak"
+        memory = f"scheduler {row['scheduler_mib']:.0f} MiB"
+        click.echo(f"  {row['times']:5g} times: {row['goodput_hz']:8,.0f} req/s in time, {share}, {refused}, {memory}")
+    fairness, recovery = found["fairness"], found["recovery"]
+    click.echo(f"an interactive model beside {fairness['flood_times']:g} times: {fairness['attainment']:.2%} in time")
+    back = recovery["back_ms"]
+    click.echo("after the flood: " + ("never in time again" if back is None else f"in time again within {back:.0f} ms"))
+
+
+@click.command("soak")
+@click.option("--hours", required=True, type=float, help="How long.")
+@click.option("--seed", default=0, show_default=True, help="Of the faults and the load.")
+@click.option(
+    "--folder", type=click.Path(file_okay=False), help="For report and samples; by default symphony-soak-TIME."
+)
+@click.option("--every", "every_s", default=60.0, show_default=True, help="Seconds between samples.")
+@json_option
+@command
+def soak_(hours: float, seed: int, folder: str | None, every_s: float, as_json: bool) -> None:
+    """Mixed models, bursts, roll-outs, scaling and faults at random; what grows meanwhile, an hour.
+
+    The report, soak.json in the folder, is written anew with every sample.
+    """
+    from workloads.soak import soak
+
+    say = lambda text: click.echo(text, err=True)  # noqa: E731
+    found = soak(hours=hours, seed=seed, folder=folder, every_s=every_s, on_progress=say)
+    if as_json:
+        print_json(found)
+        return
+    click.echo(
+        f"{found['hours']:.2f} h, {found['requests']:,} requests, {found['faults']} faults; in {found['folder']}"
+    )
+    for row in found["slopes"]:
+        click.echo(f"  {row['process']:10} {row['what']:22} {row['last']:10.1f}, {row['per_hour']:+8.2f} an hour")
+
+
 popularity_option = click.option(
     "--popularity", type=click.Choice(["equal", "zipf"]), default="equal", show_default=True, help="Of the models."
 )
@@ -690,4 +756,4 @@ def verify_(run: str, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-COMMANDS = [demo, bench, bound, goodput_, compare, simulate_, trace, replay_, verify_, *REPORT_COMMANDS]
+COMMANDS = [demo, bench, bound, goodput_, compare, simulate_, trace, replay_, verify_, soak_, *REPORT_COMMANDS]

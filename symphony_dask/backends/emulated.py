@@ -83,6 +83,7 @@ def _wake_on_time() -> None:
         pass
     try:
         # A GPU computes on whatever the CPUs do, so its stand-in wakes before other threads, where that is allowed.
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        # What this thread starts is to be as any other.
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     except (OSError, AttributeError):
         pass

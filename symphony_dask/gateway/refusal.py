@@ -39,6 +39,7 @@ _STATUS: dict[type[BaseException], tuple[int, str, bool]] = {
     errors.NoGPUWorker: (503, "rejected", True),
     errors.WorkerLost: (503, "failed", True),
     errors.PayloadLost: (503, "failed", True),
+    errors.NoAnswer: (504, "failed", False),
     errors.ConnectionLost: (502, "failed", True),
     errors.ModelError: (500, "failed", False),
     errors.UnknownModel: (404, "invalid", False),

@@ -70,6 +70,7 @@ class Reply(asyncio.Future[memoryview]):
         self._request = request
         self._on_cancel = on_cancel
         self.answered_ns = 0
+        self.ends_ns = 0
 
     def _answer(self, outcome: str, payload: memoryview) -> None:
         if not self.done():
@@ -229,7 +230,8 @@ class Upstream:
         assert serving is not None
         if served.pipeline is not None:
             return _lead(served.pipeline, payload, slo_ns, priority)
-        return serving.lane.submit(served.model_id, payload, slo_ns, priority, Reply)
+        within_ns = slo_ns or served.slo_ns
+        return serving.lane.submit(served.model_id, payload, slo_ns, priority, Reply, within_ns=within_ns)
 
     async def status(self) -> dict[str, Any]:
         """``Serving.status``; raises ``Refusal`` without a connection."""

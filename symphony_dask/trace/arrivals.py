@@ -10,7 +10,7 @@ import polars.exceptions
 
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import folder as run_folder
-from symphony_dask.trace.chunks import ARRIVAL_COLUMNS
+from symphony_dask.trace.chunks import ARRIVAL_COLUMNS, is_recorded
 from symphony_dask.trace.reader import open_run
 from symphony_dask.trace.schema import SCHEMAS
 from symphony_dask.trace.writer import TraceWriter
@@ -44,12 +44,16 @@ def write_trace(folder: str | os.PathLike[str], frame: pl.DataFrame, info: dict[
 def read_trace(path: str | os.PathLike[str]) -> pl.DataFrame:
     """The requests in ``path``, a run folder or one Parquet file, with all columns of the requests table.
 
-    Rows are in order of arrival, then of id. A file needs only ``model`` and ``arrival_ns``; missing columns are filled
-    as ``write_trace`` fills them. Raises ``BadInput`` if there is no such path or it holds something else.
+    Rows are in order of arrival, then of id, without those that arrived before a recorded run began. A file needs only
+    ``model`` and ``arrival_ns``; missing columns are filled as ``write_trace`` fills them. Raises ``BadInput`` if there
+    is no such path or it holds something else.
     """
     source = run_folder.place(path)
     if not run_folder.is_file(source):
-        return _complete(open_run(path).requests.collect(), str(source))
+        requests = open_run(path).requests
+        if is_recorded(path):
+            requests = requests.filter(pl.col("arrival_ns") >= 0)
+        return _complete(requests.collect(), str(source))
     with run_folder.open_part(source) as file:
         frame = pl.DataFrame(file.read())
     return _complete(frame, str(source))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import folder as run_folder
@@ -79,15 +80,21 @@ def arrival_chunks(
     ``model`` holds codes of ``names``, which grows; other columns are filled as ``read_trace`` fills
     them, but missing ids count in the order of the file. Where the
     parts do not follow each other in time, as those of a recorded run, rows are sorted on disk (``ordered``).
-    on_progress: is told how many rows were read.
+    on_progress: is told how many rows were read. What arrived before a recorded run began is left out.
 
     Raises ``BadInput`` if there is no such path or it holds something else, when the first chunk is asked for.
     """
     wanted = [name for name in ARRIVAL_COLUMNS if name in (*columns, "id", "arrival_ns")]
     parts = _parts(path)
-    chunks = _stored(parts, names, wanted, on_progress)
+    chunks = _stored(parts, names, wanted, on_progress, is_recorded(path))
     for rows in map(by_keys, chunks) if _follow(parts) else in_order(chunks):
         yield {name: rows[name] for name in columns}
+
+
+def is_recorded(path: str | os.PathLike[str]) -> bool:
+    """Whether this is a run that was recorded as it went on, and so may have begun under traffic."""
+    source = run_folder.place(path)
+    return not run_folder.is_file(source) and run_folder.read_info(source).get("clock") == "monotonic"
 
 
 def _parts(path: str | os.PathLike[str]) -> list[Any]:
@@ -113,7 +120,11 @@ def _follow(parts: Sequence[Any]) -> bool:
 
 
 def _stored(
-    parts: Sequence[Any], names: Names, columns: Sequence[str], on_progress: Callable[[int], None] | None
+    parts: Sequence[Any],
+    names: Names,
+    columns: Sequence[str],
+    on_progress: Callable[[int], None] | None,
+    recorded: bool,
 ) -> Iterator[Rows]:
     """Chunks in the order of the files."""
     done = 0
@@ -124,6 +135,8 @@ def _stored(
             # Groups are read one by one, for a batch must not reach over two of them to be in order.
             for group in range(file.metadata.num_row_groups):
                 for batch in file.iter_batches(run_folder.ROW_GROUP, [group], held):
+                    if recorded:
+                        batch = batch.filter(pc.greater_equal(batch.column("arrival_ns"), 0))
                     yield _rows(batch, names, columns, str(part), done)
                     done += batch.num_rows
                     if on_progress is not None:

@@ -42,7 +42,7 @@ class BatchOutcome(IntEnum):
     DONE = 0
     #: The model raised.
     FAILED = 1
-    #: The worker left before it reported.
+    #: The worker left, or the batch was given up as hung, before it was reported.
     LOST = 2
 
 

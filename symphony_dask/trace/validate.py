@@ -26,8 +26,9 @@ def problems(path: str | os.PathLike[str], on_progress: Callable[[int], None] | 
     """What is wrong with the run folder at ``path``, one sentence each; none where nothing is.
 
     Looked at: run.json; that every part can be read and has the columns and types of its table; nulls where none may
-    be; labels; that requests arrive from 0 on and before their deadline, have an id each, and stand in order of arrival
-    in an imported trace; that work ends after it starts; and that the counts of a closed run are those of its parts.
+    be; labels; that requests arrive from 0 on (a recorded run may have begun under traffic) and before their deadline,
+    have an id each, and stand in order of arrival in an imported trace; that work ends after it starts; and that the
+    counts of a closed run are those of its parts.
     on_progress: is told how many rows were read.
 
     Raises ``BadInput`` if there is no run folder, or this version cannot read it.
@@ -38,7 +39,7 @@ def problems(path: str | os.PathLike[str], on_progress: Callable[[int], None] | 
     counts: dict[str, int] = {}
     done = 0
     for table in SCHEMAS:
-        checked = _Table(table, ordered=info.get("clock") == "imported")
+        checked = _Table(table, info.get("clock"))
         for part in run_folder.parts(folder, table):
             try:
                 with run_folder.open_part(part) as file:
@@ -78,9 +79,11 @@ def _plain(kind: Any) -> Any:
 
 
 class _Table:
-    def __init__(self, table: str, *, ordered: bool) -> None:
+    def __init__(self, table: str, clock: Any) -> None:
         self.table = table
-        self.ordered = ordered
+        self.ordered = clock == "imported"
+        #: A recording that began under traffic has what arrived before.
+        self.from_zero = clock != "monotonic"
         self.rows = 0
         self._last_ns = 0
         self._ids: list[Any] = []
@@ -101,7 +104,7 @@ class _Table:
             wrong.append("end_ns is before start_ns in some rows")
         if self.table == "requests" and not wrong and batch.num_rows:
             arrivals = batch.column("arrival_ns").to_numpy()
-            if arrivals.min() < 0:
+            if self.from_zero and arrivals.min() < 0:
                 wrong.append("arrival_ns is below 0 in some rows")
             if _any(pc.less(batch.column("deadline_ns"), batch.column("arrival_ns"))):
                 wrong.append("deadline_ns is before arrival_ns in some rows")

@@ -3,9 +3,10 @@ import polars as pl
 import pytest
 
 from symphony_dask.errors import BadInput
-from symphony_dask.trace import Names, Recorder, TraceWriter, arrival_chunks, count_requests, read_trace
+from symphony_dask.trace import Names, Recorder, TraceWriter, arrival_chunks, count_requests, open_run, read_trace
 from symphony_dask.trace import folder as run_folder
 from symphony_dask.trace.ordered import concatenated, in_order
+from symphony_dask.trace.validate import problems
 from tests.trace.rows import columns
 
 
@@ -83,6 +84,17 @@ def test_chunks_of_a_recorded_run_are_sorted_by_arrival(tmp_path):
     names = Names()
     rows = concatenated(list(arrival_chunks(tmp_path, names, ["id", "model"])))
     assert (rows["id"].tolist(), rows["model"].tolist(), names.names) == ([0, 4, 2, 1], [1, 1, 0, 0], ["a", "b"])
+
+
+def test_what_arrived_before_a_recording_began_is_recorded_and_not_among_its_arrivals(tmp_path):
+    with Recorder(tmp_path, {}, interval_s=3600) as recorder:
+        recorder.add_model("a")
+        ended = {"arrival_ns": [-7, 5], "deadline_ns": [3, 15], "reply_ns": [2, 9], "outcome": [0, 0]}
+        recorder.record_requests(columns("requests", id=[1, 2], **ended))
+    assert problems(tmp_path) == []
+    assert open_run(tmp_path).requests.collect()["id"].to_list() == [1, 2]
+    assert read_trace(tmp_path)["id"].to_list() == [2]
+    assert_chunks_are_read_trace(tmp_path)
 
 
 def test_chunks_of_a_foreign_parquet_file_are_completed(tmp_path):
