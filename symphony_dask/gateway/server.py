@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import json
 import logging
 import os
@@ -247,10 +248,16 @@ async def _serve(options: Options, listener: socket.socket, parent: int | None) 
 
 
 async def _each_second(options: Options, gateway: Gateway) -> None:
-    """Leave the counts for the other processes, and follow the token file."""
+    """Leave the counts for the other processes, follow the token file, and mind the garbage collector."""
     changed = _changed(options.token_file)
+    frozen = False
     while True:
         gateway.each_second()
+        if not frozen and gateway.upstream.connected:
+            # What is here now stays; a full collection that walks all of it holds up every request for tens of ms.
+            frozen = True
+            gc.collect()
+            gc.freeze()
         await asyncio.sleep(1.0)
         if (now := _changed(options.token_file)) != changed:
             changed = now
