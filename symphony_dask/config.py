@@ -29,7 +29,7 @@ def listen_host(server: Any) -> str:
         protocol, _, _ = listener.listen_address.partition("://")
         if protocol in ("tcp", "tls", "ws", "wss") and (host := get_address_host(listener.listen_address)):
             return str(host)
-    return "::" if ":" in get_address_host(server.address) else "0.0.0.0"
+    return "::" if ":" in get_address_host(server.address) else "0.0.0.0"  # noqa: S104 - as Dask does
 
 
 def memory_bytes(setting: str) -> int | None:

@@ -61,7 +61,7 @@ class RetriedFuture(InferenceFuture):
             return
         error = future.exception()
         # Requests that were refused together must not all come back together.
-        wait_ns = self._wait_ns * random.uniform(0.5, 1.5)
+        wait_ns = self._wait_ns * random.uniform(0.5, 1.5)  # noqa: S311 - spreads retries, keeps no secret
         if isinstance(error, RETRIED) and self._left > 0 and now_ns() + wait_ns < self._ends_ns:
             self._left -= 1
             self._wait_ns *= 2

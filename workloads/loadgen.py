@@ -318,4 +318,5 @@ def _run(plans: Sequence[Plan | HttpPlan], module: str = "workloads.generator") 
                 for stream in (process.stdin, process.stdout):
                     if stream is not None:
                         stream.close()
-        return [pickle.loads((Path(folder) / f"result-{k}").read_bytes()) for k in range(len(plans))]
+        results = [(Path(folder) / f"result-{k}").read_bytes() for k in range(len(plans))]
+        return [pickle.loads(result) for result in results]  # noqa: S301 - of processes that were started here
