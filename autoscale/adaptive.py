@@ -7,6 +7,9 @@ different here:
 3. Nobody is retired with work: a victim is *drained* first (it gets no more batches), beside the loop, and counts as
    away from then on.
 4. A worker that does not join in time is given up, so that another can be asked for; Dask would wait for ever.
+5. Workers may have other names than the cluster's plan has for them; those of ``dask-cloudprovider`` its objects know.
+6. ``SSHCluster`` makes no new workers, as it has a list of hosts (a *pool*): it gets back those that it let go. Its
+   workers have names of their own: such a *stranger* is one of the planned, and which one shows when its process ends.
 """
 
 from __future__ import annotations
@@ -32,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 #: How often a worker that drains is looked at, and how long one that is being retired is waited for.
 _LOOK_S, _RETIRE_S = 0.1, 5.0
+
+#: How long the process of a worker that was retired may take to end, s.
+_END_S = 10.0
 
 #: Stands for no bound, where Dask has infinity.
 UNBOUNDED = 1 << 20
@@ -90,6 +96,9 @@ class Adaptive(_DaskAdaptive):
         self._fewer_wanted = 0
         self._asked_for: dict[Hashable, float] = {}
         self._draining: set[Hashable] = set()
+        #: Of a pool: what it needs to have those again that it let go, by name.
+        self._spare: dict[Hashable, Any] = {}
+        self._removing = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
         super().__init__(cluster, interval=interval, minimum=minimum, maximum=maximum, wait_count=wait_count, **kwargs)
 
@@ -144,8 +153,14 @@ class Adaptive(_DaskAdaptive):
             kept = set(_value(await self.scheduler.symphony_undrain(workers=draining)))
             self._draining = {name for name in self._draining if address_of.get(name) not in kept}
             n -= len(kept)
-        if n > len(self.plan):
+        if n <= len(self.plan):
+            return
+        if not self._pool:
             await super().scale_up(n)
+        elif self._spare:
+            names = list(self._spare)[: n - len(self.plan)]
+            self.cluster.worker_spec.update({name: self._spare.pop(name) for name in names})
+            await self.cluster
 
     async def scale_down(self, workers: Iterable[Hashable]) -> None:
         """Let workers go, by name: at once those that have not joined, the others when they have been drained."""
@@ -189,17 +204,58 @@ class Adaptive(_DaskAdaptive):
             self._draining.difference_update(names)
 
     async def _remove(self, names: list[Hashable]) -> None:
+        if not self._pool:
+            await self._scale_down(names)
+            return
+        async with self._removing:  # a process that has ended stands for one stranger
+            names = await self._ended(names)
+            self._spare.update({name: self.cluster.worker_spec[name] for name in names})
+            await self._scale_down(names)
+
+    async def _scale_down(self, names: list[Hashable]) -> None:
         removed = self.cluster.scale_down(names)
         if isawaitable(removed):
             await removed
 
+    async def _ended(self, names: list[Hashable]) -> list[Hashable]:
+        """The names in a pool's plan of workers that were retired: for each stranger one whose process has ended."""
+        planned = [name for name in names if name in self.plan]
+        end = time.monotonic() + _END_S
+        while len(planned) < len(names) and time.monotonic() < end:
+            for name, worker in self.cluster.workers.items():
+                ended = getattr(getattr(worker, "proc", None), "exit_status", None) is not None
+                if ended and name in self.plan and name not in planned and len(planned) < len(names):
+                    planned.append(name)
+            await asyncio.sleep(_LOOK_S)
+        if len(planned) < len(names):
+            logger.warning("of %s not all processes ended within %g s of their retirement", names, _END_S)
+        return planned
+
+    @property
+    def _pool(self) -> bool:
+        return not getattr(self.cluster, "new_spec", True)
+
+    @property
+    def observed(self) -> set[Hashable]:
+        return set(self._names().values())
+
+    def _strangers(self) -> set[Hashable]:
+        """Workers of a pool that have joined, or drain and may have left, of which its plan does not know the names."""
+        return (self.observed | self._draining) - set(self.plan) if self._pool else set()
+
     def _staying(self) -> set[Hashable]:
         """Workers that are there or on their way, and are not to go."""
-        return set(self.plan) - self._draining
+        plan, strangers = set(self.plan), self._strangers()
+        absent = sorted(plan - self.observed, key=str)[len(strangers) :]
+        return (plan & self.observed | strangers | set(absent)) - self._draining
 
     def _names(self) -> dict[str, Hashable]:
-        """Names of the workers that have joined, by address."""
-        return {address: worker["name"] for address, worker in self.cluster.scheduler_info["workers"].items()}
+        """Names of the workers that have joined, by address: the plan's, or their own where it has others."""
+        plan = set(self.plan)
+        objects = getattr(self.cluster, "workers", {})
+        planned = {getattr(worker, "name", None): name for name, worker in objects.items()}
+        own = {address: worker["name"] for address, worker in self.cluster.scheduler_info["workers"].items()}
+        return {address: name if name in plan else planned.get(name, name) for address, name in own.items()}
 
     def _gpus_each(self) -> int:
         """GPUs of a worker."""
@@ -212,7 +268,8 @@ class Adaptive(_DaskAdaptive):
 
     def _overdue(self) -> list[Hashable]:
         now = time.monotonic()
-        absent = set(self.requested) - self.observed
+        # Of a stranger nobody knows which of the absent it is.
+        absent = set() if self._strangers() else set(self.requested) - self.observed
         self._asked_for = {name: self._asked_for.get(name, now) for name in absent}
         return [name for name, since in self._asked_for.items() if now - since >= self._join_timeout_s]
 
@@ -222,7 +279,8 @@ class Adaptive(_DaskAdaptive):
         Workers of one job of the cluster's (a ``group`` of ``SpecCluster``) can only go together.
         """
         names = self._names()
-        rank: dict[Hashable, float] = dict.fromkeys(self._staying(), math.inf)
+        there = self._staying() & self.observed if self._strangers() else self._staying()
+        rank: dict[Hashable, float] = dict.fromkeys(there, math.inf)
         for address, name in names.items():
             # A worker that serves nothing is worth less than any that does.
             ranks = [gpu.rank for gpu in self._seen.gpus if gpu.worker == address] if self._seen is not None else []

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoscale.decision import Memory, Settings
-from autoscale.demand import staffed
+from autoscale.demand import WAIT_SHARE, staffed
 from autoscale.policy import POLICIES
 from autoscale.trial import FleetModel, Trial, run_trial
 from symphony_dask.signals import gpu_seconds_per_request
@@ -46,8 +46,11 @@ class Asked:
         return np.ceil(padded.reshape(-1, wide).mean(1) - 1e-9).astype(np.int64)
 
 
-def asked(work: Workload, miss: float = 0.0025) -> Asked:
-    """What the requests of ``work`` take, of GPUs with the models' profiles."""
+def asked(work: Workload, miss: float = 0.01) -> Asked:
+    """What the requests of ``work`` take, of GPUs with the models' profiles.
+
+    miss: share of the work that the peak fleet may miss in its worst ten seconds.
+    """
     steps = (work.arrivals_ns - work.arrivals_ns[0]) // (PEAK_S * NS_PER_S)
     n = int(steps[-1]) + 1
     models = len(work.models)
@@ -63,7 +66,7 @@ def asked(work: Workload, miss: float = 0.0025) -> Asked:
             cost_s = gpu_seconds_per_request(table, model.slo_ns, rate_hz)
             at = counts[:, m] == count
             demand[at] += rate_hz * cost_s
-            variance[at] += rate_hz / (model.slo_ns / NS_PER_S) * least_s**2
+            variance[at] += rate_hz / (WAIT_SHARE * model.slo_ns / NS_PER_S) * least_s**2
     deviation = np.sqrt(variance)
 
     def most(steps: slice) -> int:
@@ -117,32 +120,41 @@ def variants(name: str, settings: Settings, work: Workload, peak_gpus: int) -> l
     """Settings under which a policy is tried in a comparison, with what tells them apart.
 
     The rules that count requests have no setting that fits every model, so they get theirs from the SLO and from the
-    batch that a GPU runs at the peak, over a range on both sides of what a hand calculation gives.
+    batch that a GPU runs at the peak, over a range on both sides of what a hand calculation gives. Each is tried with
+    its source's own times and with others that suit it here: at once up, and down after the default policy's window.
+    Its source's defaults are among them.
     """
     if name == "load_proportional":
         return [("", settings)]
     if name == "fixed_peak":
-        sizes = sorted(
-            {max(1, round(peak_gpus * share)) for share in (1.0, 0.9, 0.8, 0.75, 0.7, 0.6, 0.5)}, reverse=True
-        )
+        sizes = sorted({max(1, round(peak_gpus * share)) for share in (1.0, 0.9, 0.8, 0.7, 0.6)}, reverse=True)
         return [(f"{n} GPUs", replace(settings, fixed_gpus=n)) for n in sizes]
     if name == "gpu_utilization":
         return [
-            (f"{share:.0%}", replace(settings, target_utilization=share))
-            for share in (0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
+            (f"{share:.0%}, tolerance {off:.2g}", replace(settings, target_utilization=share, tolerance=off))
+            for off in (settings.tolerance, 0.02)
+            for share in (0.55, 0.6, 0.65, 0.7, 0.75)
         ]
     slo_s = min(model.slo_ns for model in work.models) / NS_PER_S
     if name == "dask_adaptive":
-        found = [slo_s * share for share in (0.25, 0.35, 0.5, 0.6, 0.75, 1.0)]
-        return [(f"{s:.3g} s", replace(settings, target_duration_s=s)) for s in (*found, 5.0)]
+        found = [(slo_s * share, n) for n in (settings.wait_count, 30) for share in (0.5, 0.6, 0.7, 0.8)]
+        return [
+            (f"{s:.3g} s, {n} looks", replace(settings, target_duration_s=s, wait_count=n))
+            for s, n in [(settings.target_duration_s, settings.wait_count), *found]
+        ]
     if name == "ray_ongoing":
         # By Little's law a busy GPU has its rate times the time that a request stays, somewhat below the SLO.
         cost_s = max(gpu_seconds_per_request(m.profile_on(GPU).latency_ns(), m.slo_ns, 1e7) for m in work.models)
         busy = slo_s / cost_s
-        tried = [(2.0, 30.0), *((busy * share, 0.0) for share in (0.3, 0.4, 0.45, 0.5, 0.55, 0.6))]
+        own = (settings.upscale_delay_s, settings.downscale_delay_s)
+        times = ((0.0, settings.downscale_delay_s), (0.0, settings.scale_in_window_s))
+        tried = [(busy * share, *delays) for delays in times for share in (0.45, 0.5, 0.55, 0.6, 0.65)]
         return [
-            (f"{n:.3g}, up after {up:.0f} s", replace(settings, target_ongoing=n, upscale_delay_s=up))
-            for n, up in tried
+            (
+                f"{n:.3g}, up {up:.0f} s, down {down:.0f} s",
+                replace(settings, target_ongoing=n, upscale_delay_s=up, downscale_delay_s=down),
+            )
+            for n, up, down in [(settings.target_ongoing, *own), *tried]
         ]
     raise KeyError(name)
 
@@ -188,7 +200,11 @@ def compare(
 def best(found: Iterable[tuple[str, Trial]], attainment: float) -> tuple[str, Trial]:
     """The trial of the fewest GPU-hours among those that attain so much; where none does, that which attains most."""
     trials = list(found)
-    good = [entry for entry in trials if entry[1].attainment >= attainment]
-    if good:
-        return min(good, key=lambda entry: entry[1].gpu_hours)
-    return max(trials, key=lambda entry: entry[1].attainment)
+    cheapest = cheapest_of(trials, attainment)
+    return cheapest if cheapest is not None else max(trials, key=lambda entry: entry[1].attainment)
+
+
+def cheapest_of(found: Iterable[tuple[str, Trial]], attainment: float) -> tuple[str, Trial] | None:
+    """The trial of the fewest GPU-hours among those that attain so much, if any does."""
+    good = [entry for entry in found if entry[1].attainment >= attainment]
+    return min(good, key=lambda entry: entry[1].gpu_hours, default=None)

@@ -26,6 +26,7 @@ class DaskCluster:
         self._security = security
         self._timeout_s = timeout_s
         self._client: Any = None
+        self._known = False
 
     def view(self, fleet: str, report: Mapping[str, Any] | None = None) -> View:
         return view_of(self.call("fleet", fleet=fleet, report=dict(report) if report is not None else None))
@@ -66,15 +67,19 @@ class DaskCluster:
                 self.close()
                 options = {"security": self._security, "timeout": self._timeout_s, "set_as_default": False}
                 self._client = Client(self.address, **options)
+            if not self._known:
+                # A scheduler that compiles its engine answers this one only, when it has.
                 if not self._sync("info"):
                     self.close()
                     text = f"the scheduler at {self.address} does not run Symphony"
                     raise NotServing(f"{text}: start it with --preload symphony_dask, or deploy a model first")
+                self._known = True
             reply = self._sync(operation, **arguments)
         except (OSError, TimeoutError, ValueError, AttributeError) as error:
             text = f"the scheduler at {self.address} does not answer ({type(error).__name__}: {error})"
             raise NotServing(f"{text}; is it up, with --preload symphony_dask, and reachable from here?") from error
         if not isinstance(reply, dict):
+            self._known = False  # it may have started anew
             raise NotServing(f"the scheduler at {self.address} does not know {operation!r}: is its Symphony older?")
         if "error" in reply:
             kind, text = reply["error"]
@@ -88,7 +93,7 @@ class DaskCluster:
     def close(self) -> None:
         if self._client is not None:
             self._client.close(timeout=2)
-            self._client = None
+            self._client, self._known = None, False
 
     def __enter__(self) -> DaskCluster:
         return self

@@ -62,15 +62,16 @@ def gpu_utilization(settings: Settings, memory: Memory, signals: Signals, fleet:
     """
     have = fleet.ready + fleet.booting
     busy = [gpu.busy for gpu in signals.gpus if not gpu.draining]
-    if not busy:
-        asked = any(model.rate_hz.get(1.0, 0.0) > 0 or model.queued for model in signals.models)
-        return memory, Target(bounded(settings, max(have, 1) if asked else have), "no GPU yet")
     used = sum(busy)
-    ratio = used / len(busy) / settings.target_utilization
-    if ratio > 1 and fleet.booting:
-        ratio = max(1.0, used / (len(busy) + fleet.booting) / settings.target_utilization)
-    wanted = have if abs(ratio - 1) <= settings.tolerance else math.ceil(used / settings.target_utilization)
-    wanted = max(wanted, have) if ratio >= 1 else min(wanted, have)
+    if busy:
+        ratio = used / len(busy) / settings.target_utilization
+        if ratio > 1 and fleet.booting:
+            ratio = max(1.0, used / (len(busy) + fleet.booting) / settings.target_utilization)
+        wanted = have if abs(ratio - 1) <= settings.tolerance else math.ceil(used / settings.target_utilization)
+        wanted = max(wanted, have) if ratio >= 1 else min(wanted, have)
+    else:
+        asked = any(model.rate_hz.get(1.0, 0.0) > 0 or model.queued for model in signals.models)
+        wanted = max(have, 1) if asked else have
     start_s = signals.time_s - settings.stabilization_s
     asked_for = (*(entry for entry in memory.asked if entry[0] > start_s), (signals.time_s, float(wanted)))
     most = max(int(amount) for _, amount in asked_for)

@@ -33,7 +33,7 @@ class Settings:
     maximum: int = 64
     scale_to_zero: bool = True
     boot_s: float = 120.0
-    scale_in_window_s: float = 600.0
+    scale_in_window_s: float = 300.0
     last_delay_s: float = 900.0
     attainment: float = 0.99
     headroom: float = 0.15
@@ -54,8 +54,12 @@ class Settings:
 
     @property
     def chance_miss(self) -> float:
-        """Share of requests that may be missed because arrivals within one SLO vary by chance."""
-        return (1 - self.attainment) / 4
+        """Share of the work that may exceed what is asked for because arrivals vary by chance.
+
+        Of what may be missed, one and a half times all: as GPUs are whole, and are kept for the scale-in window, a
+        fifth of it comes true (docs/autoscaling.md).
+        """
+        return 1.5 * (1 - self.attainment)
 
 
 @dataclass(frozen=True)

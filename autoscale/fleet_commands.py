@@ -280,7 +280,7 @@ def orphans(
 @click.option("--maximum", type=click.IntRange(min=1), default=64, show_default=True, help="GPUs, at most.")
 @click.option("--boot", "boot_s", default="120s", show_default=True, callback=seconds, help="From launch to serving.")
 @click.option(
-    "--scale-in-window", "window_s", default="10min", show_default=True, callback=seconds,
+    "--scale-in-window", "window_s", default="5min", show_default=True, callback=seconds,
     help="The fleet shrinks to the most that was wanted in so long a time.",
 )  # fmt: skip
 @click.option(

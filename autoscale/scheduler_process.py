@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from symphony_dask.errors import BadInput
+
 #: Includes compiling the engine, where numba's disk cache is empty.
 START_S = 180.0
 
@@ -73,20 +75,28 @@ class SchedulerProcess:
 
 
 def tls_options(security: Any, directory: Path) -> Sequence[str]:
-    """Arguments of ``dask scheduler`` for a ``Security``; what it has as text is written into ``directory``."""
+    """Arguments of ``dask scheduler`` for a ``Security``; what it has as text is written into ``directory``.
+
+    Raises ``BadInput`` where it has some of what a scheduler needs.
+    """
     found: Mapping[str, Any] = security.get_tls_config_for_role("scheduler") if security is not None else {}
-    options: list[str] = []
+    given = {name: found.get(name) for name in ("ca_file", "cert", "key")}
+    if not any(given.values()):
+        return []
+    fields = {"ca_file": "tls_ca_file", "cert": "tls_scheduler_cert", "key": "tls_scheduler_key"}
+    missing = [fields[name] for name, value in given.items() if not value]
+    if missing:
+        raise BadInput(f"security has no {', '.join(missing)}: the scheduler that is started here needs them")
+    options = ["--protocol", "tls"]
     for name, option in (("ca_file", "--tls-ca-file"), ("cert", "--tls-cert"), ("key", "--tls-key")):
-        value = found.get(name)
-        if not value:
-            continue
+        value = str(given[name])
         if "\n" in value:
             path = directory / f"{name}.pem"
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write(value)
             value = str(path)
         options += [option, value]
-    return [*(["--protocol", "tls"] if options else []), *options]
+    return options
 
 
 def _address(file: Path) -> str:

@@ -20,7 +20,7 @@ class ModelSignals:
     ongoing: requests that wait or run, the mean over each window.
     bad_hz: requests a second that ended late, dropped or rejected, over the last 10 s.
     queued: requests that wait for a GPU now.
-    gpu_seconds_per_request: l(b)/b by GPU class, at the largest batch b that the SLO allows at the present rate.
+    gpu_seconds_per_request: l(b)/b by GPU class, at the mean size b of batches at the present rate.
     least_gpu_seconds: the same at a rate without bound.
     """
 

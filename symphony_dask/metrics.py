@@ -22,7 +22,7 @@ _OF_MODELS = (
     ("ongoing", "ongoing_requests", "Requests that wait or run, the mean over a window", "window_seconds"),
     ("bad_hz", "bad_rate_hz", "Requests a second that ended late, dropped or rejected", ""),
     ("queued", "queued_requests", "Requests that wait for a GPU", ""),
-    ("gpu_seconds_per_request", "gpu_seconds_per_request", "l(b)/b at the largest b that the SLO allows", "gpu_class"),
+    ("gpu_seconds_per_request", "gpu_seconds_per_request", "l(b)/b at the mean b of deferred batches", "gpu_class"),
     ("least_gpu_seconds", "least_gpu_seconds_per_request", "The same at a rate without bound", "gpu_class"),
 )
 

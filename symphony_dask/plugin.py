@@ -31,7 +31,6 @@ from symphony_dask.pipelines import Pipelines
 from symphony_dask.requests import RequestTable
 from symphony_dask.scheduling.intake import LATENCY_BINS
 from symphony_dask.scheduling.profile import LatencyProfile
-from symphony_dask.signals import gpu_seconds_per_request
 from symphony_dask.trace import Outcome
 from symphony_dask.tracing import Tracing
 from symphony_dask.units import parse_duration_ns
@@ -424,7 +423,6 @@ def warm_up() -> None:
     engine.drain_gpu(0, gpu)
     engine.remove_gpu(0, gpu)
     engine.remove_model(0, model)
-    gpu_seconds_per_request(latency, 10**9, 1.0)
 
 
 def _failure(error: Exception) -> Reply:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.scheduling.window import target_batch
 from symphony_dask.units import NS_PER_S
 
 #: Over how many seconds rates are told.
@@ -24,9 +23,6 @@ RECENT_S = 10
 
 #: A rate at which batches are as large as the SLO allows at all, requests a second.
 _HIGH_HZ = 1e7
-
-#: More GPUs than a target batch can depend on.
-_MANY_GPUS = 1 << 20
 
 Floats = npt.NDArray[np.float64]
 
@@ -51,13 +47,20 @@ class GpuFacts(NamedTuple):
 
 
 def gpu_seconds_per_request(latency_ns: npt.NDArray[np.int64], slo_ns: int, rate_hz: float) -> float:
-    """l(b)/b in s at the largest batch b that the SLO allows at this rate (``scheduling.window.target_batch``).
+    """l(b)/b in s at the mean size b of deferred batches at this rate: b = 1 + rate * (SLO - l(b)).
 
-    latency_ns: (largest batch + 2,), as ``LatencyProfile.latency_ns`` gives it; rate_hz: above 0. At low rates batches
-    wait for their own requests and stay small, so a request costs up to l(1).
+    A batch is its first request and those that come while it can wait, so at low rates it stays small and a request
+    costs up to l(1). b is no whole number, as it is a mean: whole ones would have a load cost more GPUs than a larger
+    one where b steps up. latency_ns: (largest batch + 2,), as ``LatencyProfile.latency_ns`` gives it.
     """
-    b = target_batch(latency_ns, len(latency_ns) - 2, slo_ns, max(rate_hz, 1e-6) / NS_PER_S, _MANY_GPUS)
-    return float(latency_ns[b]) / b / NS_PER_S
+    times = latency_ns[1:-1]
+    sizes = np.arange(1, len(times) + 1)
+    beyond = 1 + rate_hz / NS_PER_S * (slo_ns - times) - sizes  # falls with the size; b is where it is 0
+    k = int(np.searchsorted(-beyond, 0.0, side="right"))
+    if k in (0, len(times)):
+        return float(times[max(k - 1, 0)]) / max(k, 1) / NS_PER_S
+    part = beyond[k - 1] / (beyond[k - 1] - beyond[k])
+    return float((times[k - 1] + part * (times[k] - times[k - 1])) / (k + part)) / NS_PER_S
 
 
 class Sampler:

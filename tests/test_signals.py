@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.signals import GpuFacts, ModelFacts, Sampler, gpu_seconds_per_request
@@ -84,13 +86,27 @@ def test_what_was_never_sampled_has_no_rate():
 
 
 def test_the_least_a_request_costs_is_that_of_the_largest_batch():
-    assert model(sampled([0.0, 1.0]))["least_gpu_seconds"] == {"gpu": pytest.approx(49e-3 / 44)}
+    assert model(sampled([0.0, 1.0]))["least_gpu_seconds"] == {"gpu": pytest.approx(50e-3 / 45, rel=1e-3)}
 
 
 def test_a_request_costs_less_at_higher_rates_as_batches_grow():
-    # SLO 50 ms. At a million a second n is some thousand and b the largest with l(b) * 1.001 <= 50: 44, so 49 / 44 ms.
-    assert gpu_seconds_per_request(TABLE, 50 * MS, 1e6) == pytest.approx(49e-3 / 44)
-    # At 100 req/s: n = 0.1 * (b + 5) / b < 1, so b + 5 + 10 * b <= 50: b is 4, and 9 / 4 ms each.
-    assert gpu_seconds_per_request(TABLE, 50 * MS, 100.0) == pytest.approx(9e-3 / 4)
+    # SLO 50 ms. At a billion a second a batch takes all of it: b + 5 = 50, so 50 / 45 ms each.
+    assert gpu_seconds_per_request(TABLE, 50 * MS, 1e9) == pytest.approx(50e-3 / 45)
+    # At 100 req/s: b = 1 + 0.1 * (50 - b - 5), so b is 5, and 10 / 5 ms each.
+    assert gpu_seconds_per_request(TABLE, 50 * MS, 100.0) == pytest.approx(10e-3 / 5)
+    # At 200 req/s: 1.2 * b = 10, so b is 25 / 3 on average.
+    assert gpu_seconds_per_request(TABLE, 50 * MS, 200.0) == pytest.approx((25 / 3 + 5) * 1e-3 / (25 / 3))
     # Alone: l(1).
-    assert gpu_seconds_per_request(TABLE, 50 * MS, 0.1) == pytest.approx(6e-3)
+    assert gpu_seconds_per_request(TABLE, 50 * MS, 0.0) == pytest.approx(6e-3)
+
+
+@given(st.floats(0, 1e5), st.floats(1.0, 2.0), st.floats(0, 10), st.floats(0, 100), st.integers(1, 200))
+def test_more_requests_never_take_less_gpu_time(rate_hz, factor, alpha_ms, beta_ms, slo_ms):
+    table = LatencyProfile(alpha_ms, beta_ms).latency_ns()
+    less, more = (r * gpu_seconds_per_request(table, slo_ms * MS, r) for r in (rate_hz, rate_hz * factor))
+    assert more >= less * (1 - 1e-9)
+
+
+def test_a_request_costs_what_it_takes_alone_where_no_batch_meets_the_slo_and_a_full_batch_where_every_one_does():
+    assert gpu_seconds_per_request(TABLE, 5 * MS, 1000.0) == pytest.approx(6e-3)
+    assert gpu_seconds_per_request(LatencyProfile(1, 5, 8).latency_ns(), 50 * MS, 1e9) == pytest.approx(13e-3 / 8)

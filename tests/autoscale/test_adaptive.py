@@ -6,7 +6,8 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Hashable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import dask.config
@@ -73,14 +74,15 @@ class Cluster:
 
     def __init__(self, *joined: str, missing: tuple[str, ...] = ()) -> None:
         self.joined = list(joined)
-        self.plan = {*joined, *missing}
+        self.plan: set[Any] = {*joined, *missing}
+        self.workers: dict[Any, Any] = {}
         self.scheduler_comm = Scheduler(self)
         self.scaled: list[int] = []
-        self.removed: list[str] = []
+        self.removed: list[Any] = []
         self.worker_spec: dict[str, Any] = {}
 
     @property
-    def requested(self) -> set[str]:
+    def requested(self) -> set[Any]:
         return set(self.plan)
 
     @property
@@ -215,6 +217,77 @@ def test_workers_of_one_job_go_together_or_not_at_all() -> None:
     assert cluster.removed == []
     looks(adaptive(cluster, [2]), 1, wait_for_drains=True)
     assert cluster.removed == ["y-0", "y-1"]
+
+
+class Worker:
+    """What a cluster keeps of a worker; ``proc`` as ``SSHCluster``'s."""
+
+    def __init__(self, name: Hashable) -> None:
+        self.name = name
+        self.proc = SimpleNamespace(exit_status=None)
+
+
+def test_workers_that_the_clusters_objects_know_by_other_names_are_the_planned_ones() -> None:
+    """As those of dask-cloudprovider's virtual machines."""
+    cluster = Cluster("vm-a", "vm-b")
+    cluster.plan, cluster.workers = {0, 1}, {0: Worker("vm-b"), 1: Worker("vm-a")}
+    made = adaptive(cluster, [1], join_timeout="1us")
+    looks(made, 2, wait_for_drains=True)
+    assert made.fleets[0] == Fleet(ready=2, booting=0, draining=0)
+    assert cluster.removed == [0]  # vm-b, which has the higher rank
+
+
+class Pool(Cluster):
+    """As SSHCluster: a list of workers and no more, whose own names its plan does not know."""
+
+    new_spec = None
+
+    def __init__(self, *joined: str) -> None:
+        super().__init__(*joined)
+        self.plan = set(range(len(joined)))
+        self.workers = {i: Worker(i) for i in self.plan}
+        self.worker_spec = {i: f"host {i}" for i in self.plan}
+
+    def __await__(self) -> Generator[Any, None, Pool]:
+        self.plan = set(self.worker_spec)
+        yield from asyncio.sleep(0).__await__()
+        return self
+
+
+def test_of_a_list_of_hosts_that_is_let_go_whose_process_ends_and_comes_back_when_it_is_wanted() -> None:
+    cluster = Pool("tcp-x", "tcp-y")
+    made = adaptive(cluster, [1, 1, 1, 2], drain_deadline="10s", join_timeout="1us")
+
+    async def story() -> None:
+        await made.adapt()
+        await asyncio.sleep(0.1)
+        assert cluster.scheduler_comm.states == {"tcp://tcp-y": "draining"}
+        assert cluster.removed == []
+        cluster.scheduler_comm.states["tcp://tcp-y"] = "retired"
+        await asyncio.sleep(0.5)
+        await made.adapt()
+        assert cluster.removed == []  # nobody knows yet which of the two it is
+        cluster.joined.remove("tcp-y")
+        cluster.workers[0].proc.exit_status = 0
+        await asyncio.wait_for(asyncio.gather(*made._retiring), 5)
+        assert cluster.removed == [0]
+        del cluster.worker_spec[0], cluster.workers[0]
+        await made.adapt()
+        assert cluster.worker_spec == {1: "host 1"}
+        await made.adapt()
+        assert cluster.worker_spec == {0: "host 0", 1: "host 1"}
+
+    asyncio.run(story())
+    assert cluster.scaled == []
+    assert cluster.removed == [0]
+
+
+def test_a_list_of_hosts_that_are_all_there_is_not_scaled_beyond() -> None:
+    cluster = Pool("tcp-x")
+    made = adaptive(cluster, [3])
+    looks(made, 2)
+    assert made.fleets[0] == Fleet(ready=1, booting=0, draining=0)
+    assert (cluster.scaled, cluster.removed) == ([], [])
 
 
 def test_a_deployment_that_waits_for_a_first_worker_gets_one() -> None:

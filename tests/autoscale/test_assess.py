@@ -7,13 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscale.assess import asked, least_changes
+from autoscale.assess import asked, best, cheapest_of, least_changes, variants
+from autoscale.decision import Settings
+from autoscale.policy import POLICIES
+from autoscale.trial import Trial
 from symphony_dask.scheduling.profile import LatencyProfile
+from symphony_dask.trace import Outcome
 from workloads.simulated import SimModel
 from workloads.workload import Workload
 
 MS = 1_000_000
-#: l(b) = b + 5 ms, SLO 50 ms: 2.25 ms a request at 100 req/s (b = 4).
+#: l(b) = b + 5 ms, SLO 50 ms: 2 ms a request at 100 req/s (b = 5), 1.6 at 200 (b = 25 / 3).
 MODEL = SimModel("m", LatencyProfile(1, 5), 50 * MS)
 
 
@@ -25,19 +29,19 @@ def work(*rates_hz: int) -> Workload:
 
 
 def test_demand_is_told_for_every_ten_seconds_but_the_last_which_is_cut_off():
-    assert asked(work(100, 100, 200, 100)).demand == pytest.approx([0.225, 0.225, 200 * 12e-3 / 7])
+    assert asked(work(100, 100, 200, 100)).demand == pytest.approx([0.2, 0.2, 0.32])
 
 
 def test_levels_are_whole_gpus_of_each_minute():
     found = asked(work(*[100] * 6, *[1000] * 6, 1))
-    # 1000 req/s: n = 1 + 5/b > 1 for every b, so b + 5 + (b + 5) / n = b + 5 + b <= 50: b = 22, 27/22 ms each.
+    # 1000 req/s: b = 1 + 50 - b - 5, so b is 23, and 28/23 ms each.
     assert found.levels.tolist() == [1, 2]
     assert found.first_gpus == 1
 
 
 def test_the_peak_fleet_has_headroom_for_the_busiest_ten_seconds():
     found = asked(work(100, 1000, 100, 100))
-    assert found.peak_gpus == 2  # 1.23 GPUs of work and its spread
+    assert found.peak_gpus == 2  # 1.22 GPUs of work and its spread
 
 
 def test_least_changes_of_a_day_that_rises_and_falls_once():
@@ -66,3 +70,30 @@ def test_a_longer_window_never_needs_more_changes(levels, gap):
 def test_without_a_window_changes_are_the_rises_and_falls(levels):
     steps = np.diff(levels)
     assert least_changes(np.array(levels), 0) == (steps[steps > 0].sum(), -steps[steps < 0].sum())
+
+
+def trial(ok: int, gpu_hours: float) -> Trial:
+    """Of 1,000 requests."""
+    outcomes = np.zeros(len(Outcome), np.int64)
+    outcomes[Outcome.OK], outcomes[Outcome.DROPPED] = ok, 1000 - ok
+    return Trial("p", 60.0, outcomes, gpu_hours, 0, 0, 0, 0, 1.0, np.empty((0, 6)))
+
+
+FOUND = [("a", trial(999, 9.0)), ("b", trial(992, 6.0)), ("c", trial(991, 7.0)), ("d", trial(980, 5.0))]
+
+
+def test_the_best_takes_the_fewest_gpu_hours_of_those_that_attain_enough():
+    assert best(FOUND, 0.99)[0] == "b"
+
+
+def test_where_none_attains_enough_the_best_attains_most():
+    assert best(FOUND[1:], 0.995)[0] == "b"
+    assert cheapest_of(FOUND[1:], 0.995) is None
+
+
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_a_policy_is_tried_with_its_defaults_among_others_that_are_told_apart(name):
+    settings = Settings()
+    tried = variants(name, settings, work(100), 1)
+    assert len({text for text, _ in tried}) == len(tried)
+    assert settings in [chosen for _, chosen in tried]

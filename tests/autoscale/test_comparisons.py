@@ -103,6 +103,14 @@ def test_utilization_shrinks_to_the_most_it_wanted_within_its_window():
     assert found == [10] * 6 + [8, 2, 2]
 
 
+def test_a_first_gpu_that_was_idle_while_it_joined_is_not_given_back_at_once():
+    memory = Memory()
+    memory, target = decide("gpu_utilization", HALF, at(0.0, model(100.0)), Fleet(0), memory)
+    assert target.gpus == 1
+    _, target = decide("gpu_utilization", HALF, at(50.0, model(100.0), gpus=gpus(0.0)), Fleet(1), memory)
+    assert target.gpus == 1
+
+
 def test_a_fixed_fleet_is_fixed():
     assert decide("fixed_peak", Settings(fixed_gpus=9), at(0.0), Fleet(2))[1].gpus == 9
     assert decide("fixed_peak", replace(Settings(), fixed_gpus=99, maximum=50), at(0.0), Fleet(2))[1].gpus == 50

@@ -39,10 +39,10 @@ def test_bad_demand_is_the_bad_rate_times_gpu_seconds_per_request():
     assert bad_demand(at(0.0, model(100.0, 0.01, bad_hz=20.0))) == pytest.approx(0.2)
 
 
-def test_the_spread_of_a_poisson_process_is_that_of_its_counts_within_one_slo():
-    # 100 req/s vary by 10 req/s from second to second; in 50 ms there come 5, give or take sqrt(5), so 44.7 req/s.
+def test_the_spread_of_a_poisson_process_is_that_of_its_counts_within_half_an_slo():
+    # 100 req/s vary by 10 req/s from second to second; in 25 ms there come 2.5, give or take sqrt(2.5), so 63.2 req/s.
     signals = at(0.0, model(100.0, 0.01, spread_hz=10.0))
-    assert spread(signals) == pytest.approx(math.sqrt(100 / 0.05) * 0.01)
+    assert spread(signals) == pytest.approx(math.sqrt(100 / 0.025) * 0.01)
 
 
 def test_a_burstier_process_has_a_spread_that_grows_with_its_dispersion():

@@ -8,10 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from distributed import Client
 from distributed.security import Security
@@ -21,22 +24,32 @@ from autoscale.ec2 import Ec2Fleet
 from autoscale.ec2_cluster import stack_outputs, zones_of
 from autoscale.fleet import Launch
 from autoscale.reconcile import Settings
-from autoscale.scheduler_process import SchedulerProcess
+from autoscale.scheduler_process import SchedulerProcess, tls_options
+from infra.worker import tls
 from symphony_dask import Serving
 from symphony_dask.backends import Emulated
 from symphony_dask.errors import BadInput
+from tests import models
 from tests.autoscale.test_adaptive import Load, by_the_latest_rate
-from tests.cluster import Cluster, wait_until
+from tests.cluster import START_S, Cluster, wait_until
 from tests.infra.aws import TEMPLATE, Aws, moto
+from tests.infra.test_tls import made
+
+#: The scheduler may have to compile its engine first, before an instance is launched and its worker starts.
+JOIN_S = 2 * START_S
 
 QUICK = Settings(max_instances=3, max_usd_per_hour=99.0, settle_s=0.5, retry_s=0.2, drain_s=5.0)
 
 
 class Boots:
-    """What boot scripts do: a worker for each running instance of the fleet, while it runs."""
+    """What boot scripts do: a worker for each running instance of the fleet, while it runs.
 
-    def __init__(self, aws: Aws) -> None:
-        self._ec2 = aws.client("ec2")
+    secret: of the TLS material, which each instance fetches as it boots.
+    """
+
+    def __init__(self, aws: Aws, secret: str | None = None) -> None:
+        self._ec2, self._secrets, self._secret = aws.client("ec2"), aws.client("secretsmanager"), secret
+        self._directory = tempfile.TemporaryDirectory(prefix="symphony-test-", ignore_cleanup_errors=True)
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -63,6 +76,8 @@ class Boots:
         options = ["--name", f"{name}-0", "--no-nanny", "--no-dashboard", "--nthreads", "1", "--memory-limit", "0"]
         command = [sys.executable, "-m", "dask", "worker", scheduler, *options, "--resources", "GPU=1"]
         environment = {**os.environ, "DASK_SYMPHONY__GPU_CLASS": "cpu", "OMP_NUM_THREADS": "1"}
+        if self._secret is not None:
+            environment |= tls.fetch(self._secret, Path(self._directory.name) / name, client=self._secrets)
         return subprocess.Popen([*command, "--death-timeout", "30"], stderr=subprocess.DEVNULL, env=environment)
 
     def __enter__(self) -> Boots:
@@ -75,6 +90,7 @@ class Boots:
         for worker in self._workers.values():
             worker.kill()
             worker.wait()
+        self._directory.cleanup()
 
 
 @pytest.fixture
@@ -121,22 +137,22 @@ def outcomes(futures: list[Any]) -> set[str]:
 @pytest.mark.slow
 def test_a_cluster_is_scaled_serves_shrinks_and_leaves_nothing(aws: Aws, boots: Boots) -> None:
     with cluster_on(aws, n_workers=1) as cluster, Client(cluster) as client:
-        client.wait_for_workers(1, timeout=60)
+        client.wait_for_workers(1, timeout=JOIN_S)
         assert client.submit(sum, [1, 2]).result(timeout=30) == 3
         with Serving(client) as serving:
             model = serving.deploy("m", Emulated(2, 0), slo="30s")
             cluster.scale(3)
-            client.wait_for_workers(3, timeout=60)
+            client.wait_for_workers(3, timeout=JOIN_S)
             assert boots.slots() == [0, 1, 2]
             futures = model.map([b"x"] * 500)
             cluster.scale(1)
-            wait_until(lambda: boots.slots() == [0], "slots 1 and 2 are empty", 60)
+            wait_until(lambda: boots.slots() == [0], "slots 1 and 2 are empty", JOIN_S)
             assert outcomes(futures) == {"ok"}
         tags = next(iter(boots.instances().values()))
         assert tags["symphony:cluster"] == "vision"
         assert tags["symphony:scheduler"] == cluster.scheduler_address
         cluster.scale(9)
-        wait_until(lambda: boots.slots() == [0, 1, 2], "three instances: the cap", 60)
+        wait_until(lambda: boots.slots() == [0, 1, 2], "three instances: the cap", JOIN_S)
     assert boots.slots() == []
     with pytest.raises(OSError, match="Timed out"):
         Client(cluster.scheduler_address, timeout="1s")
@@ -149,10 +165,10 @@ def test_adapt_follows_the_load_from_zero_and_back(aws: Aws, boots: Boots) -> No
         model = serving.deploy("m", Emulated(40, 0), slo="30s", max_batch=4)
         load = Load(model, 50)
         try:
-            wait_until(lambda: boots.slots() == [0, 1], "a second instance", 60)
+            wait_until(lambda: boots.slots() == [0, 1], "a second instance", JOIN_S)
         finally:
             futures = load.end()
-        wait_until(lambda: boots.slots() == [], "no instance", 60)
+        wait_until(lambda: boots.slots() == [], "no instance", JOIN_S)
         assert outcomes(futures) == {"ok"}
 
 
@@ -163,7 +179,7 @@ def test_it_is_used_from_a_running_event_loop(aws: Aws, boots: Boots) -> None:
             cluster_on(aws, n_workers=1, asynchronous=True) as cluster,
             Client(cluster, asynchronous=True) as client,
         ):
-            await client.wait_for_workers(1, timeout=60)
+            await client.wait_for_workers(1, timeout=JOIN_S)
             return int(await client.submit(sum, [1, 2]))
 
     assert asyncio.run(story()) == 3
@@ -175,10 +191,58 @@ def test_instances_join_a_scheduler_that_runs_already_and_leave_it_running(aws: 
     with Cluster(0, preload=False) as running:
         with cluster_on(aws, n_workers=1, scheduler=running.address):
             client = running.client()
-            client.wait_for_workers(1, timeout=60)
+            client.wait_for_workers(1, timeout=JOIN_S)
         assert boots.slots() == []
         assert client.scheduler_info()["workers"] == {}
         assert running.scheduler.poll() is None
+
+
+def of_the_secret(aws: Aws, directory: Path) -> Security:
+    """What a user makes of the stack's secret."""
+    aws.client("secretsmanager").create_secret(Name="symphony/tls", SecretString=made())
+    tls.fetch("symphony/tls", directory, client=aws.client("secretsmanager"))
+    ca, cert, key = (str(directory / f"{name}.pem") for name in ("ca", "cert", "key"))
+    files = {"cert": cert, "key": key}
+    pairs = {f"tls_{role}_{part}": files[part] for role in ("scheduler", "client") for part in files}
+    return Security(tls_ca_file=ca, require_encryption=True, **pairs)
+
+
+@pytest.mark.slow
+def test_with_tls_everything_from_the_scheduler_to_the_answers_is_encrypted(aws: Aws, tmp_path: Path) -> None:
+    security = of_the_secret(aws, tmp_path / "tls")
+    with Boots(aws, "symphony/tls") as boots:
+        with cluster_on(aws, n_workers=1, security=security) as cluster, Client(cluster) as client:
+            assert cluster.scheduler_address.startswith("tls://127.0.0.1:")
+            client.wait_for_workers(1, timeout=JOIN_S)
+            (instance,) = boots.instances().values()
+            assert instance["symphony:scheduler"] == cluster.scheduler_address
+            with Serving(client) as serving:
+                model = serving.deploy("double", models.double, slo="60s", profile="0.1,0.5", timeout="60s")
+                assert [f.result(60).tolist() for f in model.map([np.array([1.0]), np.array([2.0])])] == [[2.0], [4.0]]
+                # Too large for the scheduler: it goes from the client to the worker.
+                large = np.arange(20_000)
+                np.testing.assert_array_equal(model.submit(large).result(60), large * 2)
+                cluster.scale(2)
+                client.wait_for_workers(2, timeout=JOIN_S)
+                assert boots.slots() == [0, 1]
+                futures = model.map([np.array([float(i)]) for i in range(500)])
+                cluster.scale(1)
+                wait_until(lambda: boots.slots() == [0], "slot 1 is empty", JOIN_S)
+                assert [f.result(60).tolist() for f in futures] == [[2.0 * i] for i in range(500)]
+                assert {f.outcome for f in futures} == {"ok"}
+            assert all(address.startswith("tls://") for address in client.scheduler_info()["workers"])
+            with pytest.raises(OSError, match=r"(?i)timed out|closed"):
+                Client(cluster.scheduler_address.replace("tls", "tcp"), timeout="1s")
+            with pytest.raises(OSError, match=r"(?i)timed out|closed|certificate"):
+                Client(cluster.scheduler_address, security=Security.temporary(), timeout="1s")
+        assert boots.slots() == []
+        assert len(boots.instances("terminated")) == 2
+
+
+def test_a_scheduler_is_not_started_with_half_of_its_tls_material() -> None:
+    security = Security(tls_ca_file="ca.pem", tls_client_cert="cert.pem", tls_client_key="key.pem")
+    with pytest.raises(BadInput, match="security has no tls_scheduler_cert, tls_scheduler_key"):
+        tls_options(security, Path("unused"))
 
 
 def test_the_scheduler_ends_when_its_owner_is_killed() -> None:

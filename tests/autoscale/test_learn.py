@@ -35,10 +35,10 @@ def test_a_course_is_learned_from_recorded_runs_by_their_time_of_day(tmp_path):
     course = learn([tmp_path / "yesterday", tmp_path / "today"], Settings(), now).course
     # From the first known minute on: yesterday at 12:00 and 12:01, a day without a run, today at 11:58, and 11:59.
     assert len(course.demand) == DAY_STEPS
-    # 100 req/s at b = 4 cost 9 / 4 ms each; 200 at b = 7 cost 12 / 7 ms; 10 at b = 1 cost 6 ms.
-    assert course.demand[0] == pytest.approx(100 * 9e-3 / 4)
-    assert course.demand[1] == pytest.approx(200 * 12e-3 / 7)
-    assert course.demand[-2:] == (pytest.approx(10 * 6e-3), 0.0)
+    # 100 req/s at b = 5 cost 10 / 5 ms each; 200 at b = 25 / 3 cost 1.6 ms; 10 at b = 1.45 / 1.01.
+    assert course.demand[0] == pytest.approx(100 * 10e-3 / 5)
+    assert course.demand[1] == pytest.approx(200 * 1.6e-3)
+    assert course.demand[-2:] == (pytest.approx(10 * (1.45 / 1.01 + 5) * 1e-3 / (1.45 / 1.01)), 0.0)
     assert course.method in METHODS
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from autoscale.commands import autoscale
 from autoscale.decision import Memory, Settings, Target
 from autoscale.policy import POLICIES
+from autoscale.simulate_command import POLICY_NAMES
 from autoscale.trial import FleetModel, run_trial
 from symphony_dask.errors import BadInput
 from symphony_dask.scheduling.profile import LatencyProfile
@@ -74,7 +75,7 @@ def test_the_policy_sees_what_the_live_sampler_tells():
     (model,) = signals.models
     assert signals.time_s == 60.0
     assert model.rate_hz == {1.0: 100.0, 10.0: 100.0, 30.0: 100.0, 60.0: 100.0}
-    assert model.gpu_seconds_per_request == {"gpu": pytest.approx(9e-3 / 4)}
+    assert model.gpu_seconds_per_request == {"gpu": pytest.approx(10e-3 / 5)}
     assert (fleet.ready, fleet.booting, fleet.draining) == (1, 0, 0)
     assert 0.1 < signals.gpus[0].busy < 0.6
 
@@ -174,6 +175,22 @@ def test_settings_prices_and_a_table_for_people(trace):
     row = next(line for line in text.splitlines() if "fixed_peak |" in line)
     assert "| 6.0 |" in row  # three GPUs for two hours
     assert "| 12.00 |" in row
+
+
+def test_policies_side_by_side(tmp_path):
+    folder = tmp_path / "short"
+    diurnal(folder, seconds=120, peak_hz=1500, slo_ns=50 * MS, seed=1, trough=1.0)
+    options = ("--compare", "--attainment", "0.95", "--boot", "20s", "--processes", "1", "--profile", "1.053,5.072")
+    found = json.loads(invoke(str(folder), *options, "--json"))
+    assert list(dict.fromkeys(row["policy"] for row in found["rows"])) == list(POLICY_NAMES)
+    ours = found["rows"][0]
+    for policy in POLICY_NAMES[1:]:
+        rows = [row for row in found["rows"] if row["policy"] == policy]
+        trials = [trial for trial in found["trials"] if trial["policy"] == policy]
+        enough = [trial["gpu_hours"] for trial in trials if trial["attainment"] >= 0.95]
+        assert rows[0]["gpu_hours"] == min(enough) if enough else rows[0]["attainment"] < 0.95
+        alike = [trial["gpu_hours"] for trial in trials if trial["ok"] >= ours["ok"]]
+        assert rows[-1]["gpu_hours"] == min(alike) if alike else len(rows) == 1
 
 
 @pytest.mark.parametrize(
