@@ -668,26 +668,29 @@ class Dispatcher:
 
     def _refuse(self, connection: Connection, models: npt.NDArray[np.int32], rows: Rows) -> None:
         """Answer the requests of a SUBMIT that got no slot: no such model, no GPU, or a full queue."""
-        errors: dict[int, tuple[str, str]] = {}
-        for i, model_id in enumerate(models.tolist()):
+        why: dict[int, tuple[str, str]] = {}
+        for model_id, n in zip(*(column.tolist() for column in np.unique(models, return_counts=True)), strict=True):
             model = self._addressed(model_id)
-            if model is None:
-                errors[i] = ("UnknownModel", f"model {model_id} is not deployed: deploy it first")
-                continue
-            if not self._serves:
-                text = f'no worker serves model {model.name!r}: start one with dask worker --resources "GPU=1"'
-                errors[i] = ("NoGPUWorker", text)
-            else:
-                queued = self.engine.queued(model.index)
-                text = f"queue of model {model.name!r} is full with {queued} requests: slow down, or add GPUs"
-                errors[i] = ("Overloaded", text)
-            model.counts[Outcome.REJECTED] += 1
+            why[model_id] = self._why_refused(model_id, model)
+            if model is not None:
+                model.counts[Outcome.REJECTED] += n
+        errors = {i: why[model_id] for i, model_id in enumerate(models.tolist())}
         _send_errors(connection, rows.ids, Outcome.REJECTED, errors)
         if self.log is not None or self.tracing is not None:
             for model_id in np.unique(models).tolist():
                 model = self._addressed(model_id)
                 if model is not None:
                     self._record_refused(model, Rows(*(values[models == model_id] for values in rows)))
+
+    def _why_refused(self, number: int, model: ServedModel | None) -> tuple[str, str]:
+        """The error, and its text, of a request that got no slot."""
+        if model is None:
+            return "UnknownModel", f"model {number} is not deployed: deploy it first"
+        if not self._serves:
+            text = f'no worker serves model {model.name!r}: start one with dask worker --resources "GPU=1"'
+            return "NoGPUWorker", text
+        queued = self.engine.queued(model.index)
+        return "Overloaded", f"queue of model {model.name!r} is full with {queued} requests: slow down, or add GPUs"
 
     def _record_refused(self, model: ServedModel, rows: Rows) -> None:
         if self.log is not None:

@@ -31,7 +31,7 @@ from workloads.faults.models import Scripted, tell
 from workloads.faults.plan import Plan
 from workloads.faults.traffic import Load, Sent, Traffic, wait_for_ends
 
-SLO_NS = 300 * NS_PER_MS
+SLO_NS = 500 * NS_PER_MS
 
 LOADS = (Load("steady", 60.0, SLO_NS), Load("odd", 30.0, SLO_NS), Load("wide", 15.0, SLO_NS, numbers=2500))
 
@@ -206,10 +206,13 @@ class Bed:
         run = Run(plan, self.runs / f"run-{self._n_runs}", self._next_sample)
         self.scene.lost = run.lost
         victim = self.cluster.victim
+        if victim is not None and not victim.stopped:
+            victim.stop()
+            self._wait_for_quiet()
         self.control.set_policy(plan.policy)
         before = self._counts()
         self.control.record(str(run.folder))
-        if victim is not None and victim.stopped:
+        if victim is not None:
             victim.go_on()
         self._traffic = traffic = Traffic(self.serving, LOADS, self._next_sample, plan.seed)
         web = Web(self.cluster.url) if self._gateway else None

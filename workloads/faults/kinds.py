@@ -256,15 +256,13 @@ def _mend_link(scene: Scene, fault: Fault) -> None:
 def _fill_disk(scene: Scene, fault: Fault) -> None:
     if scene.disk is None:
         return
-    file = scene.disk / "ballast"
-    with file.open("wb") as out:
+    file = scene.under_way[fault] = scene.disk / "ballast"
+    with file.open("wb", buffering=0) as out:
         try:
-            while True:
-                out.write(bytes(1 << 16))
-                out.flush()
+            while out.write(bytes(1 << 16)):
+                pass
         except OSError:
             pass
-    scene.under_way[fault] = file
 
 
 def _empty_disk(scene: Scene, fault: Fault) -> None:
