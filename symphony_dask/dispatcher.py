@@ -52,7 +52,7 @@ from symphony_dask.lane import (
     read_rows,
 )
 from symphony_dask.latency import Latency
-from symphony_dask.overdue import ANSWERS_NS, LOOK_S, SILENT_NS, STILL_NS, due_back_ns, is_hung, is_overdue
+from symphony_dask.overdue import ANSWERS_NS, LOOK_S, SILENT_NS, STILL_NS, due_back_ns, is_hung, is_late, is_overdue
 from symphony_dask.peers import FIRST_ROUND_TRIP_NS, Client, Worker, worker_of
 from symphony_dask.recent import Facts, ModelCounts, Recent, Tally
 from symphony_dask.requests import RequestTable, Rows, Settled
@@ -472,16 +472,17 @@ class Dispatcher:
         self._looked_ns = now
         if late:
             self._still_ns = now
-        for connection in list(self.workers.values()):
-            connection.send([PING, now])
-        if late:
-            return
-        for flight in [f for f in self._flights.values() if is_overdue(f, now)]:
+        for flight in [f for f in self._flights.values() if is_late(f, now)]:
             if flight.batch not in self._flights:  # it went with one before it
                 continue
             connection, _ = self._gpu_worker[flight.gpu]
             worker: Worker = connection.peer
-            silent_ns = now - worker.heard_ns
+            if not worker.pinged_ns:
+                worker.pinged_ns = now
+                connection.send([PING, now])
+            if late or not is_overdue(flight, now):
+                continue
+            silent_ns = now - worker.pinged_ns
             if silent_ns > SILENT_NS:
                 logger.warning("worker %s is given up: silent for %.1f s", worker.address, silent_ns / NS_PER_S)
                 self.drop_worker(worker.address)
@@ -557,7 +558,7 @@ class Dispatcher:
             if op == DONE:
                 self._done(connection, peer, fields, blob)
             elif op == PONG:
-                peer.heard_ns = now_ns()
+                peer.pinged_ns = 0
             else:
                 raise BadInput(f"lane op {op!r:.40} does not come from a worker")
         elif op == HELLO:
@@ -583,7 +584,6 @@ class Dispatcher:
         self._doorway.welcome(connection)
         if hello["role"] == "worker":
             worker = worker_of(hello)
-            worker.heard_ns = now_ns()
             self.drop_worker(worker.address)
             connection.peer = worker
             self.workers[worker.address] = connection
@@ -821,7 +821,7 @@ class Dispatcher:
         now = now_ns()
         batch, _, queued_ns, run_ns, held_ns, answers_raw, raised, lost_raw = fields
         flight = self._flights.get(batch)
-        worker.heard_ns = now
+        worker.pinged_ns = 0
         if flight is None or self._gpu_worker.get(flight.gpu, (None, 0))[0] is not connection:
             self._come_back(connection, batch)
             return

@@ -7,9 +7,9 @@ Rule 2. A batch is *hung* when none of its requests is waited for any longer (ru
         counts as not loaded there until the old thread comes back or the model was loaded anew
         (``Loader.set_aside``). Batches that waited behind it return to their queues; requests of the hung one are not
         run again.
-Rule 3. Workers are pinged at each look. One is *silent* when it has answered nothing for SILENT_NS, and lost when it is
-        silent and has a batch that is overdue by its plan: what it has returns to its queues, as if it had died. It may
-        connect again. A batch counts as hung only at a worker that answers within ANSWERS_NS.
+Rule 3. A worker that has a batch that is late by its plan is pinged. It is *silent* when it has not answered for
+        SILENT_NS, and then lost: what it has returns to its queues, as if it had died. It may connect again. A batch
+        counts as hung only at a worker that answers within ANSWERS_NS.
 Rule 4. A look that comes STILL_NS after the last one judges nobody: this process stood still, and has not read yet what
         it was told meanwhile. Delays that were measured across such a time are no delays of others.
 """
@@ -26,11 +26,11 @@ LOOK_S = 0.1
 #: A batch may take so many times as long as planned before its slot goes on without it.
 HUNG = 16
 
-#: A worker that has said nothing for so long is silent, ns.
-SILENT_NS = NS_PER_S
+#: A batch that should be back for so long is late, ns.
+LATE_NS = NS_PER_S // 10
 
-#: One that answered a ping so lately answers, ns.
-ANSWERS_NS = 3 * NS_PER_S // 10
+#: A worker that answers no ping for so long is silent, ns, and one with a ping no older than the other answers.
+SILENT_NS, ANSWERS_NS = NS_PER_S, 3 * NS_PER_S // 10
 
 #: A process that has not looked for so long stood still, ns.
 STILL_NS = 4 * NS_PER_S // 10
@@ -42,6 +42,11 @@ TASKS_WAIT_NS = NS_PER_S
 def due_back_ns(last_deadline: int, planned_end: int, wait_ns: int, has_tasks: bool) -> int:
     """When a batch should be back at the latest, waits for payloads and tasks included."""
     return max(last_deadline, planned_end + max(wait_ns, TASKS_WAIT_NS if has_tasks else 0))
+
+
+def is_late(flight: Flight, now: int) -> bool:
+    """Whether a batch is later than planned by more than chance."""
+    return now > flight.planned[1] + LATE_NS
 
 
 def is_overdue(flight: Flight, now: int) -> bool:

@@ -46,7 +46,7 @@ class Worker:
     control: Latency = field(default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2))  #: dispatch to start
     #: from the predicted end to the answer at the scheduler
     reply: Latency = field(default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2))
-    heard_ns: int = 0  #: when it last answered a ping, or sent a batch back
+    pinged_ns: int = 0  #: since when it answers no ping; 0: it does, or was not asked
     heard: int = 0  #: samples of ``reply`` at the last look
     gpus: list[int] = field(default_factory=list)
     draining: bool = False  #: takes nothing new

@@ -255,7 +255,7 @@ def test_a_model_that_hangs_fails_its_own_requests_and_other_models_go_on(
 def test_when_the_scheduler_stands_still_requests_end_within_a_second_of_their_deadlines(gate: Gate) -> None:
     with Cluster(1) as cluster, Serving(cluster.client()) as serving:
         serving.wait_ready(timeout="60s")
-        model = serving.deploy("double", models.double, slo="200ms", profile="0.1,0.5")
+        model = serving.deploy("double", models.double, slo="1s", profile="0.1,0.5")
         assert model(np.array([1.0])).tolist() == [2.0]
         cluster.scheduler.send_signal(19)  # SIGSTOP
         try:
@@ -263,7 +263,7 @@ def test_when_the_scheduler_stands_still_requests_end_within_a_second_of_their_d
             future = model.submit(np.array([2.0]))
             with pytest.raises(NoAnswer, match="the scheduler has been silent for"):
                 future.result(LIMIT_S)
-            assert 0.7 <= (now_ns() - began) / 1e9 < 1.2
+            assert 1.5 <= (now_ns() - began) / 1e9 < 2.2
         finally:
             cluster.scheduler.send_signal(18)  # SIGCONT
         wait_until(lambda: model.submit(np.array([3.0])).exception(LIMIT_S) is None, "an answer")

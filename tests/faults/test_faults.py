@@ -35,9 +35,10 @@ def plan(*faults: tuple[str, float, float]) -> Plan:
 @pytest.mark.parametrize(
     "faults",
     [
-        plan(("kill-worker", 0.1, 0.2), ("model-raise", 0.0, 0.4)),
         plan(("stop-worker", 0.0, 0.5), ("kill-client", 0.1, 0.2)),
         plan(("reset-lane", 0.0, 0.1), ("model-hang", 0.2, 0.5)),
+        # The last, as another worker has to be there before the next run.
+        plan(("kill-worker", 0.1, 0.2), ("model-raise", 0.0, 0.4)),
     ],
     ids=lambda plan: " and ".join(fault.kind for fault in plan.faults),
 )

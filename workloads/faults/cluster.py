@@ -94,6 +94,7 @@ class FaultyCluster:
         self.victim: Part | None = None
         self._ready: dict[str, list[tuple[subprocess.Popen[bytes], BinaryIO]]] = {}
         self._started = 0
+        self._linked: list[Part] = []
         self.proxies = Proxies()
 
     def __enter__(self) -> FaultyCluster:
@@ -173,6 +174,11 @@ class FaultyCluster:
         ]
         part = self._start("worker", arguments)
         part.link = link
+        for ended in [other for other in self._linked if not other.alive]:
+            self._linked.remove(ended)
+            assert ended.link is not None
+            self.proxies.close(ended.link)
+        self._linked.append(part)
         self.workers.append(part)
         return part
 

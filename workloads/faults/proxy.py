@@ -45,7 +45,7 @@ class Proxies:
         self._random = random.Random(seed)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True)
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[tuple[Link, asyncio.Server]] = []
 
     def __enter__(self) -> Proxies:
         self._thread.start()
@@ -62,10 +62,21 @@ class Proxies:
             link = Link(host)
             for port in ports:
                 server = await asyncio.start_server(self._serve(link, port), host, port)
-                self._servers.append(server)
+                self._servers.append((link, server))
             return link
 
         return asyncio.run_coroutine_threadsafe(listen(), self._loop).result(10)
+
+    def close(self, link: Link) -> None:
+        """The process behind a link has ended."""
+
+        def close() -> None:
+            for server in [server for of, server in self._servers if of is link]:
+                server.close()
+            self._servers = [(of, server) for of, server in self._servers if of is not link]
+
+        self.reset(link)
+        self._run(close)
 
     def reset(self, link: Link, port: int | None = None) -> None:
         """Have the connections through a link, of one port or all, end as if the other side had crashed (RST)."""
