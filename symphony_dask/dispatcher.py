@@ -488,7 +488,8 @@ class Dispatcher:
                 self.drop_worker(worker.address)
                 continue
             self._end_overdue(now, flight, worker)
-            if silent_ns < ANSWERS_NS and is_hung(flight, now):
+            first = min(f.batch for f in self._flights.values() if f.gpu == flight.gpu)
+            if silent_ns < ANSWERS_NS and flight.batch == first and is_hung(flight, now):
                 self._set_aside(now, flight, connection)
 
     def _end_overdue(self, now: int, flight: Flight, worker: Worker) -> None:

@@ -159,6 +159,22 @@ def test_what_waited_behind_a_batch_that_hangs_runs_after_it_was_left() -> None:
     on_stage(main)
 
 
+def test_a_batch_that_waits_behind_another_is_not_taken_for_one_that_hangs() -> None:
+    async def main(made: Dispatcher, worker: End, client: End, said: list[Any]) -> None:
+        client.submit(1, slos=10_000 * MS)
+        await until(lambda: len(worker.batches) == 1)
+        client.submit(2, model=1)
+        await until(lambda: 2 in client.ended)
+        assert client.ended[2][1] == "NoAnswer"
+        await asyncio.sleep(0.3)  # in which it would be set aside
+        assert (said, worker.aside) == ([], [])
+        worker.done(worker.batches[0][0])
+        await until(lambda: 1 in client.ended)
+        assert client.ended[1][1] == "ok"
+
+    on_stage(main)
+
+
 def test_of_a_batch_that_is_late_only_what_is_overdue_has_ended_and_the_rest_is_answered() -> None:
     async def main(made: Dispatcher, worker: End, client: End, said: list[Any]) -> None:
         client.submit(1, 2, slos=[300 * MS, 10_000 * MS])

@@ -79,11 +79,12 @@ def _executed_once(run: Run, bed: Bed) -> Iterator[str]:
         for sample, time_ns in rows[rows["sample"] >= run.first_sample].tolist():
             times[sample].append((time_ns, pid))
     for sent in run.sent:
-        there = sorted(times.get(sent.sample, ()))
-        again = [pid for _, pid in there[:-1] if pid not in run.lost]
-        if again:
+        there = times.get(sent.sample, [])
+        # A worker that stood still may run what it was sent when others have answered it.
+        stayed = [pid for _, pid in there if pid not in run.lost]
+        if len(stayed) > 1:
             what = f"request {sent.sample} to {sent.load.model}"
-            yield f"{what} was executed {len(there)} times, once at a worker that stayed"
+            yield f"{what} was executed {len(stayed)} times at workers that stayed"
         if sent.ended_ns and not sent.error and not there:
             yield f"request {sent.sample} to {sent.load.model} was answered and not executed"
 
