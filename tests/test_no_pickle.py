@@ -34,6 +34,7 @@ MAY_LOAD = {
     "symphony_dask/stages.py": "the functions of a pipeline, from the scheduler over Dask's channel",
     "workloads/generator.py": "what to send, from the parent process in a folder of this user's only",
     "workloads/loadgen.py": "the results of these processes",
+    "workloads/faults/models.py": "the numbers that its models left in a folder of this user's only",
 }
 
 #: Modules and functions that run what they read.

@@ -48,7 +48,7 @@ def serve(tracing: Tracing, n: int, outcome: Outcome = Outcome.OK) -> int:
     entries = np.zeros(n, ENTRY)
     entries["id"], entries["arrival"], entries["deadline"] = np.arange(n), t, t + 50 * MS
     window = (t + 9 * MS, t + 12 * MS)
-    flight = Flight(3, MODEL, 1, np.arange(n, dtype=np.int32), t + 10 * MS, window, (0, 0), False, False)
+    flight = Flight(3, MODEL, 1, np.arange(n, dtype=np.int32), t + 10 * MS, window, (0, 0), False, False, 0)
     outcomes, replies = np.full(n, outcome, np.int8), np.full(n, t + 40 * MS)
     tracing.served(flight, entries, outcomes, "tcp://w", t + 15 * MS, t + 35 * MS, replies)
     return t
