@@ -426,6 +426,7 @@ def test_the_counts_of_a_recording_add_up(serving: Serving, deploy: Deploy, gate
     futures = occupy(serving, gated) + gated.map([np.array([1.0])] * 26)
     wait_until(lambda: queued(serving, gated) == 5, "a full queue")
     next(f for f in reversed(futures) if not f.done()).cancel()
+    wait_until(lambda: queued(serving, gated) == 4, "the cancelled one to leave the queue")
     gate.open()
     futures += [*plain.map([0.0, 1.0, 2.0]), plain.submit(1.0, slo="1us")]
     concurrent.futures.wait(futures, LIMIT_S)

@@ -172,6 +172,7 @@ def ask(scene: Scene) -> None:
     assert (answer.status, answer.json["outputs"][0]["data"]) == (200, [2.0, 4.0])
 
 
+@pytest.mark.slow
 def test_a_cluster_under_hostile_bytes_serves_others_and_keeps_nothing(scene: Scene) -> None:
     assert attacked(scene, 5, seed=0) > 200
 
