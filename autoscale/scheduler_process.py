@@ -107,7 +107,9 @@ def _address(file: Path) -> str:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not by sys.stdin: an interpreter that ends while a thread reads it aborts.
+    while os.read(0, 1024):
+        pass
     os._exit(0)
 
 
