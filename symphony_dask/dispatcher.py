@@ -167,7 +167,8 @@ class Dispatcher:
         self._flights: dict[int, Flight] = {}
         self._requests = RequestTable(max_requests)
         self._waiting = Waiting(wait_ns, max_requests)
-        self._reply_ns = FIRST_ROUND_TRIP_NS // 2
+        #: What answers are taken to need back, and how much of it is for estimates that stray.
+        self._reply_ns, self._reply_care_ns = FIRST_ROUND_TRIP_NS // 2, 0
         self._doorway = Doorway(self._frame, self._lost, patience=patience)
         self._timer_lateness = Latency(FIRST_TIMER_LATENESS_NS)
         self._round_trip = Latency()  # of all clients
@@ -642,9 +643,11 @@ class Dispatcher:
         if self._canaries:
             rows = split(rows, self._canaries.values())
         requests, slo_of = self._requests, self._slo_of
+        way_ns = client.one_way_bound_ns()
         taken = requests.admit(
-            self.engine, rows, blob, client=client.index, now=now, margin_ns=client.one_way_bound_ns() + self._reply_ns,
-            index_of=self._index_of, slo_of=slo_of, serving=self._serves,
+            self.engine, rows, blob, client=client.index, now=now, margin_ns=way_ns + self._reply_ns,
+            care_ns=way_ns - client.one_way_ns() + self._reply_care_ns, index_of=self._index_of, slo_of=slo_of,
+            serving=self._serves,
         )  # fmt: skip
         if taken is None:
             raise BadInput(f"lane SUBMIT of {len(rows)} requests does not fit its {len(blob)} bytes of payload")
@@ -955,7 +958,7 @@ class Dispatcher:
     def _follow_latency(self) -> None:
         """Tell the engine the control latency of each GPU, and for the windows the median of them."""
         now = now_ns()
-        control, reply, spread = [], [], []
+        control, reply, reply_care, spread = [], [], [], []
         for connection in self.workers.values():
             worker: Worker = connection.peer
             if worker.heard == worker.reply.samples:
@@ -965,10 +968,11 @@ class Dispatcher:
             for gpu in worker.gpus:
                 control.append(int(worker.control.mean_ns))
                 reply.append(worker.reply.bound_ns())
+                reply_care.append(worker.reply.spread_ns())
                 spread.append(worker.control.spread_ns() + worker.reply.spread_ns())
                 self.engine.set_control(now, control[-1], gpu)
         if control:
-            self._reply_ns = sorted(reply)[len(reply) // 2]
+            self._reply_ns, self._reply_care_ns = sorted(reply)[len(reply) // 2], sorted(reply_care)[len(reply) // 2]
             self.engine.set_control(now, sorted(control)[len(control) // 2])
             self._set_slack(sorted(spread)[len(spread) // 2])
 

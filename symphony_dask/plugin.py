@@ -406,7 +406,7 @@ def warm_up() -> None:
     frame = read_rows(pack_rows(SUBMIT_ROW, 1), SUBMIT_ROW)
     host: dict[str, Any] = {"client": 0, "now": 10**6, "slo_of": np.full(1, 10**9)}
     index_of = np.zeros(1, np.int32)
-    taken = table.admit(engine, frame, memoryview(b""), margin_ns=0, index_of=index_of, serving=True, **host)
+    taken = table.admit(engine, frame, memoryview(b""), margin_ns=0, care_ns=0, index_of=index_of, serving=True, **host)
     assert taken is not None
     table.keep(taken.slots, frame, memoryview(b""), **host)
     decisions, _ = engine.step(10**6)

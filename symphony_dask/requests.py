@@ -85,6 +85,7 @@ class RequestTable:
         client: int,
         now: int,
         margin_ns: int,
+        care_ns: int,
         index_of: npt.NDArray[np.int32],
         slo_of: npt.NDArray[np.int64],
         serving: bool,
@@ -100,12 +101,13 @@ class RequestTable:
         one_way = int(self._one_way[client])
         found, refused = handle.admit(
             engine.handle, self._entries, index_of, slo_of, fielded(rows), len(blob), client, now, one_way, margin_ns,
-            serving, slots, self._evicted,
+            care_ns, serving, slots, self._evicted,
         )  # fmt: skip
         if found < 0:
             return None
         if engine.journal is not None:
-            engine.journal.note("admit", now, one_way, margin_ns, int(serving), len(blob), rows.tobytes())
+            served = 1 + care_ns if serving else 0
+            engine.journal.note("admit", now, one_way, margin_ns, served, len(blob), rows.tobytes())
         if found == 0:
             self._keep_payloads(slots, rows, blob)
         return Intake(slots, refused, self._evicted[:found])

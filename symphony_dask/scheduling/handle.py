@@ -124,12 +124,13 @@ def admit(
     now: int,
     one_way: int,
     margin: int,
+    care: int,
     serving: bool,
     slots: Any,
     evicted: Any,
 ) -> tuple[int, int]:
     """``intake.admit``."""
     return intake.admit(
-        state_at(state), table, index_of, slo_of, rows, blob_bytes, client, now, one_way, margin, serving, slots,
-        evicted,
+        state_at(state), table, index_of, slo_of, rows, blob_bytes, client, now, one_way, margin, care, serving,
+        slots, evicted,
     )  # fmt: skip

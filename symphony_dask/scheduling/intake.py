@@ -35,6 +35,9 @@ ENTRY = np.dtype(
 #: A frame that does not fit its payloads.
 MALFORMED = -3
 
+#: Of a request's SLO one part in so many, at most, goes by care (``admit``).
+CARE_PARTS = 4
+
 #: Longer SLOs are this long, ns: a sum with any time on the clock fits 64 bits.
 MOST_SLO_NS = 1 << 61
 
@@ -99,6 +102,7 @@ def admit(
     now: int,
     one_way: int,
     margin: int,
+    care: int,
     serving: bool,
     slots: Any,
     evicted: Any,
@@ -111,6 +115,8 @@ def admit(
     index_of, slo_of: the engine's model (-1: none) and its SLO by the model's number on the wire.
     rows: (n,) with id, slo (0: the model's), age (since the client took it), model, bytes, priority, held.
     one_way: from the client to here; margin: what its deadline is ahead of the end of work on a GPU.
+    care: what of the margin is for estimates that stray. A quarter of a request's SLO goes by that at most: else one
+        stall would have all requests given up unseen, and with none of them served, no better estimate ever come.
     serving: whether there is a GPU at all. slots: (n,) out, as of ``Engine.submit``.
     evicted: out, records of ``state.EVICTED``. If there are any, no entry is kept yet: the host ends those first, and
         then calls ``keep``.
@@ -131,7 +137,9 @@ def admit(
         if serving and 0 <= row.model < len(index_of):
             m = wide(index_of[row.model])
         priority = min(max(wide(row.priority), 0), MOST_PRIORITY)
-        due = _deadline(slo_of, row, _arrival(row, now, one_way)) - margin
+        arrival = _arrival(row, now, one_way)
+        deadline = _deadline(slo_of, row, arrival)
+        due = deadline - margin + max(care - (deadline - arrival) // CARE_PARTS, 0)
         slots[i] = submit_one(s, now, m, due, int(row.id), priority) if m >= 0 else NO_MODEL
         n = list_evicted(s, slots, i, evicted, n)
     refused = 0

@@ -15,12 +15,12 @@ An engine with a ``journal`` adds a row to it for each call that changes it, (op
     remove_gpu      gpu
     able            model, gpu, whether it can run it
     wire            number on the wire, model (-1: none), slo_ns    (from the host)
-    admit           one_way_ns, margin_ns, serving, blob bytes      records of a frame (from the host, ``intake.admit``)
+    admit           one_way_ns, margin_ns, served, blob bytes       records of a frame (from the host, ``intake.admit``)
     cancel          slot
     completed       gpu, batch, start_ns, end_ns
     step            batches, drops                                  what was decided: batches, members, drops
 
-Times are the engine's own.
+served is 1 + care_ns, or 0 if there is no GPU. Times are the engine's own.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Replayer:
         """Make the call of one event; returns what a step decides. Raises ``ValueError`` for an unknown ``op``."""
         engine = self.engine
         if op == "admit":
-            self._admit(now, a, b, bool(c), d, np.frombuffer(data, self._rows))
+            self._admit(now, a, b, c, d, np.frombuffer(data, self._rows))
         elif op == "step":
             decisions, _ = engine.step(now)
             self.last = len(decisions.batches), len(decisions.drops)
@@ -117,13 +117,11 @@ class Replayer:
             raise ValueError(f"event {op!r} is unknown")
         return None
 
-    def _admit(
-        self, now: int, one_way: int, margin: int, serving: bool, blob_bytes: int, rows: npt.NDArray[Any]
-    ) -> None:
+    def _admit(self, now: int, one_way: int, margin: int, served: int, blob_bytes: int, rows: npt.NDArray[Any]) -> None:
         n = len(rows)
         intake.admit(
             self.engine.state, self._entries, self._index_of, self._slo_of, fielded(rows), blob_bytes, 0, now, one_way,
-            margin, serving, np.empty(n, np.int32), records(max(n, 1), EVICTED),
+            margin, max(served - 1, 0), served > 0, np.empty(n, np.int32), records(max(n, 1), EVICTED),
         )  # fmt: skip
 
     def _wire(self, number: int, model: int, slo_ns: int) -> None:

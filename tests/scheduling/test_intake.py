@@ -34,8 +34,8 @@ class Host:
     def admit(self, n: int, blob: bytes = b"", client: int = 0, **fields: Any) -> Intake | None:
         rows = self.rows(n, **fields)
         return self.table.admit(
-            self.engine, rows, memoryview(blob), client=client, now=NOW, margin_ns=0, index_of=INDEX_OF, slo_of=SLO_OF,
-            serving=True,
+            self.engine, rows, memoryview(blob), client=client, now=NOW, margin_ns=0, care_ns=0,
+            index_of=INDEX_OF, slo_of=SLO_OF, serving=True,
         )  # fmt: skip
 
     def rows(self, n: int, **fields: Any) -> Any:
@@ -69,6 +69,21 @@ def test_requests_are_kept_with_their_times_and_payloads() -> None:
     host.engine.validate()
 
 
+@pytest.mark.parametrize(("margin_ns", "care_ns", "taken_off_ns"), [(300, 0, 300), (300, 200, 300), (900, 800, 350)])
+def test_a_quarter_of_the_slo_at_most_goes_by_care_for_estimates_that_stray(
+    margin_ns: int, care_ns: int, taken_off_ns: int
+) -> None:
+    host = Host()
+    rows = host.rows(1, slo=1000)
+    taken = host.table.admit(
+        host.engine, rows, memoryview(b""), client=0, now=NOW, margin_ns=margin_ns, care_ns=care_ns, index_of=INDEX_OF,
+        slo_of=SLO_OF, serving=True,
+    )  # fmt: skip
+    assert taken is not None
+    assert NOW + 1000 - int(host.engine.state.req["deadline"][taken.slots[0]]) == taken_off_ns
+    assert int(host.table.deadline[taken.slots[0]]) == NOW + 1000
+
+
 @pytest.mark.parametrize("model", [0, 2, -1])
 def test_requests_for_an_unknown_model_are_refused_and_others_are_not(model: int) -> None:
     host = Host()
@@ -94,8 +109,8 @@ def test_evicted_requests_keep_their_entries_until_the_host_has_told_them() -> N
     assert first is not None
     urgent = host.rows(1, id=9, priority=1)
     taken = host.table.admit(
-        host.engine, urgent, memoryview(b""), client=5, now=NOW, margin_ns=0, index_of=INDEX_OF, slo_of=SLO_OF,
-        serving=True,
+        host.engine, urgent, memoryview(b""), client=5, now=NOW, margin_ns=0, care_ns=0, index_of=INDEX_OF,
+        slo_of=SLO_OF, serving=True,
     )  # fmt: skip
     assert taken is not None
     (evicted,) = taken.evicted["slot"].tolist()
