@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from symphony_dask.client import Serving
+from workloads.faults import clock
 from workloads.faults.cluster import FaultyCluster, Part
 from workloads.faults.models import MODES, tell
 
@@ -277,6 +280,36 @@ def _remount(how: str, scene: Scene, fault: Fault) -> None:
         subprocess.run(["mount", "-o", f"remount,{how}", str(scene.disk)], check=how == "rw", capture_output=True)
 
 
+# Clocks
+
+
+def _jump_clock(by_s: float, scene: Scene, fault: Fault) -> None:
+    """Of the scheduler and a worker, as far as they answer; this process's, where deadlines are judged, as well."""
+    part = scene.worker(fault)
+    names = [part.name] if part is not None and not part.stopped else []
+    scene.under_way[fault] = names
+    _set_clocks(scene, names, by_s)
+
+
+def _set_clock(scene: Scene, fault: Fault) -> None:
+    """Which is a jump, too."""
+    names = scene.under_way.pop(fault, None)
+    if names is not None:
+        _set_clocks(scene, names, 0.0)
+
+
+def _set_clocks(scene: Scene, names: list[str], by_s: float) -> None:
+    def tell_them() -> None:
+        with suppress(Exception):  # another fault has ended or stopped it
+            scene.control.client.run_on_scheduler(clock.shift, by_s)
+            scene.control.client.run(clock.shift, by_s, workers=names, on_error="ignore")
+
+    clock.shift(by_s)
+    told = threading.Thread(target=tell_them, daemon=True)
+    told.start()
+    told.join(_TOLD_S)
+
+
 # Models
 
 
@@ -298,6 +331,9 @@ def _replace_exited(scene: Scene, fault: Fault) -> None:
 def _nothing(scene: Scene, fault: Fault) -> None:
     scene.under_way.pop(fault, None)
 
+
+#: How far clocks jump, and how long to wait for processes to be told of it, s.
+_JUMP_S, _TOLD_S = 3600.0, 2.0
 
 _KILL, _TERM = signal.SIGKILL, signal.SIGTERM
 
@@ -333,6 +369,8 @@ KINDS: dict[str, Kind] = {
     "lossy-client-link": Kind("the client's network loses 3 %", partial(_slow_link, 0.0, 0.03, True), _mend_link),
     "full-disk": Kind("the recorder's disk is full", _fill_disk, _empty_disk),
     "read-only-disk": Kind("the recorder's disk is read-only", partial(_remount, "ro"), partial(_remount, "rw")),
+    "clock-ahead": Kind("wall clocks jump an hour ahead, and back", partial(_jump_clock, _JUMP_S), _set_clock),
+    "clock-behind": Kind("wall clocks jump an hour back, and ahead", partial(_jump_clock, -_JUMP_S), _set_clock),
     **{
         f"model-{mode}": Kind(
             f"a model {words}", partial(_tell, mode), _replace_exited if mode == "exit" else partial(_tell, ""),
