@@ -520,7 +520,7 @@ class Dispatcher:
         logger.warning("slot %d of worker %s goes on without model %r: %s", slot, worker.address, model.label, why)
         gpu_class, busy_ns = int(self.engine.state.gpu["gpu_class"][gpu]), self._busy_ns[gpu]
         self._remove_gpu(now, worker, gpu)
-        connection.send([ASIDE, slot, flight.batch])
+        connection.send([ASIDE, slot, flight.batch, model.model_id])
         self._aside[flight.batch] = (connection, slot, model.model_id)
         gpu = worker.gpus[slot] = self._add_gpu(now, connection, slot, gpu_class)
         self._busy_ns[gpu] = busy_ns

@@ -30,7 +30,7 @@ the connection (``link``, -1: the answer is in the blob).
     EXECUTE  scheduler to worker  batch, slot, model, EXECUTE_ROW[], wait_ns (0: none held),  payloads not held
                                   [{index: held task}]
     GONE     scheduler to worker  client: what it holds will not come
-    ASIDE    scheduler to worker  slot, batch: go on without it, and without any other of before
+    ASIDE    scheduler to worker  slot, batch, model: go on without it, all that is there already, and the model
     ANSWER   worker to client     ids i8[], bytes i8[]                                        answers
     DONE     worker to scheduler  batch, slot, queued_ns, run_ns, held_ns, DONE_ROW[],        answers not sent on links
                                   {index: text}, lost i8[]: indices whose payload did not come

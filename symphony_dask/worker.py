@@ -234,7 +234,7 @@ class SlotWorker:
             def lost(connection: Connection, error: Exception | None, gone: asyncio.Event = gone) -> None:
                 self.inbox.clear()
                 for slot in self.slots:
-                    slot.given_up = -1  # batches may be numbered anew
+                    slot.given_up = -1  # batches are numbered anew
                 gone.set()
 
             try:
@@ -273,7 +273,11 @@ class SlotWorker:
         if self._scheduler_id not in ("", scheduler_id):
             self._specs.clear()
             for slot in self.slots:
-                slot.post(slot.runners.clear)
+                # Not in the slot's thread, which may hang: what the new scheduler loads meanwhile would go as well.
+                for loading in slot.loads.values():
+                    loading.abandoned = True
+                slot.loads.clear()
+                slot.runners.clear()
         self._scheduler_id = scheduler_id
 
     async def load(
@@ -360,9 +364,10 @@ class SlotWorker:
         elif op == ASIDE:
             self._set_aside(*fields)
 
-    def _set_aside(self, slot_number: int, batch: int) -> None:
+    def _set_aside(self, slot_number: int, batch: int, model_id: int) -> None:
         """The scheduler waits no longer for a batch: let the slot go on without it and without those that it was sent
-        since, and without the model that hangs.
+        since, and without its model, which the scheduler will have loaded anew. (What hangs may be of before a lost
+        connection, and another model.)
         """
         slot = self.slots[slot_number]
         running = slot.running
@@ -372,12 +377,9 @@ class SlotWorker:
         if running is not None and running.connection is self.connection and running.batch.number > batch:
             return  # the one in question has ended meanwhile
         slot.replace_threads()
-        if running is not None:
-            model_id = running.batch.model_id
-            if slot.runners.get(model_id) is running.runner:
-                slot.runners.pop(model_id, None)
-            if running.guests is not None:
-                running.guests.dismiss()
+        slot.runners.pop(model_id, None)
+        if running is not None and running.guests is not None:
+            running.guests.dismiss()
 
     def _start_batch(self, batch: Batch) -> None:
         slot, connection = self.slots[batch.slot], self.connection
@@ -402,14 +404,14 @@ class SlotWorker:
     ) -> None:
         """Run one batch, or the rest of a staged one, in the slot's thread and answer from the event loop."""
         slot = self.slots[batch.slot]
-        if batch.number <= slot.given_up:
+        if connection.closed or batch.number <= slot.given_up:  # its requests are with other workers now
             if guests is not None:
                 guests.dismiss()
             return
         start_ns = now_ns()
         sizes = batch.present_sizes()
         runner = slot.runners.get(batch.model_id)
-        slot.running = Running(batch, connection, runner, guests)
+        slot.running = running = Running(batch, connection, runner, guests)
         try:
             if runner is None:
                 raise LookupError(f"model {batch.model_id} is not loaded on worker {self.address}")
@@ -427,11 +429,10 @@ class SlotWorker:
                 guests.fail(text)
             result = _no_answers(len(sizes) if guests is None else len(batch.sizes), text)
         end_ns = now_ns()
-        if batch.number <= slot.given_up:  # it hung, and has ended after all
-            if runner is not None and batch.model_id in self._specs:
-                slot.runners.setdefault(batch.model_id, runner)
-        else:
+        if slot.running is running:
             slot.running = None
+        elif runner is not None and not connection.closed and batch.model_id in self._specs:
+            slot.runners.setdefault(batch.model_id, runner)  # it hung, and has ended after all
         ran, failed, lost = len(result.sizes), len(result.errors), len(batch.lost)
         slot.counts.add(ran, end_ns - start_ns, staged=rest is not None, failed=failed, lost=lost)
         if batch.lost and guests is None:

@@ -78,3 +78,94 @@ def test_a_large_batch_is_staged_while_the_one_before_runs() -> None:
             assert [codec.decode(p) for p in codec.split(blob, sizes[ran])] == [number * STAGE_BYTES / 8] * len(ran)
 
     asyncio.run(run())
+
+
+class Hangs:
+    """Runs until it is let go."""
+
+    def __init__(self) -> None:
+        self.began, self.may_end = threading.Event(), threading.Event()
+
+    def __call__(self, samples: Any) -> Any:
+        self.began.set()
+        assert self.may_end.wait(30)
+        return samples
+
+
+def small(number: int, model_id: int) -> Batch:
+    payload = codec.encode(np.ones(1))
+    sizes, clients, ids = np.array([len(payload)]), np.zeros(1, np.int32), np.arange(1)
+    return Batch(number, 0, model_id, sizes, clients, ids, memoryview(payload), now_ns())
+
+
+def on_slot(test: Any) -> None:
+    """Run ``test(worker, slot, hangs, answers)``; the slot has model 1, which hangs, and model 2, which does not."""
+
+    async def run() -> None:
+        slot, hangs = Slot(0, None), Hangs()
+        slot.runners |= {1: BatchRunner(hangs), 2: BatchRunner(lambda samples: samples)}
+        worker = SlotWorker("tcp://w", [slot], "cpu", rendezvous=None, _specs={1: b"", 2: b""})  # type: ignore[arg-type]
+        worker._loop = asyncio.get_running_loop()
+        worker.connection = answers = Answers(1)  # type: ignore[assignment]
+        try:
+            await test(worker, slot, hangs, answers)
+        finally:
+            hangs.may_end.set()
+            slot.stop()
+
+    asyncio.run(run())
+
+
+def test_what_is_set_aside_goes_with_the_model_that_the_scheduler_means_and_not_with_one_of_a_lost_connection() -> None:
+    async def test(worker: SlotWorker, slot: Slot, hangs: Hangs, answers: Answers) -> None:
+        worker.connection = Answers(1)  # type: ignore[assignment]
+        worker._start_batch(small(5, model_id=1))
+        assert await asyncio.to_thread(hangs.began.wait, 30)
+        worker.connection.closed = True  # type: ignore[union-attr, misc]
+        worker.connection = answers  # type: ignore[assignment]
+        worker._start_batch(small(1, model_id=2))  # waits behind the one that hangs
+        worker._set_aside(0, 1, 2)
+        assert set(slot.runners) == {1}
+        hangs.may_end.set()
+        slot.runners[2] = BatchRunner(lambda samples: samples)
+        worker._start_batch(small(2, model_id=2))
+        async with asyncio.timeout(30):
+            await answers.all_here.wait()
+        ((fields, _),) = answers.frames
+        assert (fields[0], fields[1], fields[7]) == (DONE, 2, {})
+
+    on_slot(test)
+
+
+def test_a_batch_of_a_lost_connection_is_not_begun() -> None:
+    async def test(worker: SlotWorker, slot: Slot, hangs: Hangs, answers: Answers) -> None:
+        lost = worker.connection = Answers(1)  # type: ignore[assignment]
+        lost.closed = True  # type: ignore[misc]
+        worker._start_batch(small(5, model_id=1))
+        worker.connection = answers  # type: ignore[assignment]
+        worker._start_batch(small(1, model_id=2))
+        async with asyncio.timeout(30):
+            await answers.all_here.wait()
+        assert not hangs.began.is_set()
+
+    on_slot(test)
+
+
+def test_what_another_scheduler_loads_stays_though_a_batch_of_the_one_before_hangs() -> None:
+    async def test(worker: SlotWorker, slot: Slot, hangs: Hangs, answers: Answers) -> None:
+        worker._forget_other_schedulers("a")
+        assert set(slot.runners) == {1, 2}
+        worker._start_batch(small(5, model_id=1))
+        assert await asyncio.to_thread(hangs.began.wait, 30)
+        worker._forget_other_schedulers("b")
+        assert not slot.runners
+        slot.runners[2] = BatchRunner(lambda samples: samples)
+        worker.connection.closed = True  # type: ignore[union-attr, misc]
+        worker.connection = answers = Answers(1)  # type: ignore[assignment]
+        hangs.may_end.set()
+        worker._start_batch(small(1, model_id=2))
+        async with asyncio.timeout(30):
+            await answers.all_here.wait()
+        assert set(slot.runners) == {2}
+
+    on_slot(test)
