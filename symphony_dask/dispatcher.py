@@ -39,6 +39,7 @@ from symphony_dask.lane import (
     PONG,
     RESULT,
     RESULT_ROW,
+    RESUME,
     SUBMIT,
     SUBMIT_ROW,
     WELCOME,
@@ -114,7 +115,8 @@ class Dispatcher:
     patience: with connections that say nothing, or drip.
     on_worker: called with the connection of each worker that says HELLO; its slots get batches from ``add_slots`` on.
     on_aside: called with a worker's connection, a slot, a model and why, when the slot goes on without a batch of that
-        model that hangs; on_back: with the first three, when such a batch has ended after all.
+        model that hangs (-1: the slot goes on as another GPU, and no batch was lost); on_back: with the first three,
+        when such a batch has ended after all.
     Times inside are ns on ``lane.now_ns``; recorded ones count from the start of the recording.
     """
 
@@ -490,8 +492,9 @@ class Dispatcher:
                 continue
             self._end_overdue(now, flight, worker)
             first = min(f.batch for f in self._flights.values() if f.gpu == flight.gpu)
-            if silent_ns < ANSWERS_NS and flight.batch == first and is_hung(flight, now):
-                self._set_aside(now, flight, connection)
+            if silent_ns < ANSWERS_NS and flight.batch == first and not flight.aside and is_hung(flight, now):
+                flight.aside = True
+                connection.send([ASIDE, self._gpu_worker[flight.gpu][1], flight.batch, flight.model.model_id])
 
     def _end_overdue(self, now: int, flight: Flight, worker: Worker) -> None:
         """End those of a batch's requests whose deadline is long over; the batch goes on."""
@@ -510,23 +513,31 @@ class Dispatcher:
         )
         self._end(slots[mine], flight.model, Outcome.FAILED, "NoAnswer", text, flight)
 
-    def _set_aside(self, now: int, flight: Flight, connection: Connection) -> None:
-        """Have a slot go on without a batch that hangs."""
-        worker: Worker = connection.peer
-        gpu, model = flight.gpu, flight.model
-        _, slot = self._gpu_worker[gpu]
-        took_s = (now - flight.dispatch_ns) / NS_PER_S
-        why = f"a batch of {len(flight.slots)} requests hangs: it left {took_s:.1f} s ago, and its worker still answers"
-        logger.warning("slot %d of worker %s goes on without model %r: %s", slot, worker.address, model.label, why)
+    def _set_aside(self, connection: Connection, worker: Worker, slot: int, batch: int) -> None:
+        """A slot waits for a batch no longer, and has begun none of those behind it: these return to their queues."""
+        if not 0 <= slot < worker.slots:
+            raise BadInput(f"lane ASIDE of slot {slot}: worker {worker.address} has {worker.slots}")
+        flight = self._flights.get(batch)
+        if flight is not None and flight.gpu not in worker.gpus[slot : slot + 1]:
+            flight = None
+        model_id = -1 if flight is None else flight.model.model_id  # -1: the batch has ended after all
+        connection.send([RESUME, slot, model_id])
+        if not worker.gpus:
+            return
+        now, gpu = now_ns(), worker.gpus[slot]
         gpu_class, busy_ns = int(self.engine.state.gpu["gpu_class"][gpu]), self._busy_ns[gpu]
         self._remove_gpu(now, worker, gpu)
-        connection.send([ASIDE, slot, flight.batch, model.model_id])
-        self._aside[flight.batch] = (connection, slot, model.model_id)
         gpu = worker.gpus[slot] = self._add_gpu(now, connection, slot, gpu_class)
         self._busy_ns[gpu] = busy_ns
         if worker.draining and not worker.closing:
             self.engine.drain_gpu(now, gpu)
-        self._on_aside(connection, slot, model.model_id, why)
+        why = ""
+        if flight is not None:
+            took_s, n = (now - flight.dispatch_ns) / NS_PER_S, len(flight.slots)
+            why = f"a batch of {n} requests hangs: it left {took_s:.1f} s ago, and its worker still answers"
+            logger.warning("slot %d of %s goes on without model %r: %s", slot, worker.address, flight.model.label, why)
+            self._aside[batch] = (connection, slot, model_id)
+        self._on_aside(connection, slot, model_id, why)
         self._due()
 
     # Connections
@@ -561,6 +572,8 @@ class Dispatcher:
                 self._done(connection, peer, fields, blob)
             elif op == PONG:
                 peer.pinged_ns = 0
+            elif op == ASIDE:
+                self._set_aside(connection, peer, *map(int, fields))
             else:
                 raise BadInput(f"lane op {op!r:.40} does not come from a worker")
         elif op == HELLO:

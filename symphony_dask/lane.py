@@ -30,7 +30,9 @@ the connection (``link``, -1: the answer is in the blob).
     EXECUTE  scheduler to worker  batch, slot, model, EXECUTE_ROW[], wait_ns (0: none held),  payloads not held
                                   [{index: held task}]
     GONE     scheduler to worker  client: what it holds will not come
-    ASIDE    scheduler to worker  slot, batch, model: go on without it, all that is there already, and the model
+    ASIDE    scheduler to worker  slot, batch, model: go on without both, unless the batch has ended
+             worker to scheduler  slot, batch: so it is; no batch of the slot is begun before RESUME
+    RESUME   scheduler to worker  slot, model that stays aside (-1: it does not): batches from here on are to run
     ANSWER   worker to client     ids i8[], bytes i8[]                                        answers
     DONE     worker to scheduler  batch, slot, queued_ns, run_ns, held_ns, DONE_ROW[],        answers not sent on links
                                   {index: text}, lost i8[]: indices whose payload did not come
@@ -64,9 +66,11 @@ from symphony_dask.errors import BadInput
 logger = logging.getLogger(__name__)
 
 #: Raised by one when frames change their meaning; both ends must agree.
-VERSION = 5
+VERSION = 6
 
-HELLO, WELCOME, PING, PONG, SUBMIT, CANCEL, RESULT, EXECUTE, DONE, PLACE, DATA, GONE, ANSWER, ASIDE = range(1, 15)
+HELLO, WELCOME, PING, PONG, SUBMIT, CANCEL, RESULT, EXECUTE, DONE, PLACE, DATA, GONE, ANSWER, ASIDE, RESUME = range(
+    1, 16
+)
 
 #: A frame with more bytes than this closes the connection.
 MAX_FRAME_BYTES = 1 << 30

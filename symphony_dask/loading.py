@@ -153,7 +153,9 @@ class Loader:
             self._admit(self.workers[address])
 
     def set_aside(self, connection: Connection, number: int, model_id: int, why: str) -> None:
-        """A slot goes on without a model, a batch of which hangs there: have it loaded there anew after a while."""
+        """A slot goes on without a model, a batch of which hangs there: have it loaded there anew after a while. (-1:
+        without none, but as another GPU.)
+        """
         worker = self.workers.get(connection.peer.address)
         if worker is None or worker.connection is not connection:
             return

@@ -3,10 +3,11 @@
 Rule 1. A request whose batch is at a worker ends as ``NoAnswer`` ``lane.OVERDUE_NS`` after its deadline; its batch
         goes on. (Where the scheduler is silent, the client does it by itself.)
 Rule 2. A batch is *hung* when none of its requests is waited for any longer (rule 1), it has taken HUNG times as
-        long as planned, and no other is before it in its slot, for which it may wait. Its slot goes on without it: the
-        worker runs other batches in a new thread, and the model counts as not loaded there until the old thread comes
-        back or the model was loaded anew (``Loader.set_aside``). Batches that waited behind it return to their queues;
-        requests of the hung one are not run again.
+        long as planned, and no other is before it in its slot, for which it may wait. The worker is asked to go on
+        without it, and does if it has not ended meanwhile (ASIDE): it runs other batches in a new thread, and the model
+        counts as not loaded there until the old thread comes back or the model was loaded anew (``Loader.set_aside``).
+        Batches that waited behind it return to their queues, none of them begun; requests of the hung one are not run
+        again.
 Rule 3. A worker that has a batch that is late by its plan is pinged. It is *silent* when it has not answered for
         SILENT_NS, and then lost: what it has returns to its queues, as if it had died. It may connect again. A batch
         counts as hung only at a worker that answers within ANSWERS_NS.

@@ -71,6 +71,7 @@ class Flight:
     due_back_ns: int  #: when it should be back at the latest: what it may wait for and the run are over
     #: Which of its requests have ended before it came back; None: none has.
     ended: npt.NDArray[np.bool_] | None = None
+    aside: bool = False  #: whether the worker was asked to go on without it
 
 
 class RunLog:

@@ -40,6 +40,7 @@ from symphony_dask.lane import (
     EXECUTE,
     GONE,
     MAX_FRAME_BYTES,
+    RESUME,
     VERSION,
     Connection,
     column,
@@ -61,6 +62,9 @@ STAGE_BYTES = 1 << 18
 #: The answers of a batch together, bytes; the rest of a frame is for its header.
 MAX_ANSWER_BYTES = MAX_FRAME_BYTES - (1 << 24)
 
+
+#: Above the number of any batch.
+_ALL = 1 << 62
 
 #: With so many threads that hang a slot loads no model any more: they are lost to the process, with what they hold.
 MOST_STUCK = 8
@@ -89,7 +93,8 @@ class Slot:
     Large batches pass through a second thread first, which stages them (``backends.Staging``) one after the other.
     A thread that hangs in a batch is left to it, and another takes its place.
 
-    given_up: batches up to this number are not waited for any longer, and not to be begun.
+    given_up: batches up to this number are not waited for any longer, and not to be begun. aside: the model that was
+    left behind with a batch, and what ran it.
     """
 
     def __init__(self, number: int, device: str | None) -> None:
@@ -99,9 +104,10 @@ class Slot:
         self.loads: dict[int, Loading] = {}
         self.counts = SlotCounts()
         self.given_up = -1
+        self.aside: tuple[int, Runner | None] = (-1, None)
         self.running: Running | None = None
         self._stuck: list[threading.Thread] = []
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ahead: queue.SimpleQueue[Any] | None = None
         self._thread = self._start("slot", self._jobs)
@@ -109,18 +115,18 @@ class Slot:
     def call(self, function: Any, *args: Any) -> Future[Any]:
         """Run ``function(*args)`` in the slot's thread."""
         future: Future[Any] = Future()
-        with self._lock:
+        with self.lock:
             self._jobs.put((future, function, args))
         return future
 
     def post(self, function: Any, *args: Any) -> None:
         """Run ``function(*args)``, which does not raise, in the slot's thread."""
-        with self._lock:
+        with self.lock:
             self._jobs.put((None, function, args))
 
     def post_ahead(self, function: Any, *args: Any) -> None:
         """Run ``function(*args)``, which does not raise, in the thread that stages batches."""
-        with self._lock:
+        with self.lock:
             if self._ahead is None:
                 self._ahead = queue.SimpleQueue()
                 self._start("stage", self._ahead)
@@ -128,7 +134,7 @@ class Slot:
 
     def replace_threads(self) -> None:
         """Leave the slot's threads to what they run, and have others do what waits behind it."""
-        with self._lock:
+        with self.lock:
             earlier, self._jobs = self._jobs, queue.SimpleQueue()
             while not earlier.empty():
                 self._jobs.put(earlier.get())  # batches among them end at once
@@ -143,7 +149,7 @@ class Slot:
     @property
     def stuck(self) -> int:
         """How many threads hang in a batch."""
-        with self._lock:
+        with self.lock:
             self._stuck = [thread for thread in self._stuck if thread.is_alive()]
             return len(self._stuck)
 
@@ -363,23 +369,36 @@ class SlotWorker:
             self.inbox.gone(fields[0])
         elif op == ASIDE:
             self._set_aside(*fields)
+        elif op == RESUME:
+            self._resume(*fields)
 
     def _set_aside(self, slot_number: int, batch: int, model_id: int) -> None:
-        """The scheduler waits no longer for a batch: let the slot go on without it and without those that it was sent
-        since, and without its model, which the scheduler will have loaded anew. (What hangs may be of before a lost
-        connection, and another model.)
+        """The scheduler would wait no longer for a batch: leave it behind with its model, begin none of those that the
+        slot was sent since, and say so; or do nothing if it has ended meanwhile. (What hangs may also be a batch of
+        before a lost connection, and another model.)
         """
         slot = self.slots[slot_number]
-        running = slot.running
-        newest = self.inbox.newest.get(slot_number, batch)
+        with slot.lock:
+            running = slot.running
+            if running is not None and running.connection is self.connection and running.batch.number > batch:
+                return
+            slot.given_up = _ALL
         self.inbox.forget(slot_number)
-        slot.given_up = max(batch, newest)
-        if running is not None and running.connection is self.connection and running.batch.number > batch:
-            return  # the one in question has ended meanwhile
         slot.replace_threads()
-        slot.runners.pop(model_id, None)
+        slot.aside = model_id, slot.runners.pop(model_id, None)
         if running is not None and running.guests is not None:
             running.guests.dismiss()
+        if self.connection is not None:
+            self.connection.send([ASIDE, slot_number, batch])
+
+    def _resume(self, slot_number: int, model_id: int) -> None:
+        """The scheduler has all that the slot had not begun back in its queues: run what comes from here on."""
+        slot = self.slots[slot_number]
+        self.inbox.forget(slot_number)
+        slot.given_up = self.inbox.newest.get(slot_number, -1)
+        kept, runner = slot.aside
+        if kept != model_id and runner is not None:  # the batch had ended, as the scheduler knew before it was told
+            slot.runners.setdefault(kept, runner)
 
     def _start_batch(self, batch: Batch) -> None:
         slot, connection = self.slots[batch.slot], self.connection
@@ -404,14 +423,18 @@ class SlotWorker:
     ) -> None:
         """Run one batch, or the rest of a staged one, in the slot's thread and answer from the event loop."""
         slot = self.slots[batch.slot]
-        if connection.closed or batch.number <= slot.given_up:  # its requests are with other workers now
-            if guests is not None:
-                guests.dismiss()
-            return
         start_ns = now_ns()
         sizes = batch.present_sizes()
         runner = slot.runners.get(batch.model_id)
-        slot.running = running = Running(batch, connection, runner, guests)
+        running = Running(batch, connection, runner, guests)
+        with slot.lock:
+            left = connection.closed or batch.number <= slot.given_up  # its requests are in a queue again
+            if not left:
+                slot.running = running
+        if left:
+            if guests is not None:
+                guests.dismiss()
+            return
         try:
             if runner is None:
                 raise LookupError(f"model {batch.model_id} is not loaded on worker {self.address}")

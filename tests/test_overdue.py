@@ -21,6 +21,7 @@ from symphony_dask.lane import (
     EXECUTE_ROW,
     RESULT,
     RESULT_ROW,
+    RESUME,
     SUBMIT,
     SUBMIT_ROW,
     VERSION,
@@ -41,11 +42,13 @@ MS = 1_000_000
 
 
 class End:
-    """A client or a worker by hand; a worker answers pings, and nothing else."""
+    """A client or a worker by hand; a worker answers pings, and goes on without a batch if it is asked to."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, int, int, int]] = []  # number, slot, model, size
         self.aside: list[tuple[int, int]] = []
+        self.goes_on = True
+        self.resumed: list[tuple[int, int]] = []
         self.ended: dict[int, tuple[int, str]] = {}
         self.connection: Connection
 
@@ -59,6 +62,10 @@ class End:
             self.batches.append((fields[0], fields[1], fields[2], len(read_rows(fields[3], EXECUTE_ROW))))
         elif op == ASIDE:
             self.aside.append((fields[0], fields[1]))
+            if self.goes_on:
+                connection.send([ASIDE, *fields[:2]])
+        elif op == RESUME:
+            self.resumed.append((fields[0], fields[1]))
         elif op == RESULT:
             for i, (request, _, _, outcome) in enumerate(read_rows(fields[0], RESULT_ROW).tolist()):
                 self.ended[request] = (now_ns(), fields[1].get(i, ("", ""))[0] or ("ok", "late")[outcome])
@@ -155,6 +162,51 @@ def test_what_waited_behind_a_batch_that_hangs_runs_after_it_was_left() -> None:
         await until(lambda: 2 in client.ended)
         assert client.ended[2][1] == "ok"
         assert outcomes(made, "n") == {"ok": 1}
+
+    on_stage(main)
+
+
+def test_a_batch_that_has_ended_when_its_worker_is_asked_to_go_on_without_it_takes_nothing_with_it() -> None:
+    async def main(made: Dispatcher, worker: End, client: End, said: list[Any]) -> None:
+        worker.goes_on = False
+        client.submit(1)
+        await until(lambda: len(worker.batches) == 1)
+        client.submit(2, model=1, slos=10_000 * MS)
+        await until(lambda: worker.aside)
+        assert worker.aside == [(0, worker.batches[0][0])]
+        worker.done(worker.batches[0][0])
+        worker.done(worker.batches[1][0])  # which was behind it, and has begun
+        await until(lambda: 2 in client.ended)
+        assert client.ended[2][1] == "ok"
+        assert (said, worker.resumed, len(worker.batches)) == ([], [], 2)
+
+    on_stage(main)
+
+
+def test_where_a_batch_ended_while_its_worker_left_it_what_was_behind_it_runs_and_its_model_stays() -> None:
+    async def main(made: Dispatcher, worker: End, client: End, said: list[Any]) -> None:
+        worker.goes_on = False
+        client.submit(1)
+        await until(lambda: len(worker.batches) == 1)
+        client.submit(2, model=1, slos=10_000 * MS)
+        await until(lambda: worker.aside)
+        worker.done(worker.batches[0][0])
+        worker.connection.send([ASIDE, *worker.aside[0]])
+        await until(lambda: len(worker.batches) == 3)
+        assert [model for _, _, model, _ in worker.batches] == [0, 1, 1]
+        assert (said, worker.resumed) == ([("aside", 0, -1)], [(0, -1)])
+        worker.done(worker.batches[2][0])
+        await until(lambda: 2 in client.ended)
+        assert client.ended[2][1] == "ok"
+
+    on_stage(main)
+
+
+@pytest.mark.parametrize("said_of", [(1, 0), (-1, 0), ("x", 0), (0,), (0, 0, 0)])
+def test_a_worker_that_goes_on_without_what_it_does_not_have_is_lost(said_of: tuple[Any, ...]) -> None:
+    async def main(made: Dispatcher, worker: End, client: End, said: list[Any]) -> None:
+        worker.connection.send([ASIDE, *said_of])
+        await until(lambda: not made.workers)
 
     on_stage(main)
 

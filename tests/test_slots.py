@@ -11,7 +11,7 @@ import numpy as np
 from symphony_dask import codec
 from symphony_dask.backends import BatchRunner
 from symphony_dask.inbox import Batch
-from symphony_dask.lane import DONE, DONE_ROW, now_ns, read_rows
+from symphony_dask.lane import ASIDE, DONE, DONE_ROW, now_ns, read_rows
 from symphony_dask.worker import STAGE_BYTES, Slot, SlotWorker
 
 
@@ -98,7 +98,7 @@ def small(number: int, model_id: int) -> Batch:
     return Batch(number, 0, model_id, sizes, clients, ids, memoryview(payload), now_ns())
 
 
-def on_slot(test: Any) -> None:
+def on_slot(test: Any, expected: int = 1) -> None:
     """Run ``test(worker, slot, hangs, answers)``; the slot has model 1, which hangs, and model 2, which does not."""
 
     async def run() -> None:
@@ -106,7 +106,7 @@ def on_slot(test: Any) -> None:
         slot.runners |= {1: BatchRunner(hangs), 2: BatchRunner(lambda samples: samples)}
         worker = SlotWorker("tcp://w", [slot], "cpu", rendezvous=None, _specs={1: b"", 2: b""})  # type: ignore[arg-type]
         worker._loop = asyncio.get_running_loop()
-        worker.connection = answers = Answers(1)  # type: ignore[assignment]
+        worker.connection = answers = Answers(expected)  # type: ignore[assignment]
         try:
             await test(worker, slot, hangs, answers)
         finally:
@@ -126,15 +126,19 @@ def test_what_is_set_aside_goes_with_the_model_that_the_scheduler_means_and_not_
         worker._start_batch(small(1, model_id=2))  # waits behind the one that hangs
         worker._set_aside(0, 1, 2)
         assert set(slot.runners) == {1}
+        worker._start_batch(small(2, model_id=2))  # left before the scheduler knew
+        worker.inbox.newest[0] = 2
+        worker._resume(0, 2)
         hangs.may_end.set()
         slot.runners[2] = BatchRunner(lambda samples: samples)
-        worker._start_batch(small(2, model_id=2))
+        worker._start_batch(small(3, model_id=2))
         async with asyncio.timeout(30):
             await answers.all_here.wait()
-        ((fields, _),) = answers.frames
-        assert (fields[0], fields[1], fields[7]) == (DONE, 2, {})
+        assert answers.frames[0] == ([ASIDE, 0, 1], b"")
+        ((fields, _),) = answers.frames[1:]
+        assert (fields[0], fields[1], fields[7]) == (DONE, 3, {})
 
-    on_slot(test)
+    on_slot(test, expected=2)
 
 
 def test_a_batch_of_a_lost_connection_is_not_begun() -> None:
@@ -167,5 +171,30 @@ def test_what_another_scheduler_loads_stays_though_a_batch_of_the_one_before_han
         async with asyncio.timeout(30):
             await answers.all_here.wait()
         assert set(slot.runners) == {2}
+
+    on_slot(test)
+
+
+def test_a_batch_that_has_ended_meanwhile_is_not_left_and_none_behind_it_is_run_twice() -> None:
+    async def test(worker: SlotWorker, slot: Slot, hangs: Hangs, answers: Answers) -> None:
+        worker._start_batch(small(1, model_id=2))
+        worker._start_batch(small(2, model_id=1))
+        assert await asyncio.to_thread(hangs.began.wait, 30)
+        worker._set_aside(0, 1, 2)
+        assert set(slot.runners) == {1, 2}
+        hangs.may_end.set()
+        async with asyncio.timeout(30):
+            await answers.all_here.wait()
+        assert [(fields[0], fields[1]) for fields, _ in answers.frames] == [(DONE, 1), (DONE, 2)]
+
+    on_slot(test, expected=2)
+
+
+def test_a_model_is_back_when_the_scheduler_knew_already_that_its_batch_had_ended() -> None:
+    async def test(worker: SlotWorker, slot: Slot, hangs: Hangs, answers: Answers) -> None:
+        worker._set_aside(0, 1, 2)
+        assert set(slot.runners) == {1}
+        worker._resume(0, -1)
+        assert set(slot.runners) == {1, 2}
 
     on_slot(test)

@@ -258,7 +258,10 @@ class Bed:
             cluster.start_victim("steady")
         if self._gateway and (cluster.gateway is None or not cluster.gateway.alive):
             cluster.start_gateway()
-        wait_until(self._whole, "the cluster to be whole again", 90)
+        try:
+            wait_until(self._whole, "the cluster to be whole again", 90)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}: {self._state()}; gateway serves: {self._gateway_serves()}") from None
         for kind in ("worker", "client", "scheduler"):
             cluster.prepare(kind)
 
@@ -315,13 +318,16 @@ class Bed:
             if min(run.shares.values()) >= BACK:
                 run.back_s = (end - cleared) / NS_PER_S
                 return
+        ends = Counter(sent.error or sent.outcome for sent in traffic.sent if sent.sent_ns > limit - NS_PER_S)
+        run.state = f"lately {dict(ends)}; {self._state()}"
+
+    def _state(self) -> dict[str, Any]:
+        """What the scheduler says of models and workers, in short."""
         status = self.control.status()
         state = {name: (model["drift"], model["queued"], model["slots"]) for name, model in status["models"].items()}
         keys = ("serving", "draining", "in_flight", "pace", "control_ns", "reply_ns")
         state |= {address: {key: worker.get(key) for key in keys} for address, worker in status["workers"].items()}
-        state |= {key: status[key] for key in ("timer_lateness_ns", "client_round_trip_mean_ns", "slack_ns")}
-        ends = Counter(sent.error or sent.outcome for sent in traffic.sent if sent.sent_ns > limit - NS_PER_S)
-        run.state = f"lately {dict(ends)}; {state}"
+        return state | {key: status[key] for key in ("timer_lateness_ns", "client_round_trip_mean_ns", "slack_ns")}
 
     def _wait_for_quiet(self) -> str:
         """What is still under way when nobody asks for anything any more; "" when nothing is."""
