@@ -141,7 +141,7 @@ def test_requests_with_bytes_changed_are_answered(gateway: GatewayProcess, names
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_five_minutes_of_generated_requests_are_answered_as_documented(
     gateway: GatewayProcess, names: list[str]
 ) -> None:

@@ -26,6 +26,8 @@ class Trap:
         self._left = chance.randrange(1, 10) if chance.random() < 0.6 else 0
         self._after_s = chance.uniform(0.0, 1.0)
         self._stage = chance.choice(["before", "done", "after"])
+        # Calls that change something are few, and what matters: half of the lives end at the first of them.
+        self._at_change = chance.random() < 0.5
         self._lock = threading.Lock()
         self._looked = False
         self.at = ""
@@ -39,6 +41,8 @@ class Trap:
                     threading.Timer(self._after_s, self._kill, ["a time"]).start()
             if self._looked and self._left and stage == self._stage:
                 self._left -= 1
+                if self._at_change and action in ("RunInstances", "TerminateInstances"):
+                    self._left = 0
                 if self._left == 0:
                     self._kill(f"{stage} {action}")
 

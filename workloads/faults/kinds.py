@@ -118,18 +118,30 @@ def _go_on(scene: Scene, fault: Fault) -> None:
         part.go_on()
 
 
+def _tell_scheduler(call: Callable[[], object]) -> None:
+    """Ask for something, and do not wait for a scheduler that stands still: it is this thread that has it go on."""
+
+    def ask() -> None:
+        with suppress(Exception):  # another fault has ended it
+            call()
+
+    asked = threading.Thread(target=ask, daemon=True)
+    asked.start()
+    asked.join(_TOLD_S)
+
+
 def _drain_worker(scene: Scene, fault: Fault) -> None:
     part = scene.worker(fault)
     if part is not None:
         scene.under_way[fault] = part
-        scene.control.drain([part.name])
+        _tell_scheduler(lambda: scene.control.drain([part.name]))
 
 
 def _undrain_worker(scene: Scene, fault: Fault) -> None:
     part = scene.under_way.pop(fault, None)
     if part is not None:
         scene.under_way[fault] = part
-        scene.control.undrain([part.name])
+        _tell_scheduler(lambda: scene.control.undrain([part.name]))
 
 
 def _join_worker(scene: Scene, fault: Fault) -> None:
@@ -300,14 +312,11 @@ def _set_clock(scene: Scene, fault: Fault) -> None:
 
 def _set_clocks(scene: Scene, names: list[str], by_s: float) -> None:
     def tell_them() -> None:
-        with suppress(Exception):  # another fault has ended or stopped it
-            scene.control.client.run_on_scheduler(clock.shift, by_s)
-            scene.control.client.run(clock.shift, by_s, workers=names, on_error="ignore")
+        scene.control.client.run_on_scheduler(clock.shift, by_s)
+        scene.control.client.run(clock.shift, by_s, workers=names, on_error="ignore")
 
     clock.shift(by_s)
-    told = threading.Thread(target=tell_them, daemon=True)
-    told.start()
-    told.join(_TOLD_S)
+    _tell_scheduler(tell_them)
 
 
 # Models
@@ -332,8 +341,11 @@ def _nothing(scene: Scene, fault: Fault) -> None:
     scene.under_way.pop(fault, None)
 
 
-#: How far clocks jump, and how long to wait for processes to be told of it, s.
-_JUMP_S, _TOLD_S = 3600.0, 2.0
+#: How far clocks jump, s.
+_JUMP_S = 3600.0
+
+#: How long to wait for the scheduler to do what it was asked for, s.
+_TOLD_S = 1.0
 
 _KILL, _TERM = signal.SIGKILL, signal.SIGTERM
 
