@@ -93,8 +93,9 @@ class Slot:
     Large batches pass through a second thread first, which stages them (``backends.Staging``) one after the other.
     A thread that hangs in a batch is left to it, and another takes its place.
 
-    given_up: batches up to this number are not waited for any longer, and not to be begun. aside: the model that was
-    left behind with a batch, and what ran it.
+    given_up: batches up to this number are not waited for any longer, and not to be begun. ended: the last batch that
+    has ended. aside: the model that was left behind with a batch, and what ran it. The lock is for these and
+    ``running``: whether a batch had ended when it was left is one question.
     """
 
     def __init__(self, number: int, device: str | None) -> None:
@@ -103,7 +104,7 @@ class Slot:
         self.runners: dict[int, Runner] = {}
         self.loads: dict[int, Loading] = {}
         self.counts = SlotCounts()
-        self.given_up = -1
+        self.given_up = self.ended = -1
         self.aside: tuple[int, Runner | None] = (-1, None)
         self.running: Running | None = None
         self._stuck: list[threading.Thread] = []
@@ -143,7 +144,6 @@ class Slot:
                 self._ahead.put(None)
                 self._ahead = None
             self._stuck.append(self._thread)
-            self.running = None
             self._thread = self._start("slot", self._jobs)
 
     @property
@@ -240,7 +240,7 @@ class SlotWorker:
             def lost(connection: Connection, error: Exception | None, gone: asyncio.Event = gone) -> None:
                 self.inbox.clear()
                 for slot in self.slots:
-                    slot.given_up = -1  # batches are numbered anew
+                    slot.given_up = slot.ended = -1  # batches are numbered anew
                 gone.set()
 
             try:
@@ -379,13 +379,12 @@ class SlotWorker:
         """
         slot = self.slots[slot_number]
         with slot.lock:
-            running = slot.running
-            if running is not None and running.connection is self.connection and running.batch.number > batch:
+            if slot.ended >= batch:
                 return
-            slot.given_up = _ALL
+            running, slot.running, slot.given_up = slot.running, None, _ALL
+            slot.aside = model_id, slot.runners.pop(model_id, None)
         self.inbox.forget(slot_number)
         slot.replace_threads()
-        slot.aside = model_id, slot.runners.pop(model_id, None)
         if running is not None and running.guests is not None:
             running.guests.dismiss()
         if self.connection is not None:
@@ -397,7 +396,7 @@ class SlotWorker:
         self.inbox.forget(slot_number)
         slot.given_up = self.inbox.newest.get(slot_number, -1)
         kept, runner = slot.aside
-        if kept != model_id and runner is not None:  # the batch had ended, as the scheduler knew before it was told
+        if kept != model_id and runner is not None:  # it is not that one's batch that was left
             slot.runners.setdefault(kept, runner)
 
     def _start_batch(self, batch: Batch) -> None:
@@ -452,10 +451,13 @@ class SlotWorker:
                 guests.fail(text)
             result = _no_answers(len(sizes) if guests is None else len(batch.sizes), text)
         end_ns = now_ns()
-        if slot.running is running:
-            slot.running = None
-        elif runner is not None and not connection.closed and batch.model_id in self._specs:
-            slot.runners.setdefault(batch.model_id, runner)  # it hung, and has ended after all
+        with slot.lock:
+            if not connection.closed:
+                slot.ended = max(slot.ended, batch.number)
+            if slot.running is running:
+                slot.running = None
+            elif runner is not None and not connection.closed and batch.model_id in self._specs:
+                slot.runners.setdefault(batch.model_id, runner)  # it was left, and has ended after all
         ran, failed, lost = len(result.sizes), len(result.errors), len(batch.lost)
         slot.counts.add(ran, end_ns - start_ns, staged=rest is not None, failed=failed, lost=lost)
         if batch.lost and guests is None:

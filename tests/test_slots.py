@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from symphony_dask.backends import BatchRunner
 from symphony_dask.inbox import Batch
 from symphony_dask.lane import ASIDE, DONE, DONE_ROW, now_ns, read_rows
 from symphony_dask.worker import STAGE_BYTES, Slot, SlotWorker
+from tests.cluster import wait_until
 
 
 class Sum:
@@ -185,7 +187,9 @@ def test_a_batch_that_has_ended_meanwhile_is_not_left_and_none_behind_it_is_run_
         hangs.may_end.set()
         async with asyncio.timeout(30):
             await answers.all_here.wait()
+        worker._set_aside(0, 2, 1)  # has ended as well, and its answer is on its way
         assert [(fields[0], fields[1]) for fields, _ in answers.frames] == [(DONE, 1), (DONE, 2)]
+        assert set(slot.runners) == {1, 2}
 
     on_slot(test, expected=2)
 
@@ -196,5 +200,36 @@ def test_a_model_is_back_when_the_scheduler_knew_already_that_its_batch_had_ende
         assert set(slot.runners) == {1}
         worker._resume(0, -1)
         assert set(slot.runners) == {1, 2}
+
+    on_slot(test)
+
+
+def test_whenever_a_batch_ends_its_model_is_there_once_its_answer_is() -> None:
+    """The scheduler takes a model back when a batch comes that was left: then the slot has to have it."""
+
+    async def test(worker: SlotWorker, slot: Slot, hangs: Hangs, answers: Answers) -> None:
+        runner = BatchRunner(lambda samples: time.sleep(0.001) or samples)
+        left = kept = 0
+        for number in range(1, 301):
+            slot.runners[2] = runner
+            answers.frames.clear()
+            worker._start_batch(small(number, model_id=2))
+            await asyncio.sleep(number % 20 / 10_000)
+            worker._set_aside(0, number, 2)
+            was_left = any(fields[0] == ASIDE for fields, _ in answers.frames)
+            worker.inbox.newest[0] = number
+            worker._resume(0, 2)
+            await asyncio.to_thread(threads_end, slot)
+            await asyncio.sleep(0)
+            answered = any(fields[0] == DONE for fields, _ in answers.frames)
+            assert answered or was_left
+            assert (2 in slot.runners) == answered
+            left, kept = left + was_left, kept + (not was_left)
+        assert left > 10
+        assert kept > 10
+
+    def threads_end(slot: Slot) -> None:
+        wait_until(lambda: slot.stuck == 0, "the threads that were left")
+        slot.call(lambda: None).result(30)
 
     on_slot(test)
