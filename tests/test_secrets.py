@@ -184,7 +184,7 @@ def test_what_was_searched_is_all_there(shown: tuple[Shown, dict[str, str]]) -> 
         ("requests", "the run"),
         ("symphony_gateway_requests_total", "the gateway's answers"),
         ("DeadlineExceeded", "errors"),
-        ("symphony_requests", "the dashboard"),
+        ("symphony_model_requests", "the dashboard"),
     ):
         assert where in out.where(word), (word, where)
 
