@@ -158,7 +158,10 @@ class Inbox:
             return
         held = requests["held"] != 0
         owners = zip(clients.tolist(), ids.tolist(), strict=True)
-        missing = {key: i for i, (key, is_held) in enumerate(zip(owners, held.tolist(), strict=True)) if is_held}
+        missing: dict[tuple[int, int], int] = {}
+        for i, (key, is_held) in enumerate(zip(owners, held.tolist(), strict=True)):
+            if is_held and missing.setdefault(key, i) != i:
+                batch.lost.add(i)  # a client that gives two requests one number sends one payload for it
         waiting = _Waiting(batch, codec.split(blob, np.where(held, 0, sizes)), missing)
         self._waiting[number] = waiting
         waiting.timer = asyncio.get_running_loop().call_later(wait_ns / 1e9, self._give_up, waiting, None)

@@ -9,6 +9,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +54,7 @@ class GatewayProcess:
         self._context = context
         self._settings = settings or {}
         self.url = self.errors = ""
+        self._lines: list[str] = []
 
     def __enter__(self) -> GatewayProcess:
         command = [sys.executable, "-m", "dask", "symphony", "gateway", "--scheduler", self._scheduler, "--port", "0"]
@@ -68,6 +70,9 @@ class GatewayProcess:
         if not line.startswith("gateway at "):
             raise RuntimeError(f"the gateway did not start: {line}{self.process.stderr.read()}")
         self.url = line.split()[2].rstrip(",")
+        # A pipe that nobody reads holds up who writes into it.
+        self._reads = threading.Thread(target=self._lines.extend, args=(self.process.stderr,), daemon=True)
+        self._reads.start()
         if self._ready:
             wait_until(lambda: self.get("/v2/health/ready").status == 200, "the gateway to be ready", 60)
         return self
@@ -80,8 +85,9 @@ class GatewayProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._reads.join(20)
+        self.errors = "".join(self._lines)
         if self.process.stderr is not None:
-            self.errors = self.process.stderr.read()
             self.process.stderr.close()
 
     @property

@@ -6,6 +6,7 @@ import gzip
 import json
 import socket
 import ssl
+import struct
 import time
 import urllib.request
 import zlib
@@ -319,6 +320,24 @@ def test_more_than_the_most_requests_at_once_are_429(
         assert gateway.infer(model.name, tensor([1], [1])).status == 429
         gate.open()
         assert first.result().status == 200
+
+
+def test_who_hangs_up_with_requests_under_way_has_them_cancelled_and_leaves_no_trace_in_the_log(
+    cluster: Cluster, serving: Serving, deploy: Deploy, gate: Gate
+) -> None:
+    model = deploy(gate.model(), profile="0.1,0.5")
+    body = json.dumps({"inputs": [tensor([1], [1])]}).encode()
+    request = head(f"/v2/models/{model.name}/infer", f"Content-Length: {len(body)}") + body
+    with GatewayProcess(cluster.address) as gateway:
+        connection = raw(gateway)
+        connection.sendall(2 * request)  # the second waits for the first
+        wait_until(lambda: metric(gateway, "in_flight") == 1, "a request under way")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        wait_until(lambda: metric(gateway, "in_flight") == 0, "its end")
+        gate.open()
+    assert "ERROR" not in gateway.errors
+    assert "Traceback" not in gateway.errors
 
 
 def test_a_length_beside_chunks_is_no_request(gateway: GatewayProcess) -> None:

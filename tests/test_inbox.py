@@ -95,6 +95,15 @@ def test_what_does_not_come_or_has_another_size_is_lost_and_the_rest_runs() -> N
     assert started(main) == [(1, b"bcccc", {0, 3})]
 
 
+def test_of_two_requests_with_one_number_one_is_lost_and_others_in_the_batch_are_not_spoilt() -> None:
+    async def main(inbox: Inbox) -> None:
+        execute(inbox, 1, [(1, 10, b"a", True), (2, 20, b"bb", True), (1, 10, b"c", True)])
+        data(inbox, 1, 2, {20: b"bb"})
+        data(inbox, 1, 1, {10: b"a"})
+
+    assert started(main) == [(1, b"abb", {2})]
+
+
 def test_nothing_is_waited_for_from_a_client_that_is_gone() -> None:
     async def main(inbox: Inbox) -> None:
         execute(inbox, 1, TWO_CLIENTS)

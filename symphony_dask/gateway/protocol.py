@@ -47,7 +47,7 @@ class _Joined:
 
     def _flush(self) -> None:
         out, self._out = self._out, []
-        if out:
+        if out and not self._transport.is_closing():  # a peer may have reset the connection since
             data = b"".join(out) if len(out) > 1 else out[0]
             self.written += len(data)
             self._transport.write(data)
@@ -69,6 +69,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self.replies: list[Reply] = []
+        self._cycles: list[Any] = []  # uvicorn's of requests that are not answered yet, and the last
         self._head_bytes = 0
         self._unended_bytes = 0  # since a head began that has not ended, -1 while there is none
         self.reading_since: float | None = self.loop.time()
@@ -81,6 +82,9 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        for cycle in self._cycles:  # uvicorn tells only the last one that was sent
+            cycle.disconnected = cycle.disconnected or not cycle.response_complete
+            cycle.message_event.set()
         for reply in self.replies:
             reply.cancel()
 
@@ -110,6 +114,9 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._unended_bytes = -1
         super().on_headers_complete()
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
+        if self.cycle is not None:
+            self._cycles.append(self.cycle)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

@@ -64,6 +64,8 @@ def scene() -> Iterator[Scene]:
             port = int(gateway.host.rpartition(":")[2])
             ports = {"lane": info["port"], "direct": link.port, "gateway": port}
             yield Scene(pids, ports, info["token"], model, gateway)
+        assert "ERROR" not in gateway.errors
+        assert "Traceback" not in gateway.errors
 
 
 def memory_bytes(pid: int) -> int:
