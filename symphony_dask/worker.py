@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -63,6 +64,9 @@ STAGE_BYTES = 1 << 18
 MAX_ANSWER_BYTES = MAX_FRAME_BYTES - (1 << 24)
 
 
+#: So many of the last batches a slot remembers; more do not end while word of one is on its way.
+_ENDED = 64
+
 #: Above the number of any batch.
 _ALL = 1 << 62
 
@@ -93,9 +97,10 @@ class Slot:
     Large batches pass through a second thread first, which stages them (``backends.Staging``) one after the other.
     A thread that hangs in a batch is left to it, and another takes its place.
 
-    given_up: batches up to this number are not waited for any longer, and not to be begun. ended: the last batch that
-    has ended. aside: the model that was left behind with a batch, and what ran it. The lock is for these and
-    ``running``: whether a batch had ended when it was left is one question.
+    given_up: batches up to this number are not waited for any longer, and not to be begun. ended: the last batches that
+    ended, not always in the order of their numbers, as some wait for payloads. aside: the model that was left behind
+    with a batch, and what ran it. The lock is for these and ``running``: whether a batch had ended when it was left is
+    one question.
     """
 
     def __init__(self, number: int, device: str | None) -> None:
@@ -104,7 +109,8 @@ class Slot:
         self.runners: dict[int, Runner] = {}
         self.loads: dict[int, Loading] = {}
         self.counts = SlotCounts()
-        self.given_up = self.ended = -1
+        self.given_up = -1
+        self.ended: deque[int] = deque(maxlen=_ENDED)
         self.aside: tuple[int, Runner | None] = (-1, None)
         self.running: Running | None = None
         self._stuck: list[threading.Thread] = []
@@ -240,7 +246,8 @@ class SlotWorker:
             def lost(connection: Connection, error: Exception | None, gone: asyncio.Event = gone) -> None:
                 self.inbox.clear()
                 for slot in self.slots:
-                    slot.given_up = slot.ended = -1  # batches are numbered anew
+                    slot.given_up = -1  # batches are numbered anew
+                    slot.ended.clear()
                 gone.set()
 
             try:
@@ -379,7 +386,7 @@ class SlotWorker:
         """
         slot = self.slots[slot_number]
         with slot.lock:
-            if slot.ended >= batch:
+            if batch in slot.ended:
                 return
             running, slot.running, slot.given_up = slot.running, None, _ALL
             slot.aside = model_id, slot.runners.pop(model_id, None)
@@ -453,7 +460,7 @@ class SlotWorker:
         end_ns = now_ns()
         with slot.lock:
             if not connection.closed:
-                slot.ended = max(slot.ended, batch.number)
+                slot.ended.append(batch.number)
             if slot.running is running:
                 slot.running = None
             elif runner is not None and not connection.closed and batch.model_id in self._specs:

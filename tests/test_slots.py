@@ -194,6 +194,18 @@ def test_a_batch_that_has_ended_meanwhile_is_not_left_and_none_behind_it_is_run_
     on_slot(test, expected=2)
 
 
+def test_a_batch_that_hangs_is_left_though_a_later_one_that_waited_for_no_payloads_ended_before_it() -> None:
+    async def test(worker: SlotWorker, slot: Slot, hangs: Hangs, answers: Answers) -> None:
+        worker._start_batch(small(2, model_id=2))
+        worker._start_batch(small(1, model_id=1))
+        assert await asyncio.to_thread(hangs.began.wait, 30)
+        worker._set_aside(0, 1, 1)
+        assert set(slot.runners) == {2}
+        assert ([ASIDE, 0, 1], b"") in answers.frames
+
+    on_slot(test)
+
+
 def test_a_model_is_back_when_the_scheduler_knew_already_that_its_batch_had_ended() -> None:
     async def test(worker: SlotWorker, slot: Slot, hangs: Hangs, answers: Answers) -> None:
         worker._set_aside(0, 1, 2)
