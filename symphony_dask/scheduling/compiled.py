@@ -5,20 +5,37 @@ engine's state, fifteen times the work of the call itself (0.38 against 5.6 mill
 allocate nothing, so the counting is switched off (``_nrt``, as numba does for its own internals).
 
 Numba's disk cache looks only at the file that a function is written in. The engine's functions call across files, so
-each entry is stamped with the contents of this package and of the function's own folder.
+each entry is stamped with the contents of this package and of the function's own folder. It does not look at the
+settings that change the code either: these are part of the stamp, and code that checks bounds is kept in files of its
+own, so that neither kind is ever taken for the other, or written over by it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from numba import njit
+from numba import config, njit
+from numba.core.caching import IndexDataCacheFile
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_settings: Any = config
+
+
+def _is_checked() -> bool:
+    if _settings.BOUNDSCHECK is not None:  # NUMBA_BOUNDSCHECK has the last word: numba follows it whatever is asked for
+        return bool(_settings.BOUNDSCHECK)
+    return os.environ.get("SYMPHONY_CHECKED", "0") not in ("", "0")
+
+
+#: Whether compiled code checks each index, and the engine the table of its arrays at each call (``handle``): with
+#: SYMPHONY_CHECKED=1, or NUMBA_BOUNDSCHECK=1. An index out of bounds is then an IndexError, and else damage.
+CHECKED = _is_checked()
 
 
 @lru_cache
@@ -45,15 +62,25 @@ def compiled_nogil(function: F) -> F:
 
 
 def _compile(function: F, nogil: bool, inline: bool = False) -> F:
-    options: dict[str, Any] = {"cache": True, "_nrt": False, "nogil": nogil, "forceinline": inline}
+    options: dict[str, Any] = {
+        "cache": True, "_nrt": False, "nogil": nogil, "forceinline": inline, "boundscheck": CHECKED,
+    }  # fmt: skip
     dispatcher: Any = njit(**options)(function)
     folders = (Path(__file__).parent, Path(function.__code__.co_filename).parent)
     try:
-        cache_file = dispatcher._cache._cache_file
-        cache_file._source_stamp = (cache_file._source_stamp, *(_sources(folder) for folder in folders))
+        cache = dispatcher._cache
+        stamp = (cache._cache_file._source_stamp, *(_sources(folder) for folder in folders), *_code_settings())
+        name = cache._impl.filename_base + ("-checked" if CHECKED else "")
+        cache._cache_file = IndexDataCacheFile(cache._cache_path, name, stamp)
     except AttributeError:  # the compiler is switched off, or keeps its cache elsewhere
         pass
     return dispatcher
+
+
+def _code_settings() -> tuple[str, ...]:
+    """What changes the code that numba makes and is no part of its cache's keys."""
+    names = ("OPT", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "SLP_VECTORIZE")
+    return (f"checked {CHECKED}", *(f"{name} {getattr(_settings, name, None)}" for name in names))
 
 
 @inlined

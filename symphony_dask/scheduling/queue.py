@@ -133,21 +133,23 @@ def insert(s: State, m: int, slot: int) -> bool:
 
 
 @inlined
-def pop_first(s: State, m: int, n: int, out: Any, at: int) -> None:
-    """Take the first ``n`` requests out into ``out[at:]``; the queue must hold that many, ``n`` at least 1."""
+def _unlink_head(s: State, m: int, slot: int) -> int:
+    """Take ``slot``, the head, off every level; returns the request behind it, -1 if there is none."""
+    ahead = wide(s.nxt[slot, 0])
+    for level in range(s.req[slot].levels):
+        then = wide(s.nxt[slot, level])
+        s.head[m, level] = then
+        if then < 0:
+            s.tail[m, level] = -1
+    if s.req[slot].priority > 0:
+        _lower(s, m, slot)
+    return ahead
+
+
+@inlined
+def _begin_behind(s: State, m: int, n: int, ahead: int) -> None:
+    """``n`` requests left the head of the queue, which now begins with ``ahead``, -1 for none."""
     mod = s.mod[m]
-    ahead = wide(s.head[m, 0])
-    for i in range(n):
-        slot = ahead
-        ahead = wide(s.nxt[slot, 0])
-        out[at + i] = slot
-        for level in range(s.req[slot].levels):
-            then = wide(s.nxt[slot, level])
-            s.head[m, level] = then
-            if then < 0:
-                s.tail[m, level] = -1
-        if s.req[slot].priority > 0:
-            _lower(s, m, slot)
     if ahead >= 0:
         s.req[ahead].prev = -1
     mod.n -= n
@@ -159,10 +161,20 @@ def pop_first(s: State, m: int, n: int, out: Any, at: int) -> None:
 
 
 @inlined
+def pop_first(s: State, m: int, n: int, out: Any, at: int) -> None:
+    """Take the first ``n`` requests out into ``out[at:]``; the queue must hold that many, ``n`` at least 1."""
+    ahead = wide(s.head[m, 0])
+    for i in range(n):
+        out[at + i] = ahead
+        ahead = _unlink_head(s, m, ahead)
+    _begin_behind(s, m, n, ahead)
+
+
+@inlined
 def pop(s: State, m: int) -> int:
     """Take out the head and return it; the queue must not be empty."""
     slot = wide(s.head[m, 0])
-    pop_first(s, m, 1, s.drops, int(s.g[0].n_drops))  # behind what it holds
+    _begin_behind(s, m, 1, _unlink_head(s, m, slot))
     return slot
 
 

@@ -75,6 +75,15 @@ def test_pop_takes_the_head() -> None:
     assert first(s, 0) == (-1, 0)
 
 
+def test_requests_leave_the_head_without_a_word_to_the_output() -> None:
+    s = of(10, 20, 30)
+    s.drops[:] = s.members[:] = -7
+    s.g["n_drops"] = len(s.drops) - 1
+    queue.remove(s, 0, 0)
+    assert queue.pop(s, 0) == 1
+    assert set(s.drops.tolist()) == set(s.members.tolist()) == {-7}
+
+
 def test_a_request_leaves_from_the_middle() -> None:
     s = of(10, 20, 30)
     queue.remove(s, 0, 1)
