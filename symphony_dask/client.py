@@ -58,6 +58,7 @@ from symphony_dask.lane import (
 from symphony_dask.retries import RetriedFuture
 from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY
 from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH, LatencyProfile
+from symphony_dask.text import brief, check_name
 from symphony_dask.trace.schema import Outcome
 from symphony_dask.units import format_duration, parse_duration_ns
 
@@ -138,7 +139,10 @@ class Serving:
         name goes on, and no request fails. If the new version does not come up, the old one stays.
 
         model: a ``torch.nn.Module``; a callable that takes a batch; a callable without parameters that returns either,
-            called on the workers; or ``Emulated(alpha_ms, beta_ms)``.
+            called on the workers; or ``Emulated(alpha_ms, beta_ms)``. For a batch of n it returns an array or tensor
+            whose first dimension is n, or a list of n results. An exception in that list, as in ``[1.5,
+            ValueError("no face found"), 2.5]``, fails that request alone: its future raises ``ModelError`` with its
+            text.
         slo: how soon after its submission a request must be answered, "25ms" or seconds.
         profile: l(b), as a ``LatencyProfile``, "alpha,beta" or (alpha, beta) in ms; measured on a worker if not given.
         example: one sample. Needed to measure the profile; requests of another dtype or shape are refused.
@@ -159,8 +163,7 @@ class Serving:
         """
         slo_ns = parse_duration_ns(slo, "slo")
         timeout_s = parse_duration_ns(timeout, "timeout") / 1e9
-        if not isinstance(name, str) or not name:
-            raise BadInput(f"model name {name!r}: give a non-empty string")
+        check_name("model name", name)
         for what, value in (("max_batch", max_batch), ("queue_limit", queue_limit)):
             if not isinstance(value, int) or value < 1:
                 raise BadInput(f"{what}={value!r}: give a whole number, at least 1")
@@ -209,8 +212,7 @@ class Serving:
         from symphony_dask.stages import Series, as_stage
 
         slo_ns = parse_duration_ns(slo, "slo")
-        if not isinstance(name, str) or not name:
-            raise BadInput(f"pipeline name {name!r}: give a non-empty string")
+        check_name("pipeline name", name)
         stage = as_stage(stages)
         whole = stage if isinstance(stage, Series) else Series((stage,))
         return self.client.sync(self._declare_pipeline, name, whole, slo_ns, rate_hz)
@@ -786,11 +788,17 @@ class _Lane:
                 left -= len(payload)
         if rows:
             models, slos, times, requests, priorities, samples = zip(*rows, strict=True)
-            frame = pack_rows(
-                SUBMIT_ROW, len(rows), id=requests, slo=slos, age=now_ns() - np.array(times, np.int64), model=models,
-                bytes=[len(p) for p in samples], priority=priorities, held=held,
-            )  # fmt: skip
-            connection.send([SUBMIT, frame], *payloads)
+            try:
+                frame = pack_rows(
+                    SUBMIT_ROW, len(rows), id=requests, slo=slos, age=now_ns() - np.array(times, np.int64),
+                    model=models, bytes=[len(p) for p in samples], priority=priorities, held=held,
+                )  # fmt: skip
+                connection.send([SUBMIT, frame], *payloads)
+            except Exception as error:  # they have left the outbox, and nobody else would end them
+                for request in requests:
+                    direct.forget(request)
+                    if (future := self._pending.pop(request, None)) is not None:
+                        future._finish("failed", None, errors.RequestError(f"it cannot be sent: {brief(error)}"))
         if self._cancels:
             cancels = [self._cancels.popleft() for _ in range(len(self._cancels))]
             connection.send([CANCEL, column(cancels)])

@@ -41,6 +41,10 @@ _TENSOR_ITEM_BYTES = {
 #: Each level of tuples inside tuples is an unpacker inside an unpacker, of about 40 kB of C stack each.
 _MAX_TUPLE_DEPTH = 32
 _MAX_DIMS = 32
+
+#: What a form tells of: it is sent to every gateway, twice a second.
+_FORM_DEPTH, _MOST_ENTRIES, _MOST_KEY = 2, 256, 256
+
 _MAX_BYTES = 2**62
 
 _REMEDY = (
@@ -145,19 +149,25 @@ def form(buf: bytes | bytearray | memoryview) -> list[Any]:
     """What a payload is made of, without its data, as plain values.
 
     ["array", signature] for arrays, scalars and tensors; ["dict", {name: form}]; ["tuple" or "list", [form, ...]]; the
-    name of its type alone for None, bytes, str, bool, int and float (["bytes"]). Raises ``BadInput``.
+    name of its type alone for None, bytes, str, bool, int and float (["bytes"]). A dict, tuple or list of more than
+    ``_MOST_ENTRIES``, with longer names than ``_MOST_KEY``, or deep inside others, is as an empty one. Raises
+    ``BadInput``.
     """
-    return _form(parts(buf))
+    return _form(parts(buf), _FORM_DEPTH)
 
 
-def _form(value: Any) -> list[Any]:
+def _form(value: Any, depth: int) -> list[Any]:
     if isinstance(value, Part):
         return ["array", value.header]
+    if not isinstance(value, (dict, tuple, list)):
+        return [_type_name(value)]
+    known = depth > 0 and len(value) <= _MOST_ENTRIES
     if isinstance(value, dict):
-        return ["dict", {str(key): _form(entry) for key, entry in value.items()}]
-    if isinstance(value, (tuple, list)):
-        return [_type_name(value), [_form(entry) for entry in value]]
-    return [_type_name(value)]
+        names = [str(key) for key in value] if known else []
+        if any(len(name) > _MOST_KEY for name in names):
+            names = []
+        return ["dict", {name: _form(entry, depth - 1) for name, entry in zip(names, value.values(), strict=False)}]
+    return [_type_name(value), [_form(entry, depth - 1) for entry in value] if known else []]
 
 
 def header_of(dtype: str, shape: tuple[int, ...], kind: int = ARRAY) -> bytes:
@@ -245,25 +255,28 @@ def stack(blob: bytes | memoryview, sizes: npt.NDArray[np.int64]) -> Any | None:
     return array
 
 
+def is_uniform(outputs: Any) -> bool:
+    """Whether n results are one array or tensor, which ``encode_batch`` encodes at once."""
+    return (isinstance(outputs, np.ndarray) and not outputs.dtype.hasobject) or _is_tensor(outputs)
+
+
 def encode_batch(outputs: Any, n: int) -> tuple[memoryview, npt.NDArray[np.int64]]:
     """n results as one blob of concatenated payloads and their sizes in bytes, shape (n,); ``stack``'s counterpart.
 
-    ``outputs`` is an array or tensor of shape (n, ...), encoded at once, or a list or other sequence of n objects.
+    ``outputs`` is an array or tensor of shape (n, ...) (``is_uniform``).
 
-    Raises ``ValueError`` if there are not n results and ``BadInput`` if one of them cannot be sent.
+    Raises ``ValueError`` if there are not n results and ``BadInput`` if they cannot be sent.
     """
-    _check_count(outputs, n)
-    if isinstance(outputs, np.ndarray) and not outputs.dtype.hasobject:
+    check_count(outputs, n)
+    if isinstance(outputs, np.ndarray):
         kind = ARRAY if outputs.ndim > 1 else SCALAR
         return _join_rows(_array_header(kind, outputs.dtype, outputs.shape[1:]), _plain_array(outputs), n)
-    if _is_tensor(outputs):
-        outputs = _plain_tensor(outputs)
-        return _join_rows(_tensor_header(outputs.dtype, outputs.shape[1:]), _tensor_data(outputs), n)
-    parts = [encode(result) for result in outputs]
-    return memoryview(b"".join(parts)), np.array([len(part) for part in parts], np.int64)
+    outputs = _plain_tensor(outputs)
+    return _join_rows(_tensor_header(outputs.dtype, outputs.shape[1:]), _tensor_data(outputs), n)
 
 
-def _check_count(outputs: Any, n: int) -> None:
+def check_count(outputs: Any, n: int) -> None:
+    """Raises ``ValueError`` unless what a model returned is n results."""
     remedy = f"return an array or tensor whose first dimension is {n}, or a list of {n} results"
     if isinstance(outputs, np.ndarray) or _is_tensor(outputs):
         if outputs.ndim == 0 or outputs.shape[0] != n:

@@ -63,6 +63,7 @@ from symphony_dask.scheduling.intake import MIXED
 from symphony_dask.scheduling.journal import dump
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.signals import GpuFacts, ModelFacts, Sampler
+from symphony_dask.text import bounded, brief, plain
 from symphony_dask.timer import Timer
 from symphony_dask.trace import BatchOutcome, Outcome
 from symphony_dask.tracing import Tracing
@@ -631,18 +632,24 @@ class Dispatcher:
     async def _measure(self) -> None:
         while True:
             await asyncio.sleep(MEASURE_S)
-            for connection in self._clients.values():
-                # One at a time: those that wait for a client that stands still would all tell of the same stall.
-                if not connection.peer.pinged:
-                    connection.peer.pinged = connection is not self._local
-                    connection.send([PING, now_ns()])
-            self._follow_latency()
-            self._close_up()
-            self.recent.fold()
-            self._sample()
-            self._resubmit(now_ns())
-            if self.log is not None:
-                self.log.keep()
+            try:
+                self._measure_once()
+            except Exception:  # clients take a scheduler without pings for a lost one
+                logger.exception("connections could not be measured")
+
+    def _measure_once(self) -> None:
+        for connection in self._clients.values():
+            # One at a time: those that wait for a client that stands still would all tell of the same stall.
+            if not connection.peer.pinged:
+                connection.peer.pinged = connection is not self._local
+                connection.send([PING, now_ns()])
+        self._follow_latency()
+        self._close_up()
+        self.recent.fold()
+        self._sample()
+        self._resubmit(now_ns())
+        if self.log is not None:
+            self.log.keep()
 
     # Requests
 
@@ -688,7 +695,8 @@ class Dispatcher:
         why: dict[int, tuple[str, str]] = {}
         for model_id, n in zip(*(column.tolist() for column in np.unique(models, return_counts=True)), strict=True):
             model = self._addressed(model_id)
-            why[model_id] = self._why_refused(model_id, model)
+            error, text = self._why_refused(model_id, model)
+            why[model_id] = error, plain(text)
             if model is not None:
                 model.counts[Outcome.REJECTED] += n
         errors = {i: why[model_id] for i, model_id in enumerate(models.tolist())}
@@ -763,7 +771,11 @@ class Dispatcher:
             drops = drops.copy() if len(drops) else drops
             if len(batches):
                 for row in batches.tolist():
-                    self._dispatch(now, row, members)
+                    try:
+                        self._dispatch(now, row, members)
+                    except Exception as error:
+                        logger.exception("batch %d cannot be dispatched", row[0])
+                        self._fail_batch(now, row, members, error)
             if len(drops):
                 self._drop(drops)
             if at > now_ns():
@@ -795,6 +807,18 @@ class Dispatcher:
         model.batches += 1
         model.batched += size
         model.used_ns[gpu] = now
+
+    def _fail_batch(self, now: int, row: tuple[int, ...], members: npt.NDArray[np.int32], error: Exception) -> None:
+        """End the requests of a batch that could not be sent, so that its GPU and those behind it go on."""
+        batch, *_, index, gpu, size, offset = row
+        slots = members[offset : offset + size].copy()
+        self._flights.pop(batch, None)
+        gone = self._requests.client[slots] < 0
+        model, text = self._by_index[index], f"its batch could not be sent to a worker: {brief(error)}"
+        self._end(slots[gone], model, Outcome.CANCELLED, "", "")
+        self._end(slots[~gone], model, Outcome.FAILED, "RequestError", text)
+        self.engine.completed(now, gpu, batch, int(NEVER), now)
+        self._due()
 
     def _place(self, batch: int, worker: Worker, held: npt.NDArray[Any], owner: int) -> None:
         """Tell clients where the payloads that they keep are needed; ``owner`` has all of them, unless it is MIXED."""
@@ -850,7 +874,7 @@ class Dispatcher:
             raise BadInput(f"lane DONE of batch {batch} has errors that are no text")
         if (queued_ns | run_ns | held_ns) >> 60:  # what is no number raises here
             raise BadInput(f"lane DONE of batch {batch} has times of {queued_ns}, {run_ns} and {held_ns} ns")
-        errors = {i: ("ModelError", text) for i, text in raised.items()}
+        errors = {i: ("ModelError", text) for i, text in bounded(raised).items()}
         if lost:
             text = f"its payload did not reach worker {worker.address} in time, and it did not run: check the network"
             errors |= dict.fromkeys(lost, ("PayloadLost", text))
@@ -878,12 +902,13 @@ class Dispatcher:
             if not flight.waited and not lost:
                 worker.control.add(start - flight.dispatch_ns)
         self.engine.completed(now, flight.gpu, batch, int(NEVER) if errors else start, end)
+        self._reply(settled, blob, errors)
+        self._due()
         planned_ns = flight.planned[1] - flight.planned[0]
         self.recent.batch(
             flight.model.model_id, flight.gpu, len(slots), flight.window, flight.dispatch_ns, start, end, flight.waited,
             planned_ns,
         )  # fmt: skip
-        self._reply(settled, blob, errors)
         settled = self._without_ended(flight, settled)
         if len(blob) > self._inline_bytes:
             large = (settled.results["link"] < 0) & (settled.results["bytes"] > self._inline_bytes)
@@ -895,7 +920,6 @@ class Dispatcher:
             replies = now + self._requests.one_way_ns(settled.owners)
             outcomes = settled.results["outcome"]
             self.tracing.served(flight, settled.entries, outcomes, worker.address, start, end, replies)
-        self._due()
 
     def _without_ended(self, flight: Flight, settled: Settled) -> Settled:
         """A batch without those of its requests that had ended before it came back: they have been counted."""
@@ -951,6 +975,7 @@ class Dispatcher:
         """End requests that got no answer, all alike; flight: the batch that they are in."""
         if not len(slots):
             return
+        text = plain(text)
         owners = self._requests.client[slots]
         for c in np.unique(owners).tolist():
             connection = self._clients.get(c)

@@ -100,6 +100,7 @@ class Doorway:
         self._strangers[connection] = 0.0
 
     def _look(self) -> None:
+        self._look_due = self._loop.call_later(LOOK_S, self._look)
         # Counted in looks, so that a stall of this process is nobody's fault.
         for connection, age_s in list(self._strangers.items()):
             self._strangers[connection] = age_s + LOOK_S
@@ -112,7 +113,6 @@ class Doorway:
                 text = "lane connection with %s cut off: a frame of which %d bytes came took more than %.0f s"
                 logger.warning(text, connection.describe(), filled, age_s)
                 connection.abort()
-        self._look_due = self._loop.call_later(LOOK_S, self._look)
 
     def _lost(self, connection: Connection, error: Exception | None) -> None:
         self.connections.discard(connection)

@@ -33,6 +33,7 @@ from symphony_dask.placement import (
 )
 from symphony_dask.scheduling.engine import NEVER
 from symphony_dask.scheduling.profile import LatencyProfile
+from symphony_dask.text import plain
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_S, format_duration
 
@@ -286,12 +287,11 @@ class Loader:
         except Exception as error:
             worker.specs.discard(model_id)  # it may be what is missing there
             if model_id in self._served | self._coming:
-                failure = slot.fail(
-                    model_id, f"worker {worker.address}: {str(error) or type(error).__name__}", now_ns()
-                )
+                why = plain(error) or type(error).__name__
+                failure = slot.fail(model_id, f"worker {worker.address}: {why}", now_ns())
                 wait = format_duration(failure.again_ns - now_ns())
                 text = "model %r failed to load on %s (attempt %d, the next one in %s): %s"
-                logger.warning(text, deployment.name, worker.address, failure.attempts, wait, error)
+                logger.warning(text, deployment.name, worker.address, failure.attempts, wait, why)
         finally:
             slot.loading.pop(model_id, None)
         self._admit(worker)

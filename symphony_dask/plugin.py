@@ -31,6 +31,7 @@ from symphony_dask.pipelines import Pipelines
 from symphony_dask.requests import RequestTable
 from symphony_dask.scheduling.intake import LATENCY_BINS
 from symphony_dask.scheduling.profile import LatencyProfile
+from symphony_dask.text import MOST_NAME, check_name, plain
 from symphony_dask.trace import Outcome
 from symphony_dask.tracing import Tracing
 from symphony_dask.units import parse_duration_ns
@@ -195,7 +196,7 @@ class SymphonyPlugin(SchedulerPlugin):
             worker = status["workers"].setdefault(address, {})
             worker["error"], worker["health"] = next(iter(errors), None), health
             known = self.scheduler.workers.get(address)
-            worker["name"] = None if known is None else str(known.name)
+            worker["name"] = None if known is None else plain(known.name, MOST_NAME)
         deployed = {d.model_id: d for versions in self.deployments for d in versions.all()}
         for model in status["models"].values():
             deployment = deployed.get(model["model_id"])
@@ -291,6 +292,10 @@ class SymphonyPlugin(SchedulerPlugin):
         signature: bytes | None = None,
         declared: dict[str, Any] | None = None,
     ) -> Reply:
+        try:
+            check_name("model name", name)  # of a client that does not
+        except BadInput as error:
+            return _failure(error)
         if name in self.pipelines.declared:
             text = f"model {name!r} has the name of a pipeline: choose another name, or undeploy the pipeline"
             return _failure(BadInput(text))
@@ -426,7 +431,7 @@ def warm_up() -> None:
 
 
 def _failure(error: Exception) -> Reply:
-    return {"error": [type(error).__name__, str(error)]}
+    return {"error": [type(error).__name__, plain(error)]}
 
 
 def _handle(number: int, deployment: Deployment) -> dict[str, Any]:

@@ -14,11 +14,11 @@ import queue
 import socket
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ from symphony_dask import codec, config
 from symphony_dask.backends import BatchResult, ModelSpec, Runner, Staging, free_memory, load, memory_of
 from symphony_dask.backends.emulated import Emulated
 from symphony_dask.doorway import Patience
-from symphony_dask.errors import DeploymentError
+from symphony_dask.errors import BadInput, DeploymentError
 from symphony_dask.graph import held_name
 from symphony_dask.inbox import Batch, Inbox
 from symphony_dask.lane import (
@@ -50,6 +50,7 @@ from symphony_dask.lane import (
 )
 from symphony_dask.profiling import is_out_of_memory, profile_runner
 from symphony_dask.rendezvous import Guests, Rendezvous
+from symphony_dask.text import LEAST_CHARS, MOST_NAME, bounded, brief, error_text, plain
 from symphony_dask.worker_metrics import SlotCounts, expose
 
 logger = logging.getLogger(__name__)
@@ -173,16 +174,38 @@ class Slot:
     def _work(self, jobs: queue.SimpleQueue[Any]) -> None:
         while (job := jobs.get()) is not None:
             future, function, args = job
+            if future is not None and not future.set_running_or_notify_cancel():
+                continue  # whoever asked has gone
             try:
                 result = function(*args)
-            except BaseException as error:
+            except BaseException as error:  # nothing ends this thread: the slot would answer nobody any more
                 if future is None:
-                    logger.exception("slot %d", self.number)
-                else:
-                    future.set_exception(error)
+                    logger.error("slot %d: %s", self.number, error_text(error))
+                else:  # SystemExit and its like would end the event loop that waits for it
+                    known = isinstance(error, Exception)
+                    future.set_exception(error if known else DeploymentError(error_text(error)))
             else:
                 if future is not None:
                     future.set_result(result)
+            del job, future, function, args
+
+
+def _plain_errors(rpc: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """``rpc`` with errors of this package's only, of plain text: the scheduler, which unpickles and writes them, has
+    nothing to do with classes of users.
+    """
+
+    @wraps(rpc)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await rpc(*args, **kwargs)
+        except (BadInput, DeploymentError) as error:
+            failure: Exception = (BadInput if isinstance(error, BadInput) else DeploymentError)(plain(error))
+        except Exception as error:
+            failure = DeploymentError(brief(error))
+        raise failure  # not from what was raised, which would be sent along
+
+    return call
 
 
 @dataclass
@@ -257,9 +280,9 @@ class SlotWorker:
                     "version": VERSION,
                     "role": "worker",
                     "worker": self.address,
-                    "host": socket.gethostname(),
+                    "host": plain(socket.gethostname(), MOST_NAME),
                     "slots": len(self.slots),
-                    "gpu_class": self.gpu_class,
+                    "gpu_class": plain(self.gpu_class, MOST_NAME),
                     "lane": self.lane,
                     "memory": self.memory,
                 }
@@ -293,6 +316,7 @@ class SlotWorker:
                 slot.runners.clear()
         self._scheduler_id = scheduler_id
 
+    @_plain_errors
     async def load(
         self, model_id: int, slot: int, spec: bytes | None, example: bytes | None, timeout_s: float
     ) -> dict[str, Any]:
@@ -300,7 +324,7 @@ class SlotWorker:
 
         spec: a pickled ``ModelSpec``; None: the one that the worker had before. It stays here until ``unload``.
 
-        Raises ``DeploymentError``, also if loading takes longer than ``timeout_s``, or what unpickling raises.
+        Raises ``DeploymentError``, also if loading takes longer than ``timeout_s``.
         """
         if spec is not None:
             self._specs[model_id] = spec
@@ -322,6 +346,7 @@ class SlotWorker:
         finally:
             loading.abandoned = not loading.done.done()
 
+    @_plain_errors
     async def answer(self, model_id: int, slot: int, example: bytes) -> list[Any]:
         """What the answer of a model that the slot has loaded to the example is made of (``codec.form``)."""
         target = self.slots[slot]
@@ -334,6 +359,7 @@ class SlotWorker:
 
         return await asyncio.wrap_future(target.call(run))
 
+    @_plain_errors
     async def unload(self, model_id: int, slot: int | None = None) -> None:
         """Free a slot of a model, and return then; or (None) free all slots and the worker, soon.
 
@@ -346,10 +372,12 @@ class SlotWorker:
         else:
             await asyncio.wrap_future(self.slots[slot].call(_drop_runner, self.slots[slot], model_id))
 
+    @_plain_errors
     async def loaded(self) -> list[list[tuple[int, int | None]]]:
         """The models that each slot has, and the memory of each in bytes, as ``load`` said."""
         return [[(m, slot.loads[m].done.result()["memory"]) for m in [*slot.runners]] for slot in self.slots]
 
+    @_plain_errors
     async def profile(
         self, model_id: int, slot: int, example: bytes | None, max_batch: int, slo_ns: int | None
     ) -> dict[str, Any]:
@@ -416,7 +444,12 @@ class SlotWorker:
             slot.post(self._run, connection, batch)
 
     def _stage(self, connection: Connection, batch: Batch, runner: Staging) -> None:
-        rest = runner.stage(batch.blob, batch.present_sizes())
+        """Stage a batch, in the thread for that, and have the rest run; what staging raises, the rest raises."""
+        try:
+            rest = runner.stage(batch.blob, batch.present_sizes())
+        except BaseException as error:
+            text, n = error_text(error), len(batch.present())
+            rest = lambda: _no_answers(n, text)  # noqa: E731
         batch.blob = memoryview(b"")  # its samples have been copied
         self.slots[batch.slot].post(self._run, connection, batch, None, rest)
 
@@ -430,7 +463,6 @@ class SlotWorker:
         """Run one batch, or the rest of a staged one, in the slot's thread and answer from the event loop."""
         slot = self.slots[batch.slot]
         start_ns = now_ns()
-        sizes = batch.present_sizes()
         runner = slot.runners.get(batch.model_id)
         running = Running(batch, connection, runner, guests)
         with slot.lock:
@@ -442,21 +474,12 @@ class SlotWorker:
                 guests.dismiss()
             return
         try:
-            if runner is None:
-                raise LookupError(f"model {batch.model_id} is not loaded on worker {self.address}")
-            if guests is not None:
-                result = guests.run(runner, batch)
-            elif rest is not None:
-                result = rest()
-            else:
-                result = runner.run(batch.blob, sizes) if len(sizes) else _no_answers(0)
-            if len(result.blob) > MAX_ANSWER_BYTES:
-                raise ValueError(f"the answers of a batch have {len(result.blob)} bytes: at most {MAX_ANSWER_BYTES}")
-        except BaseException:
-            text = traceback.format_exc()
+            result = self._result(batch, runner, guests, rest)
+        except BaseException as error:
+            text = error_text(error)
             if guests is not None:
                 guests.fail(text)
-            result = _no_answers(len(sizes) if guests is None else len(batch.sizes), text)
+            result = _no_answers(len(batch.sizes if guests is not None else batch.present()), text)
         end_ns = now_ns()
         with slot.lock:
             if not connection.closed:
@@ -469,20 +492,48 @@ class SlotWorker:
         slot.counts.add(ran, end_ns - start_ns, staged=rest is not None, failed=failed, lost=lost)
         if batch.lost and guests is None:
             result = _spread(result, batch)
-
-        def answer() -> None:
-            if connection.closed:  # whoever asked is gone, and numbers may begin anew
-                return
-            held_ns = now_ns() - batch.received_ns
-            queued_ns, run_ns = start_ns - batch.received_ns, end_ns - start_ns
-            rows, parts = self.inbox.answer(batch, result)
-            fields = [DONE, batch.number, batch.slot, queued_ns, run_ns, held_ns, rows, result.errors]
-            connection.send([*fields, column(sorted(batch.lost))], *parts)
-
+        result = replace(result, errors=bounded(result.errors))
+        times = start_ns - batch.received_ns, end_ns - start_ns
         try:
-            self._loop.call_soon_threadsafe(answer)
+            self._loop.call_soon_threadsafe(self._answer, connection, batch, result, times)
         except RuntimeError:  # the event loop is closed, and with it the connection
             pass
+
+    def _result(
+        self, batch: Batch, runner: Runner | None, guests: Guests | None, rest: Callable[[], BatchResult] | None
+    ) -> BatchResult:
+        """The answers to a batch; raises whatever a model does, and ``ValueError`` for what cannot be sent."""
+        if runner is None:
+            raise LookupError(f"model {batch.model_id} is not loaded on worker {self.address}")
+        sizes = batch.present_sizes()
+        if guests is not None:
+            result, n = guests.run(runner, batch), len(batch.sizes)
+        elif rest is not None:
+            result, n = rest(), len(sizes)
+        else:
+            result, n = runner.run(batch.blob, sizes) if len(sizes) else _no_answers(0), len(sizes)
+        if len(result.sizes) != n or int(result.sizes.sum()) != len(result.blob):
+            got = f"{len(result.sizes)} answers of {len(result.blob)} bytes"
+            raise ValueError(f"the model's runner gave {got} for {n} requests")
+        if len(result.blob) > MAX_ANSWER_BYTES:
+            raise ValueError(f"the answers of a batch have {len(result.blob)} bytes: at most {MAX_ANSWER_BYTES}")
+        return result
+
+    def _answer(self, connection: Connection, batch: Batch, result: BatchResult, times: tuple[int, int]) -> None:
+        """Send what a batch came to. Whatever happens, DONE leaves: without it the slot would get no batch any more."""
+        if connection.closed:  # whoever asked is gone, and numbers may begin anew
+            return
+        try:
+            self._send_done(connection, batch, result, times)
+        except Exception as error:
+            logger.exception("the answers of batch %d cannot be sent", batch.number)
+            text = f"its answer cannot be sent: {brief(error)}"
+            self._send_done(connection, batch, _no_answers(len(batch.sizes), plain(text, LEAST_CHARS)), times)
+
+    def _send_done(self, connection: Connection, batch: Batch, result: BatchResult, times: tuple[int, int]) -> None:
+        rows, parts = self.inbox.answer(batch, result)
+        held_ns, lost = now_ns() - batch.received_ns, column(sorted(batch.lost))
+        connection.send([DONE, batch.number, batch.slot, *times, held_ns, rows, result.errors, lost], *parts)
 
 
 def _load_into(slot: Slot, model_id: int, spec: bytes, example: bytes | None, loading: Loading) -> None:
@@ -507,8 +558,8 @@ def _load_into(slot: Slot, model_id: int, spec: bytes, example: bytes | None, lo
         slot.runners[model_id] = runner
         loading.done.set_result({"load_ns": now_ns() - began_ns, "memory": memory_of(runner)})
     except BaseException as error:  # whatever a loader raises, SystemExit included, the worker goes on
-        known = error if isinstance(error, Exception) else DeploymentError(f"loading it raised {error!r}")
-        loading.done.set_exception(known)
+        known = isinstance(error, DeploymentError)
+        loading.done.set_exception(error if known else DeploymentError(f"loading it raised {brief(error)}"))
 
 
 def _drop_runner(slot: Slot, model_id: int) -> None:

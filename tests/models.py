@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 import time
@@ -209,3 +210,92 @@ def scale(batch: Any) -> list[dict[str, Any]]:
 
 def same(batch: Any) -> Any:
     return batch
+
+
+class Mute(Exception):
+    """Cannot be written."""
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+    __repr__ = __str__
+
+
+class Odd(Exception):
+    """Whatever is asked of it raises."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+def _hostile_error(what: str) -> BaseException:
+    with_note = ValueError("noted")
+    with_note.add_note("note \udce9")
+    return {
+        "surrogate": ValueError("x \udce9"),
+        "mute": Mute(),
+        "exit": SystemExit(3),
+        "interrupt": KeyboardInterrupt(),
+        "cancelled": asyncio.CancelledError(),
+        "generator": GeneratorExit(),
+        "odd": Odd(),
+        "notes": with_note,
+        "group": BaseExceptionGroup("several", [KeyError("\udce9"), SystemExit()]),
+        "controls": RuntimeError("\x1b[31m\x00"),
+        "huge": ValueError("x" * 50_000_000 + " the end"),
+    }[what]
+
+
+def hostile(batch: list[str]) -> list[str]:
+    """The samples, but "surrogate" and its like raise."""
+    for what in batch:
+        if what != "fine":
+            raise _hostile_error(what)
+    return batch
+
+
+class HostileLoader:
+    """Raises as ``hostile`` when it is loaded."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __call__(self) -> Any:
+        raise _hostile_error(self.what)
+
+
+class HostileLater:
+    """Raises as ``hostile`` from the third batch on."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.batches = 0
+
+    def __call__(self, batch: Any) -> Any:
+        self.batches += 1
+        if self.batches > 2:
+            raise _hostile_error(self.what)
+        return batch
+
+
+def picky(batch: list[str]) -> list[Any]:
+    """The numbers that samples are; in place of what is none an exception, or what cannot be sent."""
+    other = {"object": object(), "surrogate": "\udce9", "mute": Mute()}
+    return [int(x) if x.isdigit() else other.get(x, ValueError(f"{x} is no number")) for x in batch]
+
+
+def no_negatives() -> Any:
+    """A torch module that doubles, but gives an exception for a sample with a negative number."""
+    import torch
+
+    class NoNegatives(torch.nn.Module):
+        def forward(self, batch: Any) -> Any:
+            if (batch >= 0).all():
+                return batch * 2
+            return [ValueError("negative") if (row < 0).any() else row * 2 for row in batch]
+
+    return NoNegatives()
+
+
+def lengths(batch: list[Any]) -> list[int]:
+    return [len(sample) for sample in batch]

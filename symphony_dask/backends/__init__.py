@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import inspect
 import sys
-import traceback
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from symphony_dask.backends.emulated import Emulated
 from symphony_dask.backends.sample import check_sample, sample_signature
 from symphony_dask.errors import BadInput, DeploymentError
 from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH
+from symphony_dask.text import error_text
 
 __all__ = [
     "BatchCallable",
@@ -111,8 +111,8 @@ def load(spec: ModelSpec, device: str | None = None, example: Any = None) -> Run
     """
     try:
         runner = _runner(spec, device)
-    except Exception:
-        raise DeploymentError(f"model could not be loaded:\n{traceback.format_exc()}") from None
+    except Exception as error:
+        raise DeploymentError(f"model could not be loaded:\n{error_text(error)}") from None
     if example is not None:
         payload = codec.encode(example)
         errors = runner.run(memoryview(payload), np.array([len(payload)])).errors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -11,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask import codec
+from symphony_dask.text import error_text
 
 #: What serves a model: called with the n samples of a batch, it returns n results in the same order (an array or tensor
-#: of shape (n, ...), or a list). The samples come as one array or CPU tensor of shape (n, *sample shape), or as a list
-#: where they are neither arrays nor tensors.
+#: of shape (n, ...), or a list, in which an exception fails the request that it stands for). The samples come as one
+#: array or CPU tensor of shape (n, *sample shape), or as a list where they are neither arrays nor tensors.
 BatchCallable = Callable[[Any], Any]
 
 
@@ -24,7 +24,7 @@ class BatchResult:
 
     blob: the encoded answers, concatenated in the order of the samples.
     sizes: (n,) length of each answer in bytes, 0 for a sample that failed.
-    errors: traceback by index of each sample that failed.
+    errors: traceback by index of each sample that failed, as ``text.error_text`` has it.
     """
 
     blob: memoryview
@@ -79,8 +79,8 @@ class BatchRunner:
             samples = codec.stack(blob, sizes)
             if samples is not None and (stage := getattr(self.call, "stage", None)) is not None:
                 samples = stage(samples)
-        except Exception:
-            result = _all_failed(n)
+        except Exception as error:
+            result = _all_failed(n, error)
             return lambda: result
         if samples is None:
             return lambda: self._run_groups(codec.split(blob, sizes))
@@ -88,9 +88,9 @@ class BatchRunner:
 
     def _run_stacked(self, samples: Any, n: int) -> BatchResult:
         try:
-            return BatchResult(*codec.encode_batch(self.call(samples), n))
-        except Exception:
-            return _all_failed(n)
+            return encode_answers(self.call(samples), n)
+        except Exception as error:
+            return _all_failed(n, error)
 
     def _run_groups(self, payloads: list[memoryview]) -> BatchResult:
         groups: dict[tuple[bytes | None, int], list[int]] = {}
@@ -108,17 +108,41 @@ class BatchRunner:
                 if samples is None:
                     members, samples = _decode_each(payloads, members, errors)
                 if members:
-                    blob, sizes = codec.encode_batch(self.call(samples), len(members))
-                    for i, answer in zip(members, codec.split(blob, sizes), strict=True):
+                    result = encode_answers(self.call(samples), len(members))
+                    for i, answer in zip(members, codec.split(result.blob, result.sizes), strict=True):
                         answers[i] = bytes(answer)
-            except Exception:
-                errors.update(dict.fromkeys(members, traceback.format_exc()))
+                    errors |= {members[k]: text for k, text in result.errors.items()}
+            except Exception as error:
+                errors |= dict.fromkeys(members, error_text(error))
         return BatchResult(memoryview(b"".join(answers)), np.array([len(a) for a in answers], np.int64), errors)
 
 
-def _all_failed(n: int) -> BatchResult:
-    """For an ``except`` clause."""
-    return BatchResult(memoryview(b""), np.zeros(n, np.int64), dict.fromkeys(range(n), traceback.format_exc()))
+def encode_answers(outputs: Any, n: int) -> BatchResult:
+    """What a model returned for n samples, encoded. An exception among the results, and a result that cannot be sent,
+    fails its own sample.
+
+    Raises ``ValueError`` unless there are n results, and ``BadInput`` for an array or tensor that cannot be sent.
+    """
+    codec.check_count(outputs, n)
+    if codec.is_uniform(outputs):
+        return BatchResult(*codec.encode_batch(outputs, n))
+    answers: list[bytes] = []
+    errors: dict[int, str] = {}
+    for i, output in enumerate(outputs):
+        try:
+            if isinstance(output, BaseException):
+                errors[i] = error_text(output)
+            answers.append(b"" if i in errors else codec.encode(output))
+        except Exception as error:
+            errors[i] = error_text(error)
+            answers.append(b"")
+    if len(answers) != n:
+        raise ValueError(f"model returned {len(answers)} results, though their len() is {n}")
+    return BatchResult(memoryview(b"".join(answers)), np.array([len(a) for a in answers], np.int64), errors)
+
+
+def _all_failed(n: int, error: BaseException) -> BatchResult:
+    return BatchResult(memoryview(b""), np.zeros(n, np.int64), dict.fromkeys(range(n), error_text(error)))
 
 
 def _decode_each(payloads: list[memoryview], members: list[int], errors: dict[int, str]) -> tuple[list[int], list[Any]]:
@@ -127,6 +151,6 @@ def _decode_each(payloads: list[memoryview], members: list[int], errors: dict[in
     for i in members:
         try:
             decoded[i] = codec.decode(payloads[i])
-        except Exception:
-            errors[i] = traceback.format_exc()
+        except Exception as error:
+            errors[i] = error_text(error)
     return list(decoded), list(decoded.values())

@@ -26,7 +26,7 @@ class TorchModel:
     Samples and results cross between host and device once per batch, on CUDA through pinned memory; ``stage`` sends
     samples ahead, on a stream of its own. Results are of the samples' kind, numpy arrays (bfloat16 and float8 as
     float32) or CPU tensors. A tuple, list or dict of tensors of shape (n, ...), nested or not, becomes n tuples, lists
-    or dicts of their rows.
+    or dicts of their rows. A list of n results in which an exception stands for some is taken as it is.
 
     Raises ``BadInput`` for CUDA graphs on another device.
     """
@@ -96,12 +96,14 @@ class TorchModel:
         with torch.inference_mode():
             if size > n:
                 batch = torch.cat([batch, batch.new_zeros((size - n, *batch.shape[1:]))])
-            outputs = _map(self._run(batch), lambda tensor: _rows(tensor, size, n))
+            outputs = self._run(batch)
+            each = _results(outputs, size)
+            outputs = each[:n] if each is not None else _map(outputs, lambda tensor: _rows(tensor, size, n))
             if self._copies is not None:
                 outputs = _map(outputs, _to_pinned)
                 torch.cuda.current_stream(self.device).synchronize()  # once, however many tensors and requests
             outputs = _map(outputs, _to_numpy if to_numpy else torch.Tensor.cpu)
-        if isinstance(outputs, (np.ndarray, torch.Tensor)):
+        if each is not None or isinstance(outputs, (np.ndarray, torch.Tensor)):
             return outputs
         return [_row(outputs, i) for i in range(n)]
 
@@ -165,12 +167,23 @@ def _map(outputs: Any, function: Callable[[torch.Tensor], Any]) -> Any:
     if isinstance(outputs, (tuple, list)):
         items = [_map(value, function) for value in outputs]
         return tuple(items) if isinstance(outputs, tuple) else items
-    if outputs is None:
-        return None
+    if outputs is None or isinstance(outputs, BaseException):
+        return outputs
     raise ValueError(
         f"module returned a {type(outputs).__name__}: it must return tensors, or a tuple, list or dict of tensors; "
         "serve a callable on a batch that picks them"
     )
+
+
+def _results(outputs: Any, size: int) -> list[Any] | None:
+    """Outputs that are a list of one result for each sample, because an exception stands for some; None for others."""
+    if not isinstance(outputs, (list, tuple)) or not any(isinstance(entry, BaseException) for entry in outputs):
+        return None
+    if len(outputs) != size:
+        raise ValueError(
+            f"module returned {len(outputs)} results, exceptions among them, for a batch of {size}: return {size}"
+        )
+    return list(outputs)
 
 
 def _rows(tensor: torch.Tensor, size: int, n: int) -> torch.Tensor:

@@ -70,6 +70,61 @@ def test_a_wrong_number_of_results_is_the_models_failure() -> None:
     assert "model returned shape (1, 1) for a batch of 2" in result.errors[0]
 
 
+def test_an_exception_among_the_results_fails_the_request_that_it_stands_for() -> None:
+    def picky(batch: np.ndarray) -> list[Any]:
+        return [ValueError(f"{x[0]:g} is odd") if x[0] % 2 else x * 2 for x in batch]
+
+    result = run(BatchRunner(picky), np.array([2.0]), np.array([3.0]), np.array([4.0]))
+    assert answers(result) == [4.0, "failed", 8.0]
+    assert result.errors == {1: "ValueError: 3 is odd\n"}
+    assert result.sizes[1] == 0
+
+
+def test_an_exception_that_was_caught_brings_its_traceback() -> None:
+    def careful(batch: list[str]) -> list[Any]:
+        found: list[Any] = []
+        for text in batch:
+            try:
+                found.append(int(text))
+            except ValueError as error:
+                found.append(error)
+        return found
+
+    result = run(BatchRunner(careful), "1", "x", "3")
+    assert answers(result) == [1, "failed", 3]
+    assert result.errors[1].startswith("Traceback (most recent call last):")
+    assert result.errors[1].endswith("ValueError: invalid literal for int() with base 10: 'x'\n")
+
+
+@pytest.mark.parametrize("bad", [object(), "\udce9", 1 << 64, {1: {object()}}], ids=["object", "text", "int", "set"])
+def test_a_result_that_cannot_be_sent_fails_only_its_own_request(bad: Any) -> None:
+    result = run(BatchRunner(lambda batch: [1, bad, 3]), np.zeros(1), np.zeros(1), np.zeros(1))
+    assert answers(result) == [1, "failed", 3]
+    assert "BadInput: cannot send" in result.errors[1]
+
+
+def test_exceptions_in_an_array_of_objects_and_in_one_group_of_shapes_fail_alone() -> None:
+    def mixed(batch: np.ndarray) -> np.ndarray:
+        found = np.empty(len(batch), object)
+        found[:] = [LookupError("no") if x.sum() < 0 else float(x.sum()) for x in batch]
+        return found
+
+    result = run(BatchRunner(mixed), np.array([1.0, 2]), np.array([-5.0]), np.array([-3.0, 1]), np.array([4.0]))
+    assert answers(result) == [3, "failed", "failed", 4]
+    assert result.errors == {1: "LookupError: no\n", 2: "LookupError: no\n"}
+
+
+class Liar(list[Any]):
+    def __len__(self) -> int:
+        return 2
+
+
+def test_a_sequence_that_says_another_length_than_it_has_fails_the_batch_and_no_more() -> None:
+    result = run(BatchRunner(lambda batch: Liar([1, 2, 3])), np.zeros(1), np.zeros(1))
+    assert sorted(result.errors) == [0, 1]
+    assert "model returned 3 results, though their len() is 2" in result.errors[0]
+
+
 @pytest.mark.parametrize("bad", [b"\xff", codec.encode(np.zeros(2))[:-1], b"\x02\xc1"], ids=["kind", "cut", "msgpack"])
 def test_a_malformed_payload_fails_only_itself(bad: bytes) -> None:
     result = run(BatchRunner(lambda batch: [1] * len(batch)), np.zeros(2), bad, np.zeros(2), "text")
