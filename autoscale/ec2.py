@@ -9,9 +9,11 @@ named in the call, as it always is here, so a launch is only ever repeated in it
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 from autoscale.fleet import (
     ENDED,
@@ -32,6 +34,8 @@ from autoscale.fleet import (
     token,
 )
 from symphony_dask.errors import BadInput
+from symphony_dask.plain_errors import aws_error
+from symphony_dask.reach import ANSWER_S, resolve
 from workloads.prices import prices
 
 TAG_CLUSTER, TAG_SLOT, TAG_GENERATION = "symphony:cluster", "symphony:slot", "symphony:generation"
@@ -73,7 +77,7 @@ def client(service: str, *, region: str | None = None, endpoint_url: str | None 
     try:
         import boto3
         from botocore.config import Config
-        from botocore.exceptions import NoRegionError
+        from botocore.exceptions import BotoCoreError, NoRegionError
     except ImportError as error:
         raise BadInput('fleets on EC2 need boto3: pip install "symphony-dask[aws]"') from error
     retries = {"total_max_attempts": attempts, "mode": "standard"}
@@ -81,7 +85,27 @@ def client(service: str, *, region: str | None = None, endpoint_url: str | None 
     try:
         return boto3.client(service, region_name=region, endpoint_url=endpoint_url, config=config)
     except NoRegionError as error:
-        raise BadInput("no AWS region is set: give --region, or set AWS_REGION") from error
+        raise BadInput("no AWS region is set: give --region, or set AWS_DEFAULT_REGION") from error
+    except (BotoCoreError, ValueError) as error:  # a profile, a region or an endpoint that cannot be
+        raise BadInput(aws_error(error)) from error
+
+
+def check_reachable(service: str, *, region: str | None = None) -> None:
+    """Have AWS take a connection for ``service``, without botocore's patience; raises ``BadInput``."""
+    from botocore.utils import get_environ_proxies
+
+    url = client(service, region=region).meta.endpoint_url
+    parts = urlsplit(url)
+    if get_environ_proxies(url):
+        return
+    try:
+        resolve(parts.hostname or "")
+        port = parts.port or (80 if parts.scheme == "http" else 443)
+        socket.create_connection((parts.hostname or "", port), timeout=ANSWER_S).close()
+    except OSError as error:
+        why = (error.strerror or "no answer").lower()
+        remedy = "check the network, the region (--region) and AWS_ENDPOINT_URL"
+        raise BadInput(f"AWS cannot be reached at {url} ({why}): {remedy}") from error
 
 
 class Ec2Fleet:
@@ -270,13 +294,11 @@ def _answers(what: str) -> Iterator[None]:
             raise _Unknown(text) from error
         if status >= 500 or code in ("InternalError", "Unavailable"):
             raise Unanswered(text) from error
-        raise FleetError(text) from error
+        raise FleetError(f"EC2 did not {what}: {aws_error(error)}") from error
     except (NoCredentialsError, PartialCredentialsError) as error:
-        raise BadInput(
-            f"EC2 cannot be asked to {what}: {error}; see aws configure, or give the machine a role"
-        ) from error
+        raise BadInput(f"EC2 cannot be asked to {what}: {aws_error(error)}") from error
     except (BotoCoreError, ResponseParserError) as error:  # the latter for a page of some proxy's
-        raise Unanswered(f"EC2 did not answer to: {what}: {error}") from error
+        raise Unanswered(f"EC2 did not answer to: {what}: {aws_error(error)}") from error
 
 
 class SpotNotices:

@@ -10,6 +10,7 @@ from autoscale.ec2 import Ec2Fleet, SpotNotices, client
 from autoscale.fleet_cluster import FleetCluster
 from autoscale.reconcile import Settings
 from symphony_dask.errors import BadInput
+from symphony_dask.plain_errors import aws_error
 
 
 class EC2GPUCluster(FleetCluster):
@@ -76,7 +77,7 @@ def stack_outputs(stack: str, *, region: str | None = None, endpoint_url: str | 
     try:
         found = client("cloudformation", region=region, endpoint_url=endpoint_url).describe_stacks(StackName=stack)
     except (ClientError, BotoCoreError) as error:
-        text = f"the CloudFormation stack {stack!r} cannot be read: {error}"
+        text = f"the CloudFormation stack {stack!r} cannot be read: {aws_error(error)}"
         raise BadInput(f"{text}; docs/operations.md tells how to deploy it") from error
     outputs = {o["OutputKey"]: o["OutputValue"] for o in found["Stacks"][0].get("Outputs", [])}
     missing = {"ClusterName", "LaunchTemplateId", "SubnetIds", "NoticesQueueUrl"} - set(outputs)
@@ -86,7 +87,12 @@ def stack_outputs(stack: str, *, region: str | None = None, endpoint_url: str | 
 
 
 def zones_of(subnets: Sequence[str], *, region: str | None = None, endpoint_url: str | None = None) -> dict[str, str]:
-    """The subnets by availability zone."""
+    """The subnets by availability zone; raises ``BadInput`` where they cannot be read."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
     ec2 = client("ec2", region=region, endpoint_url=endpoint_url)
-    found = ec2.describe_subnets(SubnetIds=list(subnets))["Subnets"]
+    try:
+        found = ec2.describe_subnets(SubnetIds=list(subnets))["Subnets"]
+    except (ClientError, BotoCoreError) as error:
+        raise BadInput(f"the stack's subnets cannot be read: {aws_error(error)}") from error
     return {s["AvailabilityZone"]: s["SubnetId"] for s in found}

@@ -12,10 +12,10 @@ import click
 
 from autoscale.fleet_options import Which, caps_options, seconds, which_options
 from symphony_dask.commands import command, json_option, print_json
+from symphony_dask.reach import check, scheduler_option
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
-scheduler_option = click.option("--scheduler", required=True, help="Address of the Dask scheduler.")
 settle_option = click.option(
     "--settle", "settle_s", default="90s", show_default=True, callback=seconds,
     help="How long EC2 may take to list what it launched; nothing is launched until the scheduler is that old.",
@@ -45,7 +45,7 @@ def _cap(amount: float) -> float | None:
 
 @click.command()
 @click.option("--gpus", type=click.IntRange(min=1), required=True, help="So many GPUs there are to be.")
-@scheduler_option
+@scheduler_option()
 @which_options
 @caps_options
 @settle_option
@@ -78,6 +78,7 @@ def up(
     from autoscale.reconcile import Memory, phases, plan
 
     settings = _settings(which, max_instances, max_usd_per_hour, settle_s=settle_s)
+    check(scheduler)
     fleet = which.make(scheduler)
     with DaskCluster(scheduler) as cluster:
         instances, view = fleet.list(), cluster.view(fleet.name)
@@ -144,7 +145,7 @@ def _show_plan(title: str, rows: Sequence[dict[str, Any]], *, err: bool) -> None
 
 
 @click.command()
-@click.option("--scheduler", help="Address of the Dask scheduler; not needed with --now.")
+@scheduler_option(required=False, purpose="not needed with --now")
 @which_options
 @drain_option
 @click.option("--now", is_flag=True, help="End the instances without draining them: what they run is lost.")
@@ -171,6 +172,8 @@ def down(
 
     if scheduler is None and not now:
         raise BadInput("give --scheduler, so that workers can be drained, or --now to end them as they are")
+    if scheduler is not None and not now:
+        check(scheduler)
     fleet = which.make(scheduler)
     live = [i for i in fleet.list() if i.live]
     found = {"fleet": fleet.name, "ended": [i.id for i in live], "left": [i.id for i in live]}
@@ -214,7 +217,7 @@ def down(
 
 
 @click.command()
-@click.option("--scheduler", help="Address of the Dask scheduler, to know who has joined.")
+@scheduler_option(required=False, purpose="to know who has joined")
 @which_options
 @click.option(
     "--join-timeout", "join_timeout_s", default="10min", show_default=True, callback=seconds,
@@ -234,6 +237,8 @@ def orphans(
     from autoscale.cluster import DaskCluster
     from autoscale.reconcile import phases
 
+    if scheduler is not None:
+        check(scheduler)
     fleet = which.make(scheduler)
     live = [i for i in fleet.list() if i.live]
     if scheduler is not None:
@@ -270,7 +275,7 @@ def orphans(
 
 
 @click.command()
-@scheduler_option
+@scheduler_option()
 @which_options
 @caps_options
 @settle_option
@@ -330,6 +335,7 @@ def run(
     wanted = PolicySettings(
         boot_s=boot_s, scale_in_window_s=window_s, last_delay_s=last_s, minimum=minimum, maximum=maximum
     )
+    check(scheduler)
     fleet = which.make(scheduler)
     with DaskCluster(scheduler) as cluster:
         decide = by_policy(policy, wanted, cluster.signals)
@@ -402,9 +408,13 @@ def prices(refresh: bool, region: str, out: str | None, as_json: bool) -> None:
     """Show the price table that caps, plans and reports go by, or make a new one."""
     from pathlib import Path
 
-    from autoscale.price_refresh import as_text, refreshed
+    from autoscale.price_refresh import LIST_REGION, as_text, refreshed
     from workloads.prices import table
 
+    if refresh:
+        from autoscale.ec2 import check_reachable
+
+        check_reachable("pricing", region=LIST_REGION)
     found = refreshed(table(), region) if refresh else table()
     if out is not None:
         Path(out).write_text(as_text(found), "utf-8")

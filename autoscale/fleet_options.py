@@ -34,17 +34,20 @@ class Which:
             from autoscale.local import LocalFleet
 
             return LocalFleet(self.fleet, scheduler or "", usd_per_hour=self.local_usd_per_hour)
-        from autoscale.ec2 import Ec2Fleet
+        from autoscale.ec2 import Ec2Fleet, check_reachable
 
         template, zones = self.launch_template, self._zones()
+        if self.stack is None and not (template and zones):
+            raise BadInput("EC2 needs --stack NAME, or --launch-template and --zone: say what to launch, and where")
+        check_reachable("ec2", region=self.region)
         if self.stack is not None:
             from autoscale.ec2_cluster import stack_outputs, zones_of
 
+            check_reachable("cloudformation", region=self.region)
             outputs = stack_outputs(self.stack, region=self.region)
             template = template or outputs["LaunchTemplateId"]
             zones = zones or zones_of(outputs["SubnetIds"].split(","), region=self.region)
-        if not template or not zones:
-            raise BadInput("EC2 needs --stack NAME, or --launch-template and --zone: say what to launch, and where")
+        assert template is not None
         return Ec2Fleet(
             self.fleet,
             launch_template=template,

@@ -10,9 +10,10 @@ from typing import Any
 
 from autoscale.ec2 import client
 from symphony_dask.errors import BadInput, SymphonyError
+from symphony_dask.plain_errors import aws_error
 
 #: The price list is served from here, for all regions.
-_LIST_REGION = "us-east-1"
+LIST_REGION = "us-east-1"
 
 #: One product an instance type: Linux, shared hardware, nothing preinstalled, no reservation.
 _PLAIN = {
@@ -28,7 +29,7 @@ def refreshed(old: Mapping[str, Any], region: str, *, endpoint_url: str | None =
     """The instance types of ``old`` with the prices of today; raises ``SymphonyError`` if AWS does not give them."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    pricing = client("pricing", region=_LIST_REGION, endpoint_url=endpoint_url)
+    pricing = client("pricing", region=LIST_REGION, endpoint_url=endpoint_url)
     rows = []
     for row in old["instances"]:
         wanted = {**_PLAIN, "instanceType": row["instance"], "regionCode": region}
@@ -37,9 +38,8 @@ def refreshed(old: Mapping[str, Any], region: str, *, endpoint_url: str | None =
             pages = pricing.get_paginator("get_products").paginate(ServiceCode="AmazonEC2", Filters=filters)
             products = [json.loads(text) for page in pages for text in page["PriceList"]]
         except (ClientError, BotoCoreError) as error:
-            raise SymphonyError(
-                f"AWS's price list was not read: {error}; the role needs pricing:GetProducts"
-            ) from error
+            text = f"AWS's price list was not read: {aws_error(error)}"
+            raise SymphonyError(f"{text}; the role needs pricing:GetProducts") from error
         usd = usd_per_hour(products)
         if usd is not None:  # not every type is offered in every region
             rows.append({**row, "usd_per_hour": usd})

@@ -11,24 +11,18 @@ import click
 from symphony_dask.errors import BadInput
 
 
-def apply_file(path: Path, scheduler: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
+def apply_file(path: Path, scheduler: str, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Show what a declaration file changes on a cluster, and do it; raises ``SymphonyError``."""
-    import dask.config
-    from distributed import Client
-
     from symphony_dask import declarations
-    from symphony_dask.client import Serving
+    from symphony_dask.reach import connected
 
     try:
         wanted = declarations.read(path.read_text())
     except (OSError, BadInput) as error:
         raise BadInput(f"{path}: {error}") from None
-    address = scheduler or dask.config.get("scheduler-address", None)
-    if address is None:
-        raise BadInput("no scheduler is named: pass --scheduler tcp://HOST:8786, or set DASK_SCHEDULER_ADDRESS")
     if as_json and not dry_run and not yes:
         raise BadInput("--json cannot ask whether to go on: add --yes or --dry-run")
-    with Client(address) as client, Serving(client) as serving:
+    with connected(scheduler, install=True) as serving:
         actions = declarations.plan(wanted, serving.declared())
         todo = [action for action in actions if action.what != "keep"]
         for action in actions:

@@ -10,20 +10,35 @@ from typing import Any, ParamSpec
 
 import click
 
-from symphony_dask.errors import SymphonyError
+from symphony_dask.plain_errors import debugging, in_one_line
+from symphony_dask.reach import check, connected, scheduler_option
+from symphony_dask.unfinished import farewell, interruptible, interruption
 
 P = ParamSpec("P")
 
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
-    """Have errors of this package end the command with their message alone."""
+    """Have the command end by an error or a signal in one line that says what was wrong, or what is left.
+
+    The exit status is then 1, 130 (Ctrl-C) or 143 (SIGTERM). With SYMPHONY_DEBUG set, errors are raised on.
+    """
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            function(*args, **kwargs)
-        except SymphonyError as error:
-            raise click.ClickException(str(error)) from error
+            with interruptible():
+                function(*args, **kwargs)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise  # click's own, and a reader of the output that wants no more
+        except (Exception, KeyboardInterrupt) as error:
+            if debugging():
+                raise
+            interrupted = interruption(error)
+            if interrupted is None:
+                raise click.ClickException(in_one_line(error)) from error
+            text, status = farewell(interrupted)
+            click.echo(text, err=True)
+            raise SystemExit(status) from None
 
     return run
 
@@ -37,17 +52,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 @click.command()
-@click.option("--scheduler", required=True, help="Address of the Dask scheduler, such as tcp://127.0.0.1:8786.")
+@scheduler_option()
 @json_option
 @command
 def status(scheduler: str, as_json: bool) -> None:
     """Show the models, workers and outcome counts of a cluster, and its fleet as a controller last saw it."""
-    from distributed import Client
-
-    from symphony_dask.client import Serving
     from symphony_dask.units import format_duration
 
-    with Client(scheduler) as client, Serving(client) as serving:
+    with connected(scheduler) as serving:
         found = serving.status()
     if as_json:
         print_json(found)
@@ -126,12 +138,12 @@ def profile(model: str, example: str, max_batch: int, device: str | None, optimi
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--scheduler", help="Address of the Dask scheduler; by default Dask's setting scheduler-address.")
+@scheduler_option()
 @click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @command
-def apply(file: Path, scheduler: str | None, dry_run: bool, yes: bool, as_json: bool) -> None:
+def apply(file: Path, scheduler: str, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Have a cluster serve the models that FILE declares.
 
     FILE is YAML. What it changes is shown first: models that are new are deployed, those that are declared otherwise
@@ -143,7 +155,7 @@ def apply(file: Path, scheduler: str | None, dry_run: bool, yes: bool, as_json: 
 
 
 @click.command()
-@click.option("--scheduler", required=True, help="Address of the Dask scheduler, such as tcp://127.0.0.1:8786.")
+@scheduler_option()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0: everywhere.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65_535), help="0: any free port.")
 @click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 64), help="That share the port.")
@@ -183,6 +195,7 @@ def gateway(
     Runs until SIGTERM. Needs the extra "gateway" (pip install 'symphony-dask[gateway]').
     """
     import logging
+    from threading import Thread
 
     from symphony_dask.errors import BadInput
     from symphony_dask.units import NS_PER_S, parse_duration_ns
@@ -192,26 +205,34 @@ def gateway(
     except ModuleNotFoundError as error:
         raise BadInput(f"{error.name} is not installed: pip install 'symphony-dask[gateway]'") from None
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    run(
-        Options(
-            scheduler=scheduler,
-            host=host,
-            port=port,
-            processes=processes,
-            token_file=token_file,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-            tls_client_ca=tls_client_ca,
-            scheduler_ca_file=scheduler_ca_file,
-            scheduler_cert=scheduler_cert,
-            scheduler_key=scheduler_key,
-            max_body_bytes=max_body,
-            max_concurrency=max_concurrency,
-            read_timeout_s=parse_duration_ns(read_timeout, "read-timeout") / NS_PER_S,
-            grace_s=parse_duration_ns(grace, "grace") / NS_PER_S,
-            notice_s=parse_duration_ns(notice, "notice") / NS_PER_S,
-        )
+    options = Options(
+        scheduler=scheduler,
+        host=host,
+        port=port,
+        processes=processes,
+        token_file=token_file,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
+        scheduler_ca_file=scheduler_ca_file,
+        scheduler_cert=scheduler_cert,
+        scheduler_key=scheduler_key,
+        max_body_bytes=max_body,
+        max_concurrency=max_concurrency,
+        read_timeout_s=parse_duration_ns(read_timeout, "read-timeout") / NS_PER_S,
+        grace_s=parse_duration_ns(grace, "grace") / NS_PER_S,
+        notice_s=parse_duration_ns(notice, "notice") / NS_PER_S,
     )
+    # It starts all the same, answers 503, and goes on trying: what starts first should not matter.
+    Thread(target=_tell_unreachable, args=(scheduler, options.security), daemon=True).start()
+    run(options)
+
+
+def _tell_unreachable(scheduler: str, security: Callable[[], Any]) -> None:
+    try:
+        check(scheduler, security=security(), needs_plugin=False)
+    except Exception as error:
+        click.echo(f"no connection yet, and trying on: {in_one_line(error)}", err=True)
 
 
 COMMANDS = [status, profile, apply, gateway]

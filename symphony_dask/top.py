@@ -7,10 +7,11 @@ from typing import Any
 import click
 
 from symphony_dask.commands import command, json_option, print_json
+from symphony_dask.reach import connected, scheduler_option
 
 
 @click.command()
-@click.option("--scheduler", required=True, help="Address of the Dask scheduler, such as tcp://127.0.0.1:8786.")
+@scheduler_option()
 @click.option("--interval", default="1s", show_default=True, help="Time between looks.")
 @click.option("--once", is_flag=True, help="Look once and end.")
 @json_option
@@ -22,15 +23,13 @@ def top(scheduler: str, interval: str, once: bool, as_json: bool) -> None:
     """
     import time
 
-    from distributed import Client
     from rich.console import Console
     from rich.live import Live
 
-    from symphony_dask.client import Serving
     from symphony_dask.units import NS_PER_S, parse_duration_ns
 
     pause_s = parse_duration_ns(interval, "--interval") / NS_PER_S
-    with Client(scheduler) as client, Serving(client) as serving:
+    with connected(scheduler) as serving:
         overview = serving.overview()
         if as_json:
             print_json(overview)

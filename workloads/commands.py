@@ -6,8 +6,10 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from symphony_dask.commands import command, json_option, print_json
+from symphony_dask.reach import scheduler_option
 from workloads.compare_command import compare
 from workloads.report_commands import COMMANDS as REPORT_COMMANDS
 from workloads.trace_commands import trace
@@ -698,7 +700,7 @@ def simulate_(
 
 @click.command("replay")
 @click.argument("path", metavar="TRACE", type=click.Path(exists=True))
-@click.option("--scheduler", help="Address of the Dask scheduler.")
+@scheduler_option(required=False, purpose="for a live replay")
 @click.option("--simulate", is_flag=True, help="Not on a cluster, but on simulated GPUs under a virtual clock.")
 @click.option("--model", "model_text", multiple=True, metavar="NAME=A,B@SLO", help="An emulated model to deploy.")
 @click.option("--speed", default=1.0, show_default=True, help="How much faster than recorded.")
@@ -718,14 +720,24 @@ def replay_(path: str, scheduler: str | None, simulate: bool, as_json: bool, **o
     from symphony_dask.errors import BadInput
     from workloads.replay_trace import replay_live, replay_simulated
 
-    if simulate == (scheduler is not None):
-        raise BadInput("give either --scheduler ADDRESS or --simulate")
-    result = replay_simulated(path, **options) if scheduler is None else replay_live(path, scheduler, **options)
+    if simulate and _given("scheduler"):
+        raise BadInput("give either --scheduler ADDRESS or --simulate, not both")
+    if not simulate and scheduler is None:
+        raise BadInput("give --scheduler ADDRESS (or set DASK_SCHEDULER_ADDRESS), or --simulate")
+    if simulate or scheduler is None:
+        result = replay_simulated(path, **options)
+    else:
+        result = replay_live(path, scheduler, **options)
     if as_json:
         print_json(result)
         return
     for key, value in result.items():
         click.echo(f"{key:17} {value:,.3f}" if isinstance(value, float) else f"{key:17} {value}")
+
+
+def _given(option: str) -> bool:
+    """Whether the option was written, and is not a default."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
 @click.command("verify")

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from distributed import Client
 
 from symphony_dask.backends import Emulated
-from symphony_dask.client import Serving
 from symphony_dask.errors import BadInput
+from symphony_dask.reach import connected
 from symphony_dask.trace import open_run, read_trace
 from symphony_dask.units import format_duration, parse_duration_ns
 from workloads import loadgen
@@ -44,7 +43,7 @@ def replay_live(
     work = _workload(path, model_text, speed, slo)
     sizes = _sizes(path, work, payload)
     run = _run_folder(folder)
-    with Client(scheduler) as client, Serving(client) as serving:
+    with connected(scheduler, install=True) as serving:
         before = serving.status()["policy"]
         if policy is not None:
             serving.set_policy(policy)
