@@ -20,7 +20,7 @@ from distributed import Client
 from distributed.comm.addressing import get_address_host
 from distributed.protocol.pickle import dumps
 
-from symphony_dask import codec, config, errors
+from symphony_dask import codec, config, errors, inputs
 from symphony_dask.backends import as_spec, check_sample, sample_signature
 from symphony_dask.backends.emulated import Emulated
 from symphony_dask.deadlines import remaining_ns
@@ -125,6 +125,7 @@ class Serving:
         max_batch: int = DEFAULT_MAX_BATCH,
         queue_limit: int = DEFAULT_QUEUE_LIMIT,
         optimize: str | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
         timeout: str | float = "60s",
         version: str | int | None = None,
         canary: float | None = None,
@@ -145,11 +146,18 @@ class Serving:
             text.
         slo: how soon after its submission a request must be answered, "25ms" or seconds.
         profile: l(b), as a ``LatencyProfile``, "alpha,beta" or (alpha, beta) in ms; measured on a worker if not given.
-        example: one sample. Needed to measure the profile; requests of another dtype or shape are refused.
+        example: one sample. Needed to measure the profile; requests of another dtype or shape are refused. A sample of
+            several inputs is a dict of arrays or tensors, each entry of which is checked. A torch module gets the
+            entries stacked, each as the keyword argument of its name; those of a tuple or list by position. A callable
+            gets a list of such samples.
         max_batch: the largest batch to form.
         queue_limit: requests beyond it are rejected as ``Overloaded``.
         optimize: of torch modules, "compile" (``torch.compile``) or "cuda-graphs". Batches are then padded to a few
             sizes, each compiled or captured on deployment with ``example``.
+        collate: a function that makes one batch of the list of n samples of any kind, on the worker. A callable is
+            called with what it returns; a torch module too, with a mapping as keyword arguments, with a plain tuple
+            by position, and arrays and tensors moved to its device. It must return n results still. What ``collate``
+            raises ends the requests of the batch as ``ModelError``. Samples are then not checked against ``example``.
         timeout: how long to wait for a first GPU worker.
         version: what to call the version; by default a number, one more than the last.
         canary: the share of requests, such as 0.1, that the new version gets while the old one goes on; then
@@ -167,7 +175,7 @@ class Serving:
         for what, value in (("max_batch", max_batch), ("queue_limit", queue_limit)):
             if not isinstance(value, int) or value < 1:
                 raise BadInput(f"{what}={value!r}: give a whole number, at least 1")
-        spec = as_spec(model, optimize, max_batch)
+        spec = as_spec(model, optimize, max_batch, collate)
         if optimize is not None and example is None:
             raise BadInput(f"optimize={optimize!r} prepares the model with a sample: pass example=one_sample")
         given = _profile(profile, max_batch)
@@ -178,6 +186,9 @@ class Serving:
                 f"model {name!r} has neither profile nor example: pass example=one_sample to have l(b) measured, or "
                 'profile="alpha,beta" in ms'
             )
+        sample = codec.encode(example) if example is not None else None
+        if sample is not None and spec.kind == "torch" and collate is None and (why := inputs.obstacle(sample)):
+            raise BadInput(f"model {name!r} cannot take its example: {why}")
         request = {
             "name": name,
             "spec": dumps(spec),
@@ -185,13 +196,13 @@ class Serving:
             "profile": given.to_dict() if given is not None else None,
             "max_batch": max_batch,
             "queue_limit": queue_limit,
-            "example": codec.encode(example) if example is not None else None,
+            "example": sample,
             "timeout_s": timeout_s,
             "version": str(version) if version is not None else None,
             "canary": canary,
             "memory": config.parse_memory(memory, "memory") if memory is not None else None,
             "pinned": bool(pinned),
-            "signature": sample_signature(example) if example is not None else None,
+            "signature": sample_signature(example) if example is not None and collate is None else None,
             "declared": declared,
         }
         return self.client.sync(self._change, name, "deploy", request)

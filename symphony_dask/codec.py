@@ -247,8 +247,13 @@ def stack(blob: bytes | memoryview, sizes: npt.NDArray[np.int64]) -> Any | None:
     layout = _layout(header)
     if layout.data_bytes != size - start or not (rows[:, :start] == rows[0, :start]).all():
         return None
-    data = rows[:, start:].copy()
-    shape = (n, *layout.shape)
+    return stacked(header, rows[:, start:].copy())
+
+
+def stacked(header: bytes, data: npt.NDArray[np.uint8]) -> Any:
+    """An array or CPU tensor of shape (n, *sample shape) in the memory of ``data``, n rows of one signature's bytes."""
+    layout = _layout(header)
+    shape = (len(data), *layout.shape)
     if layout.kind == TENSOR:
         return _tensor(data, layout.dtype, shape)
     array: npt.NDArray[Any] = np.ndarray(shape, layout.dtype, data)

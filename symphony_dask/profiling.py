@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask import codec
+from symphony_dask import codec, inputs
 from symphony_dask.backends.batch import Runner
 from symphony_dask.errors import BadInput, DeploymentError
 from symphony_dask.scheduling.profile import LatencyProfile
@@ -97,7 +97,8 @@ def profile_runner(
     def run_batch(b: int) -> None:
         errors = runner.run(*batch(b)).errors
         if errors:
-            raise DeploymentError(f"model failed on a batch of {b} x {codec.describe(payload)}:\n{errors[min(errors)]}")
+            what = f"a batch of {b} x {inputs.describe(payload)}"
+            raise DeploymentError(f"model failed on {what}:\n{errors[min(errors)]}")
 
     padded = getattr(runner, "batch_sizes", ())
     stop_above_ms = math.inf if slo_ns is None else slo_ns / NS_PER_MS

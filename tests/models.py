@@ -6,11 +6,13 @@ import asyncio
 import os
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 
@@ -94,6 +96,60 @@ def convolution() -> Any:
     return torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 10)
     ).eval()
+
+
+def encoder() -> Any:
+    """A torch module of two inputs by name: tokens 0 to 9, of which i is embedded as i, i, i, i, and their mask.
+
+    Answers are dict-like: "last" of shape (n, length, 4), 0 where the mask is, its sum "pooled" of shape (n, 4), and
+    "length", a scalar.
+    """
+    pytest.importorskip("torch")
+    import torch
+
+    class Output(OrderedDict[str, Any]):
+        """As what transformers' models return: a dict with attributes."""
+
+        def __getattr__(self, name: str) -> Any:
+            return self[name]
+
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = torch.nn.Embedding.from_pretrained(torch.arange(10.0)[:, None].repeat(1, 4))
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            last = self.embed(input_ids) * attention_mask[..., None]
+            return Output(last=last, pooled=last.sum(1), length=attention_mask.sum(1))
+
+    return Encoder().eval()
+
+
+def weighted() -> Any:
+    """A torch module of two inputs by position, x and a factor: answers a tuple of x * factor and x + factor."""
+    pytest.importorskip("torch")
+    import torch
+
+    class Weighted(torch.nn.Module):
+        def forward(self, x: Any, factor: Any) -> Any:
+            return x * factor[:, None], x + factor[:, None]
+
+    return Weighted()
+
+
+def tokens(*ids: int, mask: int = 1) -> dict[str, Any]:
+    """A sample for ``encoder``."""
+    return {"input_ids": np.array(ids, np.int64), "attention_mask": np.full(len(ids), mask, np.int64)}
+
+
+def pad(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """``collate`` of samples for ``encoder`` of different lengths."""
+    longest = max(len(sample["input_ids"]) for sample in samples)
+    short = [longest - len(sample["input_ids"]) for sample in samples]
+    return {
+        name: np.stack([np.pad(sample[name], (0, n)) for sample, n in zip(samples, short, strict=True)])
+        for name in ("input_ids", "attention_mask")
+    }
 
 
 class Gate:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from symphony_dask import codec
+from symphony_dask import codec, inputs
 from symphony_dask.backends.batch import BatchCallable, BatchResult, BatchRunner, Runner, Staging
 from symphony_dask.backends.emulated import Emulated
 from symphony_dask.backends.sample import check_sample, sample_signature
@@ -49,21 +50,39 @@ class ModelSpec:
     target: the module, callable or ``Emulated``.
     optimize: how a torch module is made faster, "compile" or "cuda-graphs" (``backends.torch.TorchModel``).
     max_batch: the largest batch to prepare for, where ``optimize`` is given.
+    collate: makes what the model is called with of a list of samples (``Serving.deploy``).
     """
 
     kind: Literal["torch", "function", "loader", "emulated"]
     target: Any
     optimize: str | None = None
     max_batch: int = DEFAULT_MAX_BATCH
+    collate: Callable[[list[Any]], Any] | None = None
 
 
 #: What ``ModelSpec.optimize`` may be.
 OPTIMIZE = ("compile", "cuda-graphs")
 
 
-def as_spec(obj: Any, optimize: str | None = None, max_batch: int = DEFAULT_MAX_BATCH) -> ModelSpec:
-    """The spec of ``obj`` (``_kind``). Raises ``BadInput``, also where ``obj`` cannot be optimized."""
+def as_spec(
+    obj: Any,
+    optimize: str | None = None,
+    max_batch: int = DEFAULT_MAX_BATCH,
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> ModelSpec:
+    """The spec of ``obj`` (``_kind``). Raises ``BadInput``, also where ``obj`` cannot be optimized, or has no samples
+    to collate.
+    """
     spec = _kind(obj)
+    if collate is not None:
+        if not callable(collate):
+            raise BadInput(f"collate={collate!r:.60}: give a function of a list of samples")
+        if spec.kind == "emulated":
+            raise BadInput("collate= is for models that read their samples; an Emulated does not: leave it out")
+        if optimize is not None:
+            text = f"optimize={optimize!r} pads batches of stacked samples, and collate= makes batches of any kind"
+            raise BadInput(f"{text}: leave one of them out")
+        spec = replace(spec, collate=collate)
     if optimize is None:
         return spec
     if optimize not in OPTIMIZE:
@@ -117,11 +136,11 @@ def load(spec: ModelSpec, device: str | None = None, example: Any = None) -> Run
         payload = codec.encode(example)
         errors = runner.run(memoryview(payload), np.array([len(payload)])).errors
         if errors:
-            raise DeploymentError(f"model failed on its example, {codec.describe(payload)}:\n{errors[0]}")
+            raise DeploymentError(f"model failed on its example, {inputs.describe(payload)}:\n{errors[0]}")
         for b in getattr(runner, "batch_sizes", ()):
             errors = runner.run(memoryview(payload * b), np.full(b, len(payload))).errors
             if errors:
-                raise DeploymentError(f"model failed on a batch of {b} x {codec.describe(payload)}:\n{errors[0]}")
+                raise DeploymentError(f"model failed on a batch of {b} x {inputs.describe(payload)}:\n{errors[0]}")
     return runner
 
 
@@ -141,7 +160,7 @@ def free_memory() -> None:
 
 def _runner(spec: ModelSpec, device: str | None) -> Runner:
     if spec.kind == "loader":
-        spec = as_spec(spec.target(), spec.optimize, spec.max_batch)
+        spec = as_spec(spec.target(), spec.optimize, spec.max_batch, spec.collate)
         if spec.kind == "loader":
             raise BadInput(f"loader returned {spec.target!r}, another loader: return a module or a callable on a batch")
     if spec.kind == "emulated":
@@ -150,8 +169,22 @@ def _runner(spec: ModelSpec, device: str | None) -> Runner:
     if spec.kind == "torch":
         from symphony_dask.backends.torch import TorchModel
 
-        return BatchRunner(TorchModel(spec.target, device, spec.optimize, spec.max_batch))
+        module = TorchModel(spec.target, device, spec.optimize, spec.max_batch, spec.collate)
+        return BatchRunner(module, takes="inputs" if spec.collate is None else "list")
+    if spec.collate is not None:
+        return BatchRunner(Collated(spec.target, spec.collate), takes="list")
     return BatchRunner(spec.target)
+
+
+@dataclass(frozen=True)
+class Collated:
+    """A batch callable that calls ``model`` with what ``collate`` makes of the list of samples."""
+
+    model: BatchCallable
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, samples: list[Any]) -> Any:
+        return self.model(self.collate(samples))
 
 
 def _required_parameters(call: Any) -> list[str]:

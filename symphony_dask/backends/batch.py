@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask import codec
+from symphony_dask import codec, inputs
 from symphony_dask.text import error_text
 
 #: What serves a model: called with the n samples of a batch, it returns n results in the same order (an array or tensor
 #: of shape (n, ...), or a list, in which an exception fails the request that it stands for). The samples come as one
-#: array or CPU tensor of shape (n, *sample shape), or as a list where they are neither arrays nor tensors.
+#: array or CPU tensor of shape (n, *sample shape), or as a list where they are neither (``BatchRunner.takes``).
 BatchCallable = Callable[[Any], Any]
 
 
@@ -59,9 +59,13 @@ class BatchRunner:
     Samples that stack share one call. A batch of several shapes or dtypes is run as one call for each of them, and if a
     call raises, only its own samples fail. A ``call`` with a method ``stage`` has stacked samples passed to that first,
     and is called with what it returns.
+
+    takes: what samples are stacked: "arrays" and tensors; "inputs", which are also dicts, tuples and lists of these,
+        stacked entry by entry (``inputs.stack``); or none, ``call`` takes a "list" of samples.
     """
 
     call: BatchCallable
+    takes: Literal["arrays", "inputs", "list"] = "arrays"
 
     @property
     def batch_sizes(self) -> Sequence[int]:
@@ -76,7 +80,7 @@ class BatchRunner:
         """See ``Staging.stage``."""
         n = len(sizes)
         try:
-            samples = codec.stack(blob, sizes)
+            samples = self._stack(blob, sizes)
             if samples is not None and (stage := getattr(self.call, "stage", None)) is not None:
                 samples = stage(samples)
         except Exception as error:
@@ -86,6 +90,12 @@ class BatchRunner:
             return lambda: self._run_groups(codec.split(blob, sizes))
         return lambda: self._run_stacked(samples, n)
 
+    def _stack(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> Any | None:
+        if self.takes == "list":
+            return None
+        samples = codec.stack(blob, sizes)
+        return inputs.stack(blob, sizes) if samples is None and self.takes == "inputs" else samples
+
     def _run_stacked(self, samples: Any, n: int) -> BatchResult:
         try:
             return encode_answers(self.call(samples), n)
@@ -93,18 +103,15 @@ class BatchRunner:
             return _all_failed(n, error)
 
     def _run_groups(self, payloads: list[memoryview]) -> BatchResult:
-        groups: dict[tuple[bytes | None, int], list[int]] = {}
+        groups: dict[Any, list[int]] = {}
         for i, payload in enumerate(payloads):
-            header = codec.signature(payload)
-            # The size is part of the key so that a payload cut short does not keep the whole ones from being stacked.
-            groups.setdefault((header, len(payload) if header else 0), []).append(i)
+            groups.setdefault(self._group_of(payload), []).append(i)
 
         answers = [b""] * len(payloads)
         errors: dict[int, str] = {}
         for members in groups.values():
             try:
-                group = [payloads[i] for i in members]
-                samples = codec.stack(b"".join(group), np.array([len(payload) for payload in group], np.int64))
+                samples = self._join([payloads[i] for i in members])
                 if samples is None:
                     members, samples = _decode_each(payloads, members, errors)
                 if members:
@@ -115,6 +122,22 @@ class BatchRunner:
             except Exception as error:
                 errors |= dict.fromkeys(members, error_text(error))
         return BatchResult(memoryview(b"".join(answers)), np.array([len(a) for a in answers], np.int64), errors)
+
+    def _group_of(self, payload: memoryview) -> Any:
+        """Equal for samples that share a call."""
+        if self.takes == "list":
+            return None
+        header = codec.signature(payload)
+        if header is not None:
+            # The size is part of it so that a payload cut short does not keep the whole ones from being stacked.
+            return header, len(payload)
+        return inputs.group_of(payload) if self.takes == "inputs" else None
+
+    def _join(self, group: list[memoryview]) -> Any | None:
+        """The samples of a group stacked; None if they do not stack."""
+        if self.takes == "inputs" and inputs.group_of(group[0]) is not None:
+            return inputs.join(group)
+        return self._stack(memoryview(b"".join(group)), np.array([len(payload) for payload in group], np.int64))
 
 
 def encode_answers(outputs: Any, n: int) -> BatchResult:

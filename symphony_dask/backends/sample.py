@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from symphony_dask import codec
+from symphony_dask import codec, inputs
 from symphony_dask.errors import BadInput
 
 
 def sample_signature(example: Any) -> bytes | None:
-    """The signature that requests must have; None if ``example`` is no array or tensor. Raises ``BadInput``."""
-    return codec.signature(codec.encode(example))
+    """The signature that requests must have: of an array or tensor, or of several in a dict, tuple or list.
+
+    None for any other ``example``. Raises ``BadInput``.
+    """
+    payload = codec.encode(example)
+    return codec.signature(payload) or inputs.signature(payload)
 
 
 def check_sample(model: str, expected: bytes | None, payload: bytes) -> None:
-    """Raises ``BadInput`` if the encoded ``payload`` differs from ``expected`` in dtype or shape.
+    """Raises ``BadInput`` if the encoded ``payload`` differs from ``expected`` in its entries, or in dtype or shape.
 
-    Arrays and tensors of one dtype and shape pass for each other. ``expected`` None lets everything pass.
+    Arrays and tensors of one dtype and shape pass for each other, a list for a tuple, and names come in any order.
+    ``expected`` None lets everything pass.
     """
-    if expected is None or payload.startswith(expected):
+    if expected is None:
         return
-    takes, got = codec.describe(expected), codec.describe(payload)
+    if expected[0] == codec.PLAIN:
+        if wrong := inputs.mismatch(expected, payload):
+            raise BadInput(f"model {model!r} takes {inputs.read(expected)}; {wrong}")
+        return
+    if payload.startswith(expected):
+        return
+    takes, got = codec.describe(expected), inputs.describe(payload)
     if takes != got:
         raise BadInput(f"model {model!r} takes {takes}; got {got}")

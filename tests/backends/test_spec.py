@@ -72,6 +72,33 @@ def test_a_loader_may_return_an_emulated_model() -> None:
     assert load(as_spec(lambda: Emulated(0, 0))) == Emulated(0, 0)
 
 
+def test_a_callable_gets_what_collate_makes_of_the_samples() -> None:
+    def columns(samples: list[Any]) -> dict[str, Any]:
+        return {"x": np.array([s["x"] for s in samples]), "n": len(samples)}
+
+    for model in (lambda batch: batch["x"] * batch["n"], lambda: lambda batch: batch["x"] * batch["n"]):
+        spec = cloudpickle.loads(cloudpickle.dumps(as_spec(model, collate=columns)))
+        assert answers(run(load(spec), {"x": 3}, {"x": 4})) == [6, 8]
+
+
+def test_arrays_come_to_collate_as_a_list_too() -> None:
+    runner = load(as_spec(double, collate=np.concatenate), example=np.zeros(1))
+    assert answers(run(runner, np.array([1]), np.array([2]))) == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        (double, {"collate": "pad"}, "collate='pad': give a function of a list of samples"),
+        (Emulated(1, 2), {"collate": list}, "collate= is for models that read their samples"),
+        (lambda: double, {"collate": list, "optimize": "compile"}, "leave one of them out"),
+    ],
+)
+def test_what_cannot_be_collated_is_refused(model: Any, options: Any, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        as_spec(model, **options)
+
+
 def broken_loader() -> Any:
     raise FileNotFoundError("weights.pt")
 
