@@ -7,7 +7,7 @@ allocate nothing, so the counting is switched off (``_nrt``, as numba does for i
 Numba's disk cache looks only at the file that a function is written in. The engine's functions call across files, so
 each entry is stamped with the contents of this package and of the function's own folder. It does not look at the
 settings that change the code either: these are part of the stamp, and code that checks bounds is kept in files of its
-own, so that neither kind is ever taken for the other, or written over by it.
+own, so that neither kind is ever taken for the other, or written over by it (``disk_cache``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from numba import config, njit
-from numba.core.caching import IndexDataCacheFile
+
+from symphony_dask.scheduling.disk_cache import DiskCache
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -62,19 +63,13 @@ def compiled_nogil(function: F) -> F:
 
 
 def _compile(function: F, nogil: bool, inline: bool = False) -> F:
-    options: dict[str, Any] = {
-        "cache": True, "_nrt": False, "nogil": nogil, "forceinline": inline, "boundscheck": CHECKED,
-    }  # fmt: skip
+    options: dict[str, Any] = {"_nrt": False, "nogil": nogil, "forceinline": inline, "boundscheck": CHECKED}
     dispatcher: Any = njit(**options)(function)
-    folders = (Path(__file__).parent, Path(function.__code__.co_filename).parent)
-    try:
-        cache = dispatcher._cache
-        stamp = (cache._cache_file._source_stamp, *(_sources(folder) for folder in folders), *_code_settings())
-        name = cache._impl.filename_base + ("-checked" if CHECKED else "")
-        cache._cache_file = IndexDataCacheFile(cache._cache_path, name, stamp)
-    except AttributeError:  # the compiler is switched off, or keeps its cache elsewhere
-        pass
-    return dispatcher
+    if dispatcher is not function:  # else the compiler is switched off
+        folders = (Path(__file__).parent, Path(function.__code__.co_filename).parent)
+        stamp = (*(_sources(folder) for folder in folders), *_code_settings())
+        dispatcher._cache = DiskCache(function, stamp, "-checked" if CHECKED else "")
+    return dispatcher  # type: ignore[no-any-return]
 
 
 def _code_settings() -> tuple[str, ...]:
