@@ -29,6 +29,7 @@ from symphony_dask.errors import (
     BadInput,
     ConnectionLost,
     DeadlineExceeded,
+    DeploymentError,
     NoAnswer,
     NoGPUWorker,
     NotServing,
@@ -61,6 +62,7 @@ from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH, LatencyProfile
 from symphony_dask.text import brief, check_name
 from symphony_dask.trace.schema import Outcome
 from symphony_dask.units import format_duration, parse_duration_ns
+from symphony_dask.waits import AnsweringLoop, check_client, is_closed, loop_of
 
 if TYPE_CHECKING:
     from symphony_dask.pipeline import Pipeline
@@ -74,6 +76,9 @@ FRAME_BYTES = 1 << 24
 #: How long a notebook waits for the status of a cluster that it shows, and between looks whether one is ready, s.
 _REPR_S = 1.0
 _READY_POLL_S = 0.05
+
+#: Modules that the functions of a pipeline import must be imported in this, ns.
+_READ_STAGES_NS = 120_000_000_000
 
 #: The scheduler pings its clients every 0.2 s. One that has said nothing for so long is silent, and requests whose
 #: deadline is longer ago than OVERDUE_NS then end here; ends of requests are looked for every WATCH_S.
@@ -99,13 +104,14 @@ class Serving:
 
     def __init__(self, client: Client) -> None:
         config.load()
+        check_client(client)
         self.client = client
         self._lane = _Lane(client)
         self._models: dict[str, Model] = {}
         self._pipelines: dict[str, Pipeline] = {}
         self._connecting: asyncio.Lock | None = None
         if not client.asynchronous:
-            client.sync(self._connect)
+            self._sync(self._connect)
 
     def __await__(self) -> Generator[Any, None, Serving]:
         async def connected() -> Serving:
@@ -205,7 +211,7 @@ class Serving:
             "signature": sample_signature(example) if example is not None and collate is None else None,
             "declared": declared,
         }
-        return self.client.sync(self._change, name, "deploy", request)
+        return self._sync(self._change, name, "deploy", request)
 
     def pipeline(self, name: str, stages: Any, *, slo: str | float, rate_hz: float | None = None) -> Any:
         """Serve models one after the other, and side by side, under one name with one SLO; returns a ``Pipeline``.
@@ -220,17 +226,18 @@ class Serving:
         The scheduler keeps the pipeline: ``serving.model(name)`` and ``find`` give it to other clients, and
         ``undeploy`` forgets it. Raises ``BadInput``, ``UnknownModel``.
         """
-        from symphony_dask.stages import Series, as_stage
+        from symphony_dask.stages import Series, as_stage, to_plain
 
         slo_ns = parse_duration_ns(slo, "slo")
         check_name("pipeline name", name)
         stage = as_stage(stages)
         whole = stage if isinstance(stage, Series) else Series((stage,))
-        return self.client.sync(self._declare_pipeline, name, whole, slo_ns, rate_hz)
+        plain = to_plain(whole)  # here, as it runs code of the functions' objects
+        return self._sync(self._declare_pipeline, name, whole, plain, slo_ns, rate_hz)
 
     def pipelines(self) -> Any:
         """The pipelines that were declared, by whomever: by name what they are made of, their SLO in ns and rate."""
-        return self.client.sync(self._call, "pipeline_all")
+        return self._sync(self._call, "pipeline_all")
 
     def rollback(self, name: str, *, timeout: str | float = "60s") -> Any:
         """Take the canary of a model away, or without one go back to the version before; returns its ``Model``.
@@ -238,15 +245,15 @@ class Serving:
         Raises ``UnknownModel``, ``BadInput`` if there is no version before, or as ``deploy``.
         """
         timeout_s = parse_duration_ns(timeout, "timeout") / 1e9
-        return self.client.sync(self._change, name, "rollback", {"name": name, "timeout_s": timeout_s})
+        return self._sync(self._change, name, "rollback", {"name": name, "timeout_s": timeout_s})
 
     def promote(self, name: str) -> Any:
         """Have the canary of a model take all requests; Raises ``UnknownModel``, ``BadInput``."""
-        return self.client.sync(self._change, name, "promote", {"name": name})
+        return self._sync(self._change, name, "promote", {"name": name})
 
     def set_canary(self, name: str, share: float) -> Any:
         """Give the canary of a model another share of its requests. Raises ``UnknownModel``, ``BadInput``."""
-        return self.client.sync(self._change, name, "set_share", {"name": name, "share": share})
+        return self._sync(self._change, name, "set_share", {"name": name, "share": share})
 
     def versions(self, name: str) -> Any:
         """The versions of a model, a dict for each with its state, share of requests, SLO and number of slots.
@@ -254,15 +261,15 @@ class Serving:
         States are "loading", "serving", "canary", "draining", and "retired" for those to go back to. Raises
         ``UnknownModel``.
         """
-        return self.client.sync(self._call, "versions", name=name)
+        return self._sync(self._call, "versions", name=name)
 
     def undeploy(self, name: str) -> Any:
         """Stop serving a model, whose queued requests end as ``Undeployed``, or a pipeline. Raises ``UnknownModel``."""
-        return self.client.sync(self._undeploy, name)
+        return self._sync(self._undeploy, name)
 
     def declared(self) -> Any:
         """What serves, by name, with what files of ``symphony apply`` said of it (``declarations.Running``)."""
-        return self.client.sync(self._declared)
+        return self._sync(self._declared)
 
     def model(self, name: str) -> Model | Pipeline:
         """The model or pipeline under ``name``, by whomever; raises ``UnknownModel``."""
@@ -279,7 +286,7 @@ class Serving:
 
         Requests to one version fail as ``UnknownModel`` once it serves no more. Raises ``UnknownModel``.
         """
-        return self.client.sync(self._find, name, version)
+        return self._sync(self._find, name, version)
 
     def deployed(self) -> Any:
         """What serves on the cluster, whoever deployed it: a list of dicts.
@@ -287,7 +294,7 @@ class Serving:
         name, version, model_id (its number on the lane), slo_ns, max_batch, slots (that serve now), takes and gives
         (``codec.form`` of sample and answer, None where there was no example).
         """
-        return self.client.sync(self._call, "models")
+        return self._sync(self._call, "models")
 
     @property
     def lane(self) -> _Lane:
@@ -296,38 +303,38 @@ class Serving:
 
     def status(self) -> Any:
         """Models, workers, queues, outcome counts and latency estimates, as a dict."""
-        return self.client.sync(self._call, "status")
+        return self._sync(self._call, "status")
 
     def wait_ready(self, model: str | None = None, *, gpus: int = 1, timeout: str | float = "60s") -> Any:
         """Wait until ``gpus`` GPU slots take batches and ``model``, if named, is deployed; returns how many slots do.
 
         Raises ``NoGPUWorker`` or ``UnknownModel``, whichever it lacked, after ``timeout``.
         """
-        return self.client.sync(self._wait_ready, model, gpus, parse_duration_ns(timeout, "timeout") / 1e9)
+        return self._sync(self._wait_ready, model, gpus, parse_duration_ns(timeout, "timeout") / 1e9)
 
     def signals(self) -> Any:
         """Each model's load and each GPU's use over the last minute, as a dict (``autoscale.Signals.from_reply``)."""
-        return self.client.sync(self._call, "signals")
+        return self._sync(self._call, "signals")
 
     def overview(self) -> Any:
         """How each model and GPU did in the last ten seconds, as a dict: what ``symphony top`` shows."""
-        return self.client.sync(self._call, "overview")
+        return self._sync(self._call, "overview")
 
     def record_scaling(self, inputs: dict[str, Any], decision: dict[str, Any]) -> Any:
         """Write one tick of a scaling policy, plain JSON values, into the recording; False when there is none."""
-        return self.client.sync(self._call, "record_scaling", inputs=inputs, decision=decision)
+        return self._sync(self._call, "record_scaling", inputs=inputs, decision=decision)
 
     def record(self, folder: str, **info: Any) -> Any:
         """Record a run into ``folder``, on the scheduler's machine, from now on. Raises ``BadInput``."""
-        return self.client.sync(self._call, "record", folder=str(folder), info=info)
+        return self._sync(self._call, "record", folder=str(folder), info=info)
 
     def stop_recording(self) -> Any:
         """Close the recording; returns its folder, or None if there was none."""
-        return self.client.sync(self._call, "stop_recording")
+        return self._sync(self._call, "stop_recording")
 
     def set_policy(self, policy: str) -> Any:
         """Schedule by another policy of ``scheduling.engine.POLICIES`` from now on. Raises ``BadInput``."""
-        return self.client.sync(self._call, "set_policy", policy=policy)
+        return self._sync(self._call, "set_policy", policy=policy)
 
     def drain(self, workers: Sequence[str], why: str = "asked") -> Any:
         """Give workers no more batches; returns how many each still runs.
@@ -335,14 +342,14 @@ class Serving:
         workers: addresses or names of workers, or names of instances, "ID" for workers ID, ID-0, ID-1, ...; one that
             has not joined yet takes none when it does. Where no other worker is left, they still serve what is queued.
         """
-        return self.client.sync(self._call, "drain", workers=list(workers), why=why)
+        return self._sync(self._call, "drain", workers=list(workers), why=why)
 
     def undrain(self, workers: Sequence[str]) -> Any:
         """Let drained workers take batches again; returns the names of those that do.
 
         One that still runs batches of before does not yet, and one that is being retired never does.
         """
-        return self.client.sync(self._call, "undrain", workers=list(workers))
+        return self._sync(self._call, "undrain", workers=list(workers))
 
     def retire(self, workers: Sequence[str], *, force: bool = False, timeout: str | float = "30s") -> Any:
         """Take drained workers off the cluster; returns the state of each, "retired" when its process may end.
@@ -351,10 +358,12 @@ class Serving:
         timeout: how long to wait for Dask to move what the workers hold.
         """
         wait_s = parse_duration_ns(timeout, "timeout") / 1e9
-        return self.client.sync(self._call, "retire", workers=list(workers), force=force, wait_s=wait_s)
+        return self._sync(self._call, "retire", workers=list(workers), force=force, wait_s=wait_s)
 
     def close(self) -> Any:
         """Close the lane connection; requests without an answer end as ``ConnectionLost``. Models stay deployed."""
+        if loop_of(self.client).is_closed():
+            return None
         return self.client.sync(self._lane.close)
 
     def __enter__(self) -> Serving:
@@ -370,6 +379,9 @@ class Serving:
     async def __aexit__(self, *exc: object) -> None:
         await self._lane.close()
 
+    def __reduce__(self) -> Any:
+        raise BadInput("a Serving cannot be sent: make a Serving(client) where it is needed; a Model can be sent")
+
     def __repr__(self) -> str:
         address = self.client.scheduler.address if self.client.scheduler is not None else "closed"
         return f"<Serving on {address}: {', '.join(sorted(self._models)) or 'no models'}>"
@@ -379,10 +391,15 @@ class Serving:
         status = None
         if self._lane.connected and not self.client.asynchronous:
             try:
-                status = self.client.sync(self._call, "status", callback_timeout=_REPR_S)
+                status = self._sync(self._call, "status", callback_timeout=_REPR_S)
             except Exception:  # whatever keeps the cluster from answering, a notebook goes on
                 status = None
         return serving_html(address, sorted(self._models), status)
+
+    def _sync(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """As ``Client.sync``; raises ``ConnectionLost`` where that would never end, or find the client closed."""
+        check_client(self.client)
+        return self.client.sync(function, *args, **kwargs)
 
     async def _wait_ready(self, model: str | None, gpus: int, timeout_s: float) -> int:
         loop = asyncio.get_running_loop()
@@ -409,9 +426,7 @@ class Serving:
         async with self._connecting:
             if self._lane.connected:
                 return
-            scheduler: Any = self.client.scheduler
-            if scheduler is None:
-                raise NotServing("the Dask client is not connected to a scheduler")
+            scheduler: Any = self._scheduler()
             if not await scheduler.get_metadata(keys=["symphony"], default=None):
                 await self._install()
             info = await scheduler.symphony_info()
@@ -427,9 +442,20 @@ class Serving:
             remedy = "start it with dask scheduler --preload symphony_dask, with symphony-dask installed there"
             raise NotServing(f"{text}; {remedy}") from error
 
+    def _scheduler(self) -> Any:
+        check_client(self.client)
+        if self.client.scheduler is None:
+            raise NotServing("the Dask client is not connected to a scheduler: await it, or make a new one")
+        return self.client.scheduler
+
     async def _call(self, operation: str, **kwargs: Any) -> Any:
         await self._connect()
-        reply = await getattr(self.client.scheduler, f"symphony_{operation}")(**kwargs)
+        try:
+            reply = await getattr(self._scheduler(), f"symphony_{operation}")(**kwargs)
+        except OSError as error:
+            check_client(self.client)
+            text = f"the scheduler did not answer ({operation}): {brief(error)}"
+            raise ConnectionLost(f"{text}; check that it runs, and call again") from error
         if "error" in reply:
             kind, text = reply["error"]
             raise getattr(errors, kind, SymphonyError)(text)
@@ -443,11 +469,11 @@ class Serving:
     async def _change(self, name: str, operation: str, request: dict[str, Any]) -> Model:
         return self._keep(name, await self._call(operation, **request))
 
-    async def _declare_pipeline(self, name: str, stages: Any, slo_ns: int, rate_hz: float | None) -> Pipeline:
-        from symphony_dask.stages import to_plain
-
+    async def _declare_pipeline(
+        self, name: str, stages: Any, plain: dict[str, Any], slo_ns: int, rate_hz: float | None
+    ) -> Pipeline:
         made = await self._pipeline(name, stages, slo_ns, rate_hz)
-        await self._call("pipeline_declare", name=name, stages=to_plain(stages), slo_ns=slo_ns, rate_hz=rate_hz)
+        await self._call("pipeline_declare", name=name, stages=plain, slo_ns=slo_ns, rate_hz=rate_hz)
         self._pipelines[name] = made
         return made
 
@@ -467,10 +493,9 @@ class Serving:
         except UnknownModel:
             if version is not None:
                 raise
-        from symphony_dask.stages import from_plain
-
         declared = await self._call("pipeline_find", name=name)
-        found = await self._pipeline(name, from_plain(declared["stages"]), declared["slo_ns"], declared["rate_hz"])
+        stages = await _read_stages(name, declared["stages"])
+        found = await self._pipeline(name, stages, declared["slo_ns"], declared["rate_hz"])
         self._pipelines[name] = found
         return found
 
@@ -582,7 +607,12 @@ class Model:
         return [submit(x) for x in xs]
 
     def __call__(self, x: Any, *, slo: str | float | None = None) -> Any:
-        """Submit one sample and wait for the answer."""
+        """Submit one sample and wait for the answer.
+
+        Raises ``WouldDeadlock`` in the thread of the event loop that answers, as in a coroutine of an asynchronous
+        client: ``await model.submit(x)`` there.
+        """
+        self._lane.check_wait()
         return self.submit(x, slo=slo).result()
 
     @property
@@ -625,12 +655,18 @@ class _Lane:
         self._next = 0
         self._numbering = threading.Lock()
         self._watch: asyncio.Task[None] | None = None
+        self._answering: AnsweringLoop | None = None
         self._wait_ns = 0  # for so long the scheduler lets requests wait for a first GPU
         self.scheduler_id = ""
 
     @property
     def connected(self) -> bool:
-        return self._connection is not None and not self._connection.closed
+        return self._connection is not None and not self._connection.closed and not is_closed(self._client)
+
+    def check_wait(self) -> None:
+        """Raises ``ConnectionLost`` or ``WouldDeadlock`` where to wait for an answer would never end."""
+        if self._answering is not None:
+            self._answering.check_wait()
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -642,6 +678,7 @@ class _Lane:
         self._loop = asyncio.get_running_loop()
         self.scheduler_id = info["scheduler"]
         self._thread = threading.get_ident()
+        self._answering = AnsweringLoop(self._loop)
         hello = {"token": info["token"], "version": VERSION, "role": "client"}
         ssl_context = self._client.security.get_connection_args("client").get("ssl_context")
         try:
@@ -674,6 +711,8 @@ class _Lane:
         try:
             while True:
                 await asyncio.sleep(_WATCH_S)
+                if is_closed(self._client):  # in an event loop that goes on, as that of a cluster in this process
+                    return
                 now, connection, direct = now_ns(), self._connection, self._direct
                 read = connection.bytes_in if connection is not None else 0
                 late = now - looked_ns > _LATE_LOOK_NS
@@ -728,14 +767,19 @@ class _Lane:
 
         slo_ns: 0 for the model's. within_ns: what its SLO is as far as is known here.
         """
+        if self._answering is None:
+            raise ConnectionLost("the lane to the scheduler was never opened: await Serving(client) first")
+        self._answering.check_process()
         if not self.connected:
-            raise ConnectionLost("the connection to the scheduler is gone: make a new Serving(client)")
+            closed = is_closed(self._client)
+            text = "the Dask client is closed" if closed else "the connection to the scheduler is gone"
+            raise ConnectionLost(f"{text}: make a new {'Client and Serving' if closed else 'Serving(client)'}")
         with self._numbering:
             request = self._next
             self._next += 1
         future = make(request, self._cancel)
         now = now_ns()
-        future.ends_ns = now + within_ns
+        future.ends_ns, future.answered_in = now + within_ns, self._answering
         self._pending[request] = future
         self._outbox.append((model_id, slo_ns, now, request, priority, payload))
         self._wake()
@@ -870,6 +914,20 @@ class _Lane:
             except KeyError:  # another thread took the last one
                 break
             future._finish("failed", None, ConnectionLost(f"{text} before the answer came"))
+
+
+async def _read_stages(name: str, plain: dict[str, Any]) -> Any:
+    """The stages of a pipeline: not in the event loop, as functions may import anything. Raises ``SymphonyError``."""
+    from symphony_dask.functions import UserFunction
+    from symphony_dask.stages import from_plain
+
+    read = UserFunction(from_plain, f"loading pipeline {name!r}")
+    try:
+        return await read(plain, now_ns() + _READ_STAGES_NS, _READ_STAGES_NS)
+    except Exception as error:
+        why = brief(error if error.__cause__ is None else error.__cause__)
+        text = f"pipeline {name!r} cannot be led by this process, where its functions cannot be loaded: {why}"
+        raise DeploymentError(f"{text}; install the modules that they import here too") from error
 
 
 def _measured(status: dict[str, Any]) -> Iterator[dict[str, Any]]:

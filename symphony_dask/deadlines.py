@@ -7,8 +7,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 
 from symphony_dask.lane import now_ns
@@ -17,9 +15,25 @@ from symphony_dask.units import parse_duration_ns
 _ends_ns: ContextVar[int | None] = ContextVar("symphony_deadline", default=None)
 
 
-@contextmanager
-def deadline(within: str | float) -> Iterator[None]:
-    """Requests that are submitted in this context must be answered ``within`` so long, "80ms" or seconds, from now.
+class Until:
+    """``deadline`` by its end, on ``lane.now_ns``.
+
+    A class, since a generator's context manager writes to what is raised within it, which not every exception allows.
+    """
+
+    def __init__(self, ends_ns: int) -> None:
+        self._at_ns = ends_ns
+
+    def __enter__(self) -> None:
+        outer_ns = _ends_ns.get()
+        self._token = _ends_ns.set(self._at_ns if outer_ns is None else min(outer_ns, self._at_ns))
+
+    def __exit__(self, *raised: object) -> None:
+        _ends_ns.reset(self._token)
+
+
+def deadline(within: str) -> Until:
+    """Requests that are submitted in this context must be answered ``within`` so long, "80ms" or "2s", from now.
 
     A request has the shorter of its own SLO and what is left; when nothing is left it is not sent, and its future
     raises ``DeadlineExceeded`` at once. In a block within another the earlier deadline holds. Tasks of asyncio inherit
@@ -27,13 +41,7 @@ def deadline(within: str | float) -> Iterator[None]:
 
     Raises ``BadInput``.
     """
-    ends_ns = now_ns() + parse_duration_ns(within, "deadline")
-    outer_ns = _ends_ns.get()
-    token = _ends_ns.set(ends_ns if outer_ns is None else min(outer_ns, ends_ns))
-    try:
-        yield
-    finally:
-        _ends_ns.reset(token)
+    return Until(now_ns() + parse_duration_ns(within, "deadline"))
 
 
 def remaining_ns() -> int | None:

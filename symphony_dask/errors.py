@@ -28,6 +28,10 @@ class NotServing(SymphonyError, RuntimeError):
     """The Dask scheduler does not run the Symphony plugin, and it could not be installed."""
 
 
+class WouldDeadlock(SymphonyError, RuntimeError):
+    """A wait was begun that could never end, because only the thread or event loop that waits could end it."""
+
+
 class RequestError(SymphonyError, RuntimeError):
     """A request ended without an answer."""
 

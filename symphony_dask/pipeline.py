@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +26,31 @@ from symphony_dask.errors import (
     DeadlineExceeded,
     NoGPUWorker,
     Overloaded,
+    SymphonyError,
     Undeployed,
     UnknownModel,
 )
+from symphony_dask.functions import UserFunction
 from symphony_dask.future import InferenceFuture
 from symphony_dask.html import grid
 from symphony_dask.lane import now_ns
 from symphony_dask.latency import Latency
 from symphony_dask.split import Graph, Split, Work, split
-from symphony_dask.stages import COMBINE, Ask, Call, Parallel, Series, Stage, describe, models_of, name_of
+from symphony_dask.stages import (
+    COMBINE,
+    Ask,
+    Call,
+    Parallel,
+    Series,
+    Stage,
+    describe,
+    models_of,
+    name_of,
+    runs_functions_last,
+)
+from symphony_dask.text import brief
 from symphony_dask.units import format_duration, parse_duration_ns
+from symphony_dask.waits import AnsweringLoop
 
 if TYPE_CHECKING:
     from symphony_dask.client import Model
@@ -44,6 +61,14 @@ _OUTCOMES: dict[type[BaseException], str] = {
     NoGPUWorker: "rejected",
     Undeployed: "cancelled",
 }
+
+
+@dataclass(frozen=True)
+class _Request:
+    """ends_ns: its deadline. options: of its requests to models."""
+
+    ends_ns: int
+    options: dict[str, Any]
 
 
 class Pipeline:
@@ -67,11 +92,12 @@ class Pipeline:
         self.stages = stages
         self.slo_ns = slo_ns
         self._models = models
-        self._loop = loop
+        self._loop, self._answered_in = loop, AnsweringLoop(loop)
         self._find = find
         self._overhead_ns = overhead_ns
         # By the identity of the stage: what its function took, with the wait for a thread.
         self._times: defaultdict[int, Latency] = defaultdict(Latency)
+        self._functions: dict[int, UserFunction] = {}
         self.resplit(rate_hz)
 
     def resplit(self, rate_hz: float | None) -> Split:
@@ -88,14 +114,19 @@ class Pipeline:
     def submit(self, x: Any, *, slo: str | float | None = None, priority: int = 0, retries: int = 0) -> InferenceFuture:
         """Submit one sample; returns its future at once. Options, errors and threads are those of ``Model.submit``.
 
-        The future also raises what a function of the pipeline raises. Cancelling it cancels the stages under way.
+        The future also raises what a function of the pipeline raises, or a ``ModelError`` in its place where a future
+        cannot hand that on (``SystemExit``, ``StopIteration``, ...). A function that has not returned by the deadline
+        is waited for no longer (``functions``). Cancelling the future cancels the stages under way.
         """
         slo_ns = self.slo_ns if slo is None else parse_duration_ns(slo, "slo")
+        self._answered_in.check_process()
         left_ns = remaining_ns()
         slo_ns = slo_ns if left_ns is None else min(slo_ns, left_ns)
         running: list[Any] = []
         future = InferenceFuture(on_cancel=lambda request: running[0].cancel() if running else None)
-        work = self._answer(future, x, now_ns() + slo_ns, {"priority": priority, "retries": retries})
+        future.answered_in = self._answered_in
+        request = _Request(now_ns() + slo_ns, {"priority": priority, "retries": retries})
+        work = self._answer(future, x, request)
         try:
             running.append(asyncio.run_coroutine_threadsafe(work, self._loop))
         except RuntimeError as error:  # the event loop is closed
@@ -111,7 +142,8 @@ class Pipeline:
         return [submit(x) for x in xs]
 
     def __call__(self, x: Any, *, slo: str | float | None = None) -> Any:
-        """Submit one sample and wait for the answer."""
+        """Submit one sample and wait for the answer; raises as ``Model`` does when called."""
+        self._answered_in.check_wait()
         return self.submit(x, slo=slo).result()
 
     @property
@@ -149,23 +181,25 @@ class Pipeline:
         # As windows do, by the fastest class.
         return Work(np.min([latency[:most] for latency in latencies], axis=0), self.rate_hz, self._overhead_ns)
 
-    async def _answer(self, future: InferenceFuture, x: Any, ends_ns: int, options: dict[str, Any]) -> None:
+    async def _answer(self, future: InferenceFuture, x: Any, request: _Request) -> None:
         try:
-            result = await self._run(self.stages, self.split, x, ends_ns, options)
+            result = await self._run(self.stages, self.split, x, request.ends_ns, request)
         except asyncio.CancelledError:
             future.cancel()
             raise
         except Exception as error:
-            error.add_note(f"in pipeline {self.name!r}: {describe(self.stages)}")
+            with suppress(Exception):  # a user's exception may let nobody write to it
+                error.add_note(f"in pipeline {self.name!r}: {describe(self.stages)}")
             future._finish(_OUTCOMES.get(type(error), "failed"), None, error)
         else:
-            future._finish("ok" if now_ns() <= ends_ns else "late", result, None)
+            future._finish("ok" if now_ns() <= request.ends_ns else "late", result, None)
 
-    async def _run(self, stage: Stage, part: Split, x: Any, ends_ns: int, options: dict[str, Any]) -> Any:
+    async def _run(self, stage: Stage, part: Split, x: Any, ends_ns: int, request: _Request) -> Any:
+        """ends_ns: when the models in this stage must have answered."""
         if isinstance(stage, Ask):
-            return await self._ask(stage.model, x, ends_ns, options)
+            return await self._ask(stage.model, x, ends_ns, request.options)
         if isinstance(stage, Call):
-            return await self._call(stage, stage.function, x)
+            return await self._call(stage, stage.function, x, request)
         if isinstance(stage, Series):
             left = part.budget_ns
             for i, (inner, inner_part) in enumerate(zip(stage.parts, part.parts, strict=True)):
@@ -173,12 +207,12 @@ class Pipeline:
                 own_ns, all_ns = self._kept_ns(stage.parts[i:], ends_ns - now)
                 share = inner_part.budget_ns / left if left > inner_part.budget_ns else 1.0
                 inner_ends_ns = now + own_ns + int((ends_ns - now - all_ns) * share)
-                x = await self._run(inner, inner_part, x, inner_ends_ns, options)
+                x = await self._run(inner, inner_part, x, inner_ends_ns, request)
                 left -= inner_part.budget_ns
             return x
         members_end_ns = ends_ns - min(self._times[id(stage)].bound_ns(), max(ends_ns - now_ns(), 0) // 2)
         runs = [
-            asyncio.ensure_future(self._run(member, member_part, x, members_end_ns, options))
+            asyncio.ensure_future(self._run(member, member_part, x, members_end_ns, request))
             for member, member_part in zip(stage.members, part.parts, strict=True)
         ]
         try:
@@ -189,8 +223,12 @@ class Pipeline:
             await asyncio.gather(*runs, return_exceptions=True)
             raise
         if callable(stage.combine):
-            return await self._call(stage, stage.combine, answers)
-        return COMBINE[stage.combine](answers)
+            return await self._call(stage, stage.combine, answers, request)
+        combine = COMBINE[stage.combine]
+        # What models answered is plain data. What a function returned may have code of its own.
+        if any(map(runs_functions_last, stage.members)):
+            return await self._call(stage, combine, answers, request)
+        return combine(answers)
 
     def _kept_ns(self, stages: Sequence[Stage], left_ns: int) -> tuple[int, int]:
         """What to keep free for the client's functions in the first of these and in all: no more than half of all."""
@@ -214,19 +252,28 @@ class Pipeline:
         if left_ns <= 0:
             raise DeadlineExceeded(f"the deadline passed {format_duration(-left_ns)} before the stage {name!r} began")
         try:
-            return await self._models[name].submit(x, slo=left_ns / 1e9, **options)
+            return await self._submit(name, x, left_ns, options)
         except UnknownModel:  # undeployed, and perhaps deployed again
             self._models[name] = await self._find(name)
-            return await self._models[name].submit(x, slo=max(ends_ns - now_ns(), 1) / 1e9, **options)
+            return await self._submit(name, x, max(ends_ns - now_ns(), 1), options)
 
-    async def _call(self, stage: Stage, function: Callable[[Any], Any], x: Any) -> Any:
-        """In a thread: what a user's function waits for must not hold up the answers of others."""
-        begin_ns = now_ns()
+    def _submit(self, name: str, x: Any, slo_ns: int, options: dict[str, Any]) -> InferenceFuture:
         try:
-            return await self._loop.run_in_executor(None, function, x)
-        except Exception as error:
-            error.add_note(f"raised by {name_of(function)}()")
+            return self._models[name].submit(x, slo=slo_ns / 1e9, **options)
+        except SymphonyError:
             raise
+        except BaseException as error:  # of the code of an object that a function returned
+            raise BadInput(f"what the stage {name!r} is to get cannot be sent: {brief(error)}") from None
+
+    async def _call(self, stage: Stage, function: Callable[[Any], Any], x: Any, request: _Request) -> Any:
+        begin_ns, what = now_ns(), f"{name_of(function)}()"
+        left_ns = request.ends_ns - begin_ns
+        if left_ns <= 0:
+            raise DeadlineExceeded(f"the deadline passed {format_duration(-left_ns)} before {what} began")
+        if id(stage) not in self._functions:
+            self._functions[id(stage)] = UserFunction(function, what)
+        try:
+            return await self._functions[id(stage)](x, request.ends_ns, left_ns)
         finally:
             self._times[id(stage)].add(now_ns() - begin_ns)
 

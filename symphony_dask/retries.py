@@ -42,7 +42,7 @@ class RetriedFuture(InferenceFuture):
 
     def _submit(self, slo_ns: int) -> None:
         self._try = self._send(slo_ns)
-        self.request = self._try.request
+        self.request, self.answered_in = self._try.request, self._try.answered_in
         self._try.add_done_callback(self._ended)  # type: ignore[arg-type]
         if self.cancelled():  # while it was being sent
             self._try.cancel()

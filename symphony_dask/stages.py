@@ -15,9 +15,14 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from distributed.protocol.pickle import dumps, loads
+from distributed.protocol.pickle import loads
 
 from symphony_dask.errors import BadInput
+from symphony_dask.shipping import pickled
+from symphony_dask.text import plain
+
+#: Characters of a function's name that are shown.
+MOST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -117,15 +122,20 @@ def asks(stage: Stage) -> Iterator[Ask]:
 
 
 def to_plain(stage: Stage) -> dict[str, Any]:
-    """As plain values; functions pickled, for Dask's channel only."""
+    """As plain values; functions pickled, for Dask's channel only. Raises ``BadInput``."""
     if isinstance(stage, Ask):
         return {"model": stage.model}
     if isinstance(stage, Call):
-        return {"function": dumps(stage.function)}
+        return {"function": _pickled(stage.function)}
     if isinstance(stage, Series):
         return {"series": [to_plain(part) for part in stage.parts]}
-    combine = dumps(stage.combine) if callable(stage.combine) else stage.combine
+    combine = _pickled(stage.combine) if callable(stage.combine) else stage.combine
     return {"parallel": [to_plain(member) for member in stage.members], "combine": combine}
+
+
+def _pickled(function: Any) -> bytes:
+    remedy = "have it create what cannot be pickled, such as locks, connections and open files, when it is called"
+    return pickled(function, f"the function {name_of(function)}()", remedy)
 
 
 def from_plain(plain: dict[str, Any]) -> Stage:
@@ -144,7 +154,21 @@ def from_plain(plain: dict[str, Any]) -> Stage:
 
 
 def name_of(function: Any) -> str:
-    return str(getattr(function, "__name__", None) or type(function).__name__)
+    """The name of a user's function, for people."""
+    try:
+        name = function.__name__
+    except BaseException:
+        name = None
+    return plain(name if isinstance(name, str) and name else type(function).__name__, MOST_NAME)
+
+
+def runs_functions_last(stage: Stage) -> bool:
+    """Whether what it answers may be what a user's function returned, and not what a model did."""
+    if isinstance(stage, Series):
+        return runs_functions_last(stage.parts[-1])
+    if isinstance(stage, Parallel):
+        return callable(stage.combine) or any(map(runs_functions_last, stage.members))
+    return isinstance(stage, Call)
 
 
 def describe(stage: Stage) -> str:

@@ -17,12 +17,13 @@ from distributed.security import Security
 
 from symphony_dask.client import Serving
 from symphony_dask.codec import decode, encode
-from symphony_dask.errors import ConnectionLost, ModelError, SymphonyError
+from symphony_dask.errors import ConnectionLost, DeploymentError, ModelError, SymphonyError
 from symphony_dask.gateway.refusal import later
 from symphony_dask.gateway.samples import Interface, interface_of
 from symphony_dask.lane import now_ns
 from symphony_dask.pipeline import Pipeline
 from symphony_dask.stages import ends_of
+from symphony_dask.text import brief
 from symphony_dask.units import NS_PER_S
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,9 @@ _RECONNECT_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 #: The scheduler's port must answer within this, s. That the engine may still be compiling there has no limit.
 _CONNECT_S = 10.0
 _CALL_S = 5.0
+
+#: The table of models waits so long for a pipeline that is new, s.
+_FIND_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Reply(asyncio.Future[memoryview]):
         self._on_cancel = on_cancel
         self.answered_ns = 0
         self.ends_ns = 0
+        self.answered_in: Any = None
 
     def _answer(self, outcome: str, payload: memoryview) -> None:
         if not self.done():
@@ -79,7 +84,8 @@ class Reply(asyncio.Future[memoryview]):
 
     def _finish(self, outcome: str, result: Any, exception: BaseException | None) -> None:
         if not self.done():
-            self.set_exception(exception or ConnectionLost("the request ended without an answer"))
+            ended = exception if exception is not None else ConnectionLost("the request ended without an answer")
+            self.set_exception(ended)
 
     def cancel(self, msg: Any = None) -> bool:
         if not super().cancel(msg):
@@ -96,7 +102,8 @@ class Upstream:
         self._security = security
         self._serving: Serving | None = None
         self._models: dict[str, list[Served]] = {}
-        self._pipelines: dict[str, tuple[dict[str, Any] | None, Pipeline | None]] = {}
+        # As declared, and what became of it: under way as long as its functions are being loaded.
+        self._pipelines: dict[str, tuple[dict[str, Any] | None, asyncio.Task[Any] | Pipeline | None]] = {}
         self._reading: asyncio.Task[None] | None = None
         self._next: asyncio.Task[None] | None = None
         self._read_at = 0.0
@@ -144,7 +151,9 @@ class Upstream:
                 await self.refresh()
         finally:
             self._serving = None
-            self._models, self._pipelines = {}, {}
+            self._models = {}
+            for name in list(self._pipelines):
+                self._forget(name)
             try:
                 await asyncio.wait_for(client.close(timeout=1), 3)
             except Exception as error:  # closing is all that is left to do with it
@@ -163,19 +172,37 @@ class Upstream:
         self._models = table
 
     async def _pipeline(self, serving: Serving, name: str, declared: dict[str, Any]) -> Pipeline | None:
-        """The pipeline as it is declared now; None, with the reason in the log, where this process cannot lead it."""
-        known, pipeline = self._pipelines.get(name, (None, None))
+        """The pipeline as it is declared now; None, with the reason in the log, where this process cannot lead it, or
+        not yet: what its functions import may take long, and other models are not to wait for that.
+        """
+        known, found = self._pipelines.get(name, (None, None))
         if known != declared:
-            try:
-                pipeline = await asyncio.wait_for(serving.find(name), _CALL_S)
-            except SymphonyError as error:  # a model of it is not deployed, say, which may change
-                logger.info("pipeline %r is not served: %s", name, error)
-                return None
-            except Exception as error:  # a function of a module that is not here, say
-                logger.warning("pipeline %r cannot be served: %s: %s", name, type(error).__name__, error)
-                pipeline = None
-            self._pipelines[name] = (declared, pipeline)
+            self._forget(name)
+            found = asyncio.get_running_loop().create_task(serving.find(name))
+            self._pipelines[name] = (declared, found)
+            await asyncio.wait([found], timeout=_FIND_S)
+        if not isinstance(found, asyncio.Task):
+            return found
+        if not found.done():
+            return None
+        pipeline = None
+        try:
+            pipeline = found.result()
+        except DeploymentError as error:  # a function of a module that is not here, say
+            logger.warning("%s", error)
+        except SymphonyError as error:  # a model of it is not deployed, say, which may change
+            logger.info("pipeline %r is not served: %s", name, error)
+            del self._pipelines[name]
+            return None
+        except Exception as error:
+            logger.warning("pipeline %r cannot be served: %s", name, brief(error))
+        self._pipelines[name] = (declared, pipeline)
         return pipeline
+
+    def _forget(self, name: str) -> None:
+        _, found = self._pipelines.pop(name, (None, None))
+        if isinstance(found, asyncio.Task):
+            found.cancel()
 
     async def refresh(self) -> None:
         """Read the table of models: a reading that begins after this call. All who ask before it begins share it."""
@@ -207,6 +234,10 @@ class Upstream:
         found = self.look_up(name, version)
         if found is None:
             await self.refresh()
+            _, loading = self._pipelines.get(name, (None, None))
+            if isinstance(loading, asyncio.Task):
+                await asyncio.wait([loading], timeout=_CALL_S)
+                await self.refresh()
             found = self.look_up(name, version)
         return found
 
@@ -276,10 +307,11 @@ def _lead(pipeline: Pipeline, payload: bytes, slo_ns: int, priority: int) -> Rep
             try:
                 reply._answer(future.outcome or "ok", memoryview(encode(future.result())))
                 return
-            except SymphonyError as not_sent:  # what the last function returned is nothing that can be sent
-                error = ModelError(f"the answer of pipeline {pipeline.name!r} cannot be sent: {not_sent}")
+            except BaseException as not_sent:  # what the last function returned may be anything
+                text = str(not_sent) if isinstance(not_sent, SymphonyError) else brief(not_sent)
+                error = ModelError(f"the answer of pipeline {pipeline.name!r} cannot be sent: {text}")
         elif not isinstance(error, SymphonyError):
-            error = ModelError(f"a function of pipeline {pipeline.name!r} raised {type(error).__name__}: {error}")
+            error = ModelError(f"a function of pipeline {pipeline.name!r} raised {brief(error)}")
         reply._finish(future.outcome or "failed", None, error)
 
     future.add_done_callback(ended)  # called in this event loop, which is the lane's

@@ -1,0 +1,20 @@
+"""Users' objects on their way to other machines: pickled, with errors that say which object, and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distributed.protocol.pickle import dumps
+
+from symphony_dask.errors import BadInput
+from symphony_dask.text import brief
+
+
+def pickled(obj: Any, what: str, remedy: str) -> bytes:
+    """``obj`` for Dask's channel. Raises ``BadInput``: ``what`` cannot be sent, why, and the remedy."""
+    try:
+        return bytes(dumps(obj))
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise BadInput(f"{what} cannot be sent, {brief(error)}: {remedy}") from None
