@@ -12,7 +12,8 @@ import pytest
 
 from symphony_dask import codec
 from symphony_dask.errors import BadInput
-from symphony_dask.gateway.infer import InferRequest, Terms, read_header_length, read_infer, terms_of, write_infer
+from symphony_dask.gateway.infer import InferRequest, read_header_length, read_infer, write_infer
+from symphony_dask.gateway.parameters import Terms, terms_of
 from symphony_dask.gateway.predict import read_predict, write_predict
 from symphony_dask.gateway.refusal import Refusal
 from symphony_dask.gateway.samples import Interface, interface_of, outputs_of, sample_of_raw, samples_of
@@ -103,7 +104,7 @@ def test_not_a_number_and_infinities_are_numbers() -> None:
         (tensor([70000.0], [1], "FP16"), "tensor 'x': data has numbers that are too large for FP16"),
         (tensor([1], [1], "BOOL"), "tensor 'x': data of BOOL must be true or false"),
         (tensor([1], [1], "BYTES"), "tensor 'x': data of BYTES must be strings"),
-        (tensor(["\ud800"], [1], "BYTES"), "tensor 'x': data has strings that are no valid Unicode"),
+        (tensor(["\ud800"], [1], "BYTES"), "body has a string that is no valid Unicode, '\\ud800': send bytes"),
         (tensor(3, [1]), "tensor 'x': data must be a list"),
         (tensor([1], [-1]), "tensor 'x': shape [-1] must be a list of whole numbers"),
         (tensor([1], [True]), "tensor 'x': shape [True] must be"),
@@ -171,7 +172,8 @@ def test_the_json_of_a_body_ends_within_it() -> None:
         (b'{"inputs":[{"name":"x","shape":[1],"datatype":"INT64","data":[%s]}]}' % (b"9" * 5000), "no JSON"),
         (body(inputs=[tensor([1], [1])], id=5), "'id' must be a string, got int"),
         (body(inputs=[tensor([1], [1])], parameters=[]), "parameters of the request must be an object"),
-        (body(inputs=[tensor([1], [1])], outputs=[{}]), "each of 'outputs' must be an object with a 'name'"),
+        (body(inputs=[tensor([1], [1])], outputs=[{}]), "each of 'outputs' must have a 'name'"),
+        (body(inputs=[tensor([1], [1])], outputs=[5]), "each of 'outputs' must be an object, got int"),
         (body(inputs=[tensor([1], [1])] * 2), "inputs have the same name"),
         (
             body(inputs=[tensor([1], [1])], outputs=[{"name": "y", "parameters": {"classification": 3}}]),
@@ -188,12 +190,87 @@ def test_a_bad_request_is_refused_with_what_is_wrong(data: bytes, text: str) -> 
     assert text in refusal(data)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"inputs": [tensor([1], [1]) | {"name": "\ud800"}]},
+        {"inputs": [tensor([1], [1])], "id": "x \udce9"},
+        {"inputs": [tensor([1], [1])], "outputs": [{"name": "\udfff"}]},
+        {"inputs": [tensor([1], [1])], "parameters": {"slo": "\ud800"}},
+        {"inputs": [tensor([1], [1])], "parameters": {"\ud800": 1}},
+        {"inputs": [tensor([1], [1]) | {"datatype": "\ud800\ud83d\ude00"}]},
+        {"\udc00": {}},
+    ],
+)
+@pytest.mark.parametrize("ascii", [True, False], ids=["escaped", "raw"])
+def test_no_string_may_hold_half_a_surrogate_pair(data: Any, ascii: bool) -> None:
+    sent = json.dumps(data, ensure_ascii=ascii).encode("utf-8", "surrogatepass")
+    assert ("no valid Unicode" if ascii else "is no JSON: UnicodeDecodeError") in refusal(sent)
+
+
+def test_whole_surrogate_pairs_and_escapes_that_are_none_are_strings() -> None:
+    (found,) = read_infer(
+        b'{"inputs":[{"name":"\\ud83d\\ude00","shape":[1],"datatype":"BYTES","data":["\\\\ud800"]}]}', None
+    ).inputs
+    assert (found.name, found.data) == ("\U0001f600", [b"\\ud800"])
+
+
+@pytest.mark.parametrize(
+    ("head", "text"),
+    [
+        ({"parameters": {"sol": "25ms"}}, "parameter 'sol' of the request is unknown: leave it out; offered are"),
+        ({"parameters": {"sequence_id": 7}}, "parameter 'sequence_id' of the request: sequences are not offered"),
+        ({"parameters": {"sequence_id": "a"}}, "'sequence_id' of the request: sequences are not offered, each request"),
+        ({"parameters": {"sequence_start": True}}, "'sequence_start' of the request: sequences are not offered"),
+        ({"parameters": {"content_type": "pd"}}, "parameter 'content_type' 'pd' of the request is not offered"),
+        ({"parameters": {"binary_data": True}}, "parameter 'binary_data' of the request is unknown"),
+        ({"parameters": {"x" * 5000: 1}}, "of the request is unknown"),
+        ({"paramters": {"slo": "25ms"}}, "'paramters' in the request is unknown: leave it out"),
+        ({"outputs": [{"name": "y", "parameters": {"binary": True}}]}, "parameter 'binary' of output 'y' is unknown"),
+        ({"outputs": [{"name": "y", "data": [1]}]}, "'data' in output 'y' is unknown"),
+        ({"inputs": [tensor([1], [1]) | {"parameters": {"scale": 2}}]}, "parameter 'scale' of tensor 'x' is unknown"),
+        ({"inputs": [tensor([1], [1]) | {"dtype": "FP32"}]}, "'dtype' in tensor 'x' is unknown"),
+        ({"inputs": [tensor([1], [1]) | {"name": "x" * 300}]}, "has 300 characters, the most is 256"),
+    ],
+)
+def test_what_is_not_offered_is_refused_by_name(head: dict[str, Any], text: str) -> None:
+    found = refusal(body(**{"inputs": [tensor([1], [1])], **head}))
+    assert text in found
+    assert len(found) < 1000
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"parameters": {"sequence_id": 0, "sequence_start": False, "sequence_end": False, "priority": 0, "timeout": 0}},
+        {"parameters": {"binary_data_output": True}, "id": "7", "outputs": None},
+        {"parameters": {"content_type": "np", "headers": None}},
+        {"parameters": None, "outputs": [], "id": None},
+        {"model_name": "m", "id": "3f2b", "parameters": {}},
+        {"inputs": [tensor([1], [1]) | {"parameters": {"content_type": "np"}}]},
+        {"outputs": [{"name": "y", "parameters": {"binary_data": False, "classification": 0}}]},
+    ],
+)
+def test_what_known_clients_send_by_default_is_taken(head: dict[str, Any]) -> None:
+    assert read_infer(body(**{"inputs": [tensor([1], [1])], **head}), None).inputs[0].name == "x"
+
+
+@pytest.mark.parametrize("depth", [100, 500, 900, 940, 960, 980, 1000])
+def test_a_value_of_any_depth_in_the_wrong_place_is_refused(depth: int) -> None:
+    nested = b"[" * depth + b"]" * depth
+    for where in (b'"datatype":%s', b'"datatype":"FP32","shape":%s', b'"datatype":"FP32","shape":[1],"data":%s'):
+        assert len(refusal(b'{"inputs":[{"name":"x",' + where % nested + b"}]}")) < 1000
+    for name in (b"slo", b"timeout", b"priority", b"content_type", b"binary_data_output"):
+        sent = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[1]}],"parameters":{"%s":%s}}'
+        assert len(refusal(sent % (name, nested))) < 1000
+
+
 def test_the_terms_of_a_request_are_an_slo_and_a_priority() -> None:
     assert terms_of({}) == Terms(0, 0)
-    assert terms_of({"slo": "25ms", "priority": 3}) == Terms(25_000_000, 3)
-    assert terms_of({"slo": 0.5}) == Terms(500_000_000, 0)
-    assert terms_of({"timeout": 2000}) == Terms(2_000_000, 0)  # us, as Triton's clients send it
-    assert terms_of({"timeout": "2ms"}) == Terms(2_000_000, 0)
+    assert terms_of({"slo": "25ms", "priority": 3}) == Terms(25_000_000, 3, "slo '25ms'")
+    assert terms_of({"slo": 0.5}) == Terms(500_000_000, 0, "slo 0.5")
+    assert terms_of({"timeout": 2000}) == Terms(2_000_000, 0, "timeout 2000")  # us, as Triton's clients send it
+    assert terms_of({"timeout": "2ms"}) == Terms(2_000_000, 0, "timeout '2ms'")
     assert terms_of({"slo": "1s", "timeout": 5}).slo_ns == 10**9
     for wrong in ({"slo": "soon"}, {"slo": -1}, {"slo": True}, {"timeout": -5}, {"priority": 8}, {"priority": "1"}):
         with pytest.raises((Refusal, BadInput)):
@@ -453,7 +530,7 @@ def test_without_an_example_whole_numbers_are_int64_and_others_fp32() -> None:
         ({"instances": [["a", "b"]]}, "data of FP32 must be numbers"),
         ({"instances": [{"a": 1, "b": 2}]}, "the model takes one"),
         ({"inputs": {"a": [1], "b": [1, 2]}}, "different numbers of samples"),
-        ({"instances": [[1, 2]], "signature_name": 3}, "'signature_name' must be a string"),
+        ({"instances": [[1, 2]], "signature_name": 3}, "'signature_name' 3 is not offered: leave it out"),
     ],
 )
 def test_a_bad_predict_request_is_refused(head: dict[str, Any], text: str) -> None:

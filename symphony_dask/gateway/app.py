@@ -12,16 +12,16 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 from symphony_dask.client import MAX_SAMPLE_BYTES
 from symphony_dask.errors import BadInput, RequestError, Undeployed, UnknownModel
 from symphony_dask.gateway import predict
 from symphony_dask.gateway.bodies import COMPRESS_BYTES, THREAD_BYTES, coding_of, compress, decompress, too_large
-from symphony_dask.gateway.infer import InferRequest, Terms, read_header_length, read_infer, write_infer
+from symphony_dask.gateway.infer import InferRequest, read_header_length, read_infer, write_infer
 from symphony_dask.gateway.metrics import Metrics
+from symphony_dask.gateway.parameters import Terms
+from symphony_dask.gateway.paths import Call, inference_calls
 from symphony_dask.gateway.refusal import Refusal, bad, later, of_error
 from symphony_dask.gateway.samples import outputs_of, sample_of_raw, samples_of
 from symphony_dask.gateway.upstream import Reply, Served, Upstream
@@ -52,36 +52,6 @@ class Limits:
     max_body_bytes: int = 64 << 20
     max_concurrency: int = 8192
     read_timeout_s: float = 30.0
-
-
-class Call(NamedTuple):
-    """What an inference path names."""
-
-    model: str
-    version: str | None
-    protocol: str
-
-
-@lru_cache(maxsize=1024)
-def inference_path(raw_path: bytes) -> Call | None:
-    """/v2/models/M[/versions/V]/infer or /v1/models/M[/versions/V]:predict; None for other paths."""
-    parts = raw_path.decode("latin-1").split("/")
-    if len(parts) < 4 or parts[0] or parts[2] != "models":
-        return None
-    names = [unquote(part) for part in parts[3:]]
-    if parts[1] == "v2" and names[-1] == "infer":
-        names.pop()
-        protocol = "v2"
-    elif parts[1] == "v1" and names[-1].endswith(":predict"):
-        names[-1] = names[-1][: -len(":predict")]
-        protocol = "v1"
-    else:
-        return None
-    if len(names) == 1 and names[0]:
-        return Call(names[0], None, protocol)
-    if len(names) == 3 and names[1] == "versions" and names[0] and names[2]:
-        return Call(names[0], names[2], protocol)
-    return None
 
 
 class _Heads(NamedTuple):
@@ -142,21 +112,17 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"ASGI scope {scope['type']!r} is not served")
+        scope["path"] = scope["path"].rstrip("/") or "/"
         if self.tokens and scope["path"] not in _OPEN_PATHS and not self._authorized(scope["headers"]):
             headers = {"www-authenticate": "Bearer"}
             await _refuse(
                 send, Refusal(401, "give one of the gateway's tokens: Authorization: Bearer ...", headers=headers)
             )
             return
-        call = inference_path(scope["raw_path"])
-        if call is None:
-            await self._rest(scope, receive, send)
-        elif scope["method"] != "POST":
-            await _refuse(
-                send, Refusal(405, f"method {scope['method']} is not offered here: POST", headers={"allow": "POST"})
-            )
+        if scope["method"] == "POST" and (calls := inference_calls(scope["raw_path"])):
+            await self._serve(calls, scope, receive, send)
         else:
-            await self._serve(call, scope, receive, send)
+            await self._rest(scope, receive, send)
 
     def _authorized(self, headers: list[tuple[bytes, bytes]]) -> bool:
         given = next((value for name, value in headers if name == b"authorization"), b"")
@@ -166,7 +132,7 @@ class Gateway:
         # All are compared, so that the time says nothing about them.
         return sum(secrets.compare_digest(token.strip(), known) for known in self.tokens) > 0
 
-    async def _serve(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, calls: Sequence[Call], scope: Scope, receive: Receive, send: Send) -> None:
         """One inference request from head to answer, and its place in the metrics."""
         exchange = _Exchange(now_ns(), scope.get("symphony.connection"))
         metrics = self.metrics
@@ -180,7 +146,10 @@ class Gateway:
             exchange.heads = _Heads(**{_HEADS[name]: value for name, value in scope["headers"] if name in _HEADS})
             body = await self._body(exchange.heads, receive)
             try:
-                served = self.upstream.look_up(call.model, call.version) or await self._find(call)
+                call = calls[0]
+                served = self.upstream.look_up(call.model, call.version)
+                if served is None:
+                    call, served = await self.upstream.find(calls)
                 model = served.name
                 serve = self._infer if call.protocol == "v2" else self._predict
                 pieces, json_bytes = await serve(served, body, exchange)
@@ -223,13 +192,6 @@ class Gateway:
         self._heard = self._way_out.samples
         self.metrics.connected = self.upstream.connected
         self.metrics.leave()
-
-    async def _find(self, call: Call) -> Served:
-        served = await self.upstream.find(call.model, call.version)
-        if served is None:
-            which = f"version {call.version!r} of model {call.model!r}" if call.version else f"model {call.model!r}"
-            raise Refusal(404, f"{which} is not deployed")
-        return served
 
     # Bodies
 

@@ -7,28 +7,40 @@ tensors that have a ``binary_data_size``, in their order. L = 0: the body is the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from symphony_dask.gateway.parameters import (
+    OF_INPUT,
+    OF_OUTPUT,
+    OF_REQUEST,
+    Terms,
+    check_keys,
+    flag,
+    parameters_of,
+    terms_of,
+)
 from symphony_dask.gateway.refusal import bad
 from symphony_dask.gateway.tensors import (
     DATATYPES,
     Tensor,
+    check_name,
     check_shape,
     from_binary,
     from_json,
     to_binary,
     to_json,
 )
-from symphony_dask.scheduling.engine import MOST_PRIORITY
-from symphony_dask.units import NS_PER_US, parse_duration_ns
+from symphony_dask.text import brief, shown
 
+#: Entries of a request, an input and an output. kserve's client says the model's name in the body too.
+_REQUEST = ("id", "inputs", "outputs", "parameters", "model_name", "model_version")
+_INPUT = ("name", "shape", "datatype", "data", "parameters")
+_OUTPUT = ("name", "parameters")
 
-class Terms(NamedTuple):
-    """slo_ns: 0 for the model's own."""
-
-    slo_ns: int = 0
-    priority: int = 0
+#: An escape of half a surrogate pair, perhaps beside its other half.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class InferRequest(NamedTuple):
@@ -43,15 +55,37 @@ class InferRequest(NamedTuple):
 
 
 def read_json(data: bytes | memoryview) -> dict[str, Any]:
-    """A JSON object; raises ``Refusal``."""
+    """A JSON object whose strings are all valid Unicode, which JSON itself does not ask for; raises ``Refusal``."""
     try:
-        found = json.loads(bytes(data))
+        text = str(data, "utf-8-sig")
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        reason = "it is nested too deep" if isinstance(error, RecursionError) else error
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else brief(error)
         raise bad(f"body of {len(data)} bytes is no JSON: {reason}") from None
     if not isinstance(found, dict):
         raise bad(f"body must be a JSON object, got {type(found).__name__}")
+    if _SURROGATE.search(text):
+        _check_strings(found)
     return found
+
+
+def _check_strings(found: dict[str, Any]) -> None:
+    """Raises ``Refusal`` where half a surrogate pair stands alone."""
+    level: list[Any] = [found]
+    while level:
+        entry = level.pop()
+        if isinstance(entry, dict):
+            level += [*entry.keys(), *entry.values()]
+        elif isinstance(entry, list):
+            level += entry
+        elif isinstance(entry, str) and not entry.isascii():
+            try:
+                entry.encode()
+            except UnicodeEncodeError:
+                text = f"body has a string that is no valid Unicode, {shown(entry)}"
+                raise bad(
+                    f"{text}: send bytes that are no text as binary data, or as b64 where predict takes it"
+                ) from None
 
 
 def read_header_length(text: bytes | None, body_bytes: int) -> int | None:
@@ -71,6 +105,7 @@ def read_infer(body: bytes, header_bytes: int | None) -> InferRequest:
         return InferRequest(raw=view, binary=True)
     head = read_json(body if header_bytes is None else view[:header_bytes])
     binary = view[len(body) if header_bytes is None else header_bytes :]
+    check_keys(head, "the request", _REQUEST)
     given = head.get("inputs")
     if not isinstance(given, list) or not given:
         raise bad("'inputs' must be a list of one tensor or more")
@@ -81,12 +116,12 @@ def read_infer(body: bytes, header_bytes: int | None) -> InferRequest:
     if len(binary):
         raise bad(f"body has {len(binary)} bytes more than the binary_data_size of its inputs say")
     if len({tensor.name for tensor in inputs}) != len(inputs):
-        raise bad(f"inputs have the same name: {[tensor.name for tensor in inputs]}")
+        raise bad(f"inputs have the same name: {shown([tensor.name for tensor in inputs])}")
     identity = head.get("id")
     if identity is not None and not isinstance(identity, str):
         raise bad(f"'id' must be a string, got {type(identity).__name__}")
-    parameters = parameters_of(head, "the request")
-    every = _flag(parameters, "binary_data_output", False)
+    parameters = parameters_of(head, "the request", OF_REQUEST)
+    every = flag(parameters, "binary_data_output", False)
     return InferRequest(inputs, terms_of(parameters), identity, _read_outputs(head.get("outputs"), every), every)
 
 
@@ -94,15 +129,12 @@ def _read_input(entry: Any, binary: memoryview) -> tuple[Tensor, memoryview]:
     """A tensor of a request, and what it leaves of the binary data."""
     if not isinstance(entry, dict):
         raise bad(f"each of 'inputs' must be an object, got {type(entry).__name__}")
-    name, datatype = entry.get("name"), entry.get("datatype")
-    if not isinstance(name, str) or not name:
-        raise bad("each of 'inputs' must have a 'name', a string that is not empty")
+    name, datatype = check_name(entry.get("name"), "each of 'inputs'"), entry.get("datatype")
+    check_keys(entry, f"tensor {name!r}", _INPUT)
     if datatype not in DATATYPES:
-        raise bad(f"tensor {name!r}: datatype {str(datatype)[:40]!r} is none of {', '.join(DATATYPES)}")
+        raise bad(f"tensor {name!r}: datatype {shown(datatype)} is none of {', '.join(DATATYPES)}")
     shape, elements = check_shape(name, entry.get("shape"))
-    parameters = parameters_of(entry, f"tensor {name!r}")
-    if "shared_memory_region" in parameters:
-        raise bad(f"tensor {name!r}: shared memory is not offered: send the data")
+    parameters = parameters_of(entry, f"tensor {name!r}", OF_INPUT)
     size = parameters.get("binary_data_size")
     if size is None:
         if "data" not in entry:
@@ -111,7 +143,7 @@ def _read_input(entry: Any, binary: memoryview) -> tuple[Tensor, memoryview]:
     if "data" in entry:
         raise bad(f"tensor {name!r} has both data and binary_data_size")
     if type(size) is not int or not 0 <= size <= len(binary):
-        text = f"tensor {name!r}: binary_data_size {str(size)[:40]} must be a number of bytes"
+        text = f"tensor {name!r}: binary_data_size {shown(size)} must be a number of bytes"
         raise bad(f"{text}, and {len(binary)} are left of the body")
     return from_binary(name, datatype, shape, elements, binary[:size]), binary[size:]
 
@@ -123,54 +155,13 @@ def _read_outputs(given: Any, every: bool) -> list[tuple[str, bool]] | None:
         raise bad(f"'outputs' must be a list, got {type(given).__name__}")
     wanted: list[tuple[str, bool]] = []
     for entry in given:
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or not name:
-            raise bad("each of 'outputs' must be an object with a 'name'")
-        parameters = parameters_of(entry, f"output {name!r}")
-        for offered_not in ("classification", "shared_memory_region"):
-            if parameters.get(offered_not):
-                raise bad(f"output {name!r}: {offered_not} is not offered")
-        wanted.append((name, _flag(parameters, "binary_data", every)))
+        if not isinstance(entry, dict):
+            raise bad(f"each of 'outputs' must be an object, got {type(entry).__name__}")
+        name = check_name(entry.get("name"), "each of 'outputs'")
+        check_keys(entry, f"output {name!r}", _OUTPUT)
+        parameters = parameters_of(entry, f"output {name!r}", OF_OUTPUT)
+        wanted.append((name, flag(parameters, "binary_data", every)))
     return wanted
-
-
-def parameters_of(entry: dict[str, Any], what: str) -> dict[str, Any]:
-    """``parameters`` of a request or tensor; raises ``Refusal``."""
-    parameters = entry.get("parameters")
-    if parameters is None:
-        return {}
-    if not isinstance(parameters, dict):
-        raise bad(f"parameters of {what} must be an object, got {type(parameters).__name__}")
-    return parameters
-
-
-def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
-    value = parameters.get(name, default)
-    if not isinstance(value, bool):
-        raise bad(f"parameter {name!r} must be true or false, got {str(value)[:40]!r}")
-    return value
-
-
-def terms_of(parameters: dict[str, Any]) -> Terms:
-    """``slo`` ("25ms", or seconds), or else ``timeout`` (the same, but a number is us, as Triton has it), and
-    ``priority``, 0 to 7. Raises ``Refusal`` or ``BadInput``.
-    """
-    if not parameters:
-        return Terms()
-    slo_ns = 0
-    if (slo := parameters.get("slo")) is not None:
-        slo_ns = parse_duration_ns(slo, "slo")
-    elif timeout := parameters.get("timeout"):
-        if type(timeout) is int and 0 < timeout < 2**62 // NS_PER_US:
-            slo_ns = timeout * NS_PER_US
-        elif isinstance(timeout, str):
-            slo_ns = parse_duration_ns(timeout, "timeout")
-        else:
-            raise bad(f"parameter 'timeout' {str(timeout)[:40]!r}: give whole us, or a string as \"25ms\"")
-    priority = parameters.get("priority", 0)
-    if type(priority) is not int or not 0 <= priority <= MOST_PRIORITY:
-        raise bad(f"parameter 'priority' {str(priority)[:40]!r}: give a whole number between 0 and {MOST_PRIORITY}")
-    return Terms(slo_ns, priority)
 
 
 def write_infer(

@@ -31,6 +31,7 @@ _RETRIED = (429, 502, 503)
 def document() -> Schema:
     """The document, as plain values."""
     paths: dict[str, Any] = {
+        "/": {"get": _root()},
         "/v2": {"get": _get("serverMetadata", "Name, version and extensions of the server", "ServerMetadata")},
         "/v2/health/live": {"get": _get("serverLive", "Whether the gateway runs", "Live", token=False)},
         "/v2/health/ready": {
@@ -38,6 +39,7 @@ def document() -> Schema:
         },
         "/v2/models/stats": {"get": _get("statistics", "Statistics of every model", "Statistics", 503)},
         "/v2/repository/index": {"post": _index()},
+        "/v1/models": {"get": _get("modelNames", "Names of the models that are deployed", "ModelNames", 503)},
         "/metrics": {"get": _text("metrics", "Prometheus metrics of all processes of the gateway")},
         "/openapi.json": {"get": _get("openapi", "This document", "Anything")},
     }
@@ -54,8 +56,8 @@ def document() -> Schema:
         for rest, (name, summary, schema) in reads.items():
             paths[f"/v2{stem}{rest}"] = of_model | {"get": _get(name + suffix, summary, schema, 404, 503)}
         paths[f"/v2{stem}/infer"] = of_model | {"post": _infer("infer" + suffix)}
-        summary = "Versions that are deployed, as TensorFlow Serving has it"
-        paths[f"/v1{stem}"] = of_model | {"get": _get("modelVersions" + suffix, summary, "Anything", 404, 503)}
+        summary = "Versions that are deployed, as TensorFlow Serving has it, and whether a GPU serves, as KServe"
+        paths[f"/v1{stem}"] = of_model | {"get": _get("modelVersions" + suffix, summary, "ModelVersions", 404, 503)}
         paths[f"/v1{stem}:predict"] = of_model | {"post": _predict("predict" + suffix)}
     return {
         "openapi": "3.0.3",
@@ -76,7 +78,8 @@ def document() -> Schema:
 def _names(version: bool) -> list[Schema]:
     names = ["model", "version"] if version else ["model"]
     schema = {"type": "string", "minLength": 1, "pattern": "^[^/]+$"}
-    return [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
+    text = "Percent-encoded, slashes too."
+    return [{"name": n, "in": "path", "required": True, "description": text, "schema": schema} for n in names]
 
 
 def _error(text: str, again: bool) -> Schema:
@@ -101,6 +104,12 @@ def _get(name: str, summary: str, schema: str, *statuses: int, token: bool = Tru
 def _text(name: str, summary: str) -> Schema:
     answer = {"description": "OK", "content": {"text/plain": {"schema": {"type": "string"}}}}
     return {"operationId": name, "summary": summary, "responses": {"200": answer, "401": _error(_INFERRED[401], False)}}
+
+
+def _root() -> Schema:
+    found = _get("root", "A page for people; as JSON, that the gateway lives", "Alive")
+    found["responses"]["200"]["content"]["text/html"] = {"schema": {"type": "string"}}
+    return found
 
 
 def _index() -> Schema:
@@ -151,7 +160,7 @@ def _schemas() -> dict[str, Schema]:
     shape = {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": MAX_DIMS}
     parameters = {"type": "object", "additionalProperties": True}
     duration = {"oneOf": [{"type": "string", "example": "25ms"}, {"type": "number", "description": "Seconds."}]}
-    terms = {
+    terms: Schema = {
         "type": "object",
         "properties": {
             "slo": {**duration, "description": "How soon this request must be answered, instead of the model's SLO."},
@@ -166,8 +175,11 @@ def _schemas() -> dict[str, Schema]:
                 "description": "Higher survives overload longer.",
             },
             "binary_data_output": {"type": "boolean", "description": "All outputs as binary data."},
+            "content_type": {"type": "string", "enum": ["np", "str"], "description": "As MLServer's clients say."},
         },
+        "additionalProperties": False,
     }
+    of_predict = {name: terms["properties"][name] for name in ("slo", "timeout", "priority")}
     tensor = {
         "name": {"type": "string", "minLength": 1},
         "datatype": {"type": "string", "enum": list(DATATYPES)},
@@ -180,6 +192,13 @@ def _schemas() -> dict[str, Schema]:
     return {
         "Anything": {},
         "Error": _object(error=text),
+        "Alive": _object(status=text, name=text, version=text),
+        "ModelNames": _object(models={"type": "array", "items": text}),
+        "ModelVersions": _object(
+            name=text,
+            ready={"type": "boolean"},
+            model_version_status={"type": "array", "items": _object(version=text, state=text, status={})},
+        ),
         "Live": _object(live={"type": "boolean"}),
         "Ready": _object(ready={"type": "boolean"}),
         "ServerMetadata": _object(name=text, version=text, extensions={"type": "array", "items": text}),
@@ -239,10 +258,10 @@ def _schemas() -> dict[str, Schema]:
         "PredictRequest": {
             "type": "object",
             "properties": {
-                "signature_name": text,
+                "signature_name": {"type": "string", "enum": ["serving_default"]},
                 "instances": rows,
                 "inputs": {"oneOf": [rows, {"type": "object"}]},
-                "parameters": terms,
+                "parameters": {**terms, "properties": of_predict},
             },
             "oneOf": [{"required": ["instances"]}, {"required": ["inputs"]}],
         },

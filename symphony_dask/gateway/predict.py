@@ -15,19 +15,24 @@ from typing import Any
 import numpy as np
 
 from symphony_dask import codec
-from symphony_dask.gateway.infer import Terms, parameters_of, read_json, terms_of
+from symphony_dask.gateway.infer import read_json
+from symphony_dask.gateway.parameters import OF_PREDICT, Terms, check_keys, parameters_of, terms_of
 from symphony_dask.gateway.refusal import bad
 from symphony_dask.gateway.samples import MAX_SAMPLES, Interface, Port
-from symphony_dask.gateway.tensors import Tensor, array_of, numbers, raw
+from symphony_dask.gateway.tensors import Tensor, array_of, check_name, numbers, raw
+from symphony_dask.text import shown
+
+_REQUEST = ("instances", "inputs", "signature_name", "parameters")
 
 
 def read_predict(body: bytes, interface: Interface) -> tuple[list[bytes], Terms, bool]:
     """The samples of a request as payloads, its terms, and whether it is in rows; raises ``Refusal``."""
     head = read_json(body)
-    terms = terms_of(parameters_of(head, "the request"))
-    signature = head.get("signature_name")
-    if signature is not None and not isinstance(signature, str):
-        raise bad(f"'signature_name' must be a string, got {type(signature).__name__}")
+    check_keys(head, "the request", _REQUEST)
+    terms = terms_of(parameters_of(head, "the request", OF_PREDICT))
+    if head.get("signature_name") not in (None, "", "serving_default"):
+        text = f"'signature_name' {shown(head['signature_name'])} is not offered: leave it out"
+        raise bad(f"{text}, a model has one signature, 'serving_default'")
     if ("instances" in head) == ("inputs" in head):
         raise bad("body must have either 'instances' (rows) or 'inputs' (columns)")
     in_rows = "instances" in head
@@ -46,7 +51,7 @@ def _rows(columns: Any) -> Any:
         raise bad("each of 'inputs' must be a list, one entry a sample")
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) != 1:
-        raise bad(f"inputs have different numbers of samples: {lengths}")
+        raise bad(f"inputs have different numbers of samples: {shown(lengths)}")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -55,13 +60,14 @@ def _sample(row: Any, interface: Interface) -> bytes:
     named = isinstance(row, dict) and row.keys() != {"b64"}
     if interface.layout in ("any", "none"):
         if named:
-            return codec.encode_fields({name: _guess(name, value) for name, value in row.items()})
+            names = [check_name(name, "each input") for name in row]
+            return codec.encode_fields({name: _guess(name, row[name]) for name in names})
         return _encode(_guess("input", row))
     ports = interface.ports
     if interface.layout == "one":
         if named:
             if len(row) != 1:
-                raise bad(f"sample has inputs {sorted(map(str, row))}: the model takes one")
+                raise bad(f"sample has inputs {shown(sorted(row))}: the model takes one")
             (row,) = row.values()
         return _encode(_value(ports[0], row))
     names = [port.name for port in ports]
@@ -102,10 +108,7 @@ def _bytes(name: str, value: Any) -> bytes:
         except (binascii.Error, ValueError):
             raise bad(f"input {name!r}: b64 is no base64") from None
     if isinstance(value, str):
-        try:
-            return value.encode()
-        except UnicodeEncodeError:
-            raise bad(f"input {name!r} is no valid Unicode") from None
+        return value.encode()
     raise bad(f'input {name!r} must be a string, or {{"b64": "..."}}')
 
 

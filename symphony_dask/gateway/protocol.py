@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from symphony_dask.gateway.upstream import Reply
@@ -60,6 +61,31 @@ class _Joined:
         return getattr(self._transport, name)
 
 
+class _Parser:
+    """httptools' parser, which takes a request that offers another protocol (``Upgrade: h2c``, as curl and Java do) to
+    have no body. Here an offer is left out of the head, and the request read again from there.
+
+    Everything else is the parser's own.
+    """
+
+    def __init__(self, protocol: GatewayProtocol) -> None:
+        self._protocol = protocol
+        self._parser = httptools.HttpRequestParser(protocol)
+
+    def feed_data(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            if self._parser.get_method() == b"CONNECT":
+                raise httptools.HttpParserError("CONNECT is for proxies") from None
+            head = self._protocol.head_without_upgrade(self._parser.get_method())
+            self._parser = httptools.HttpRequestParser(self._protocol)
+            self._parser.feed_data(head + data[offer.args[0] :])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+
 class GatewayProtocol(HttpToolsProtocol):
     """The application finds it in its scope, as "symphony.connection".
 
@@ -77,6 +103,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._unread_since: float | None = None
         self._read_then = 0
         self._joined = _Joined(transport, self.loop)
+        self.parser = _Parser(self)  # type: ignore[assignment]
         notice_silence(transport.get_extra_info("socket"))
         super().connection_made(self._joined)  # type: ignore[arg-type]
 
@@ -108,11 +135,23 @@ class GatewayProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():  # it is read again
+            return
         self.reading_since = None
         super().on_message_complete()
 
+    def head_without_upgrade(self, method: bytes) -> bytes:
+        """The head that has been read, without its offer of another protocol."""
+        kept = [(name, value) for name, value in self.headers if name not in (b"upgrade", b"connection")]
+        if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
+            kept.append((b"connection", b"close"))
+        lines = [b"%s %s HTTP/1.1" % (method, self.url), *(b"%s: %s" % field for field in kept)]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
     def on_headers_complete(self) -> None:
         self._unended_bytes = -1
+        if self.parser.should_upgrade():
+            return
         super().on_headers_complete()
         self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
         if self.cycle is not None:

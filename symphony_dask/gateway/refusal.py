@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from symphony_dask import errors
+from symphony_dask.text import plain
 
 #: After how many seconds a client should try again where the queue was full or nothing could serve it.
 RETRY_AFTER_S = 1
@@ -17,7 +18,7 @@ class Refusal(Exception):
     def __init__(self, status: int, text: str, *, outcome: str = "invalid", headers: dict[str, str] | None = None):
         super().__init__(text)
         self.status = status
-        self.text = text
+        self.text = plain(text)
         self.outcome = outcome
         self.headers = headers or {}
 

@@ -2,71 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Match, Route
 
 from symphony_dask import __version__
 from symphony_dask.errors import SymphonyError
 from symphony_dask.gateway.metrics import Metrics
 from symphony_dask.gateway.openapi import document
+from symphony_dask.gateway.page import page
+from symphony_dask.gateway.paths import INFERENCE, Call, calls_of
 from symphony_dask.gateway.refusal import Refusal, later, of_error
 from symphony_dask.gateway.samples import Interface
 from symphony_dask.gateway.upstream import Served, Upstream
+from symphony_dask.text import MOST_NAME, brief, plain, shown
 from symphony_dask.trace.schema import Outcome
+
+NAME = "symphony-dask"
 
 EXTENSIONS = ["binary_tensor_data", "parameters", "statistics", "model_configuration", "model_repository(index)"]
 
 #: Triton's names of datatypes in a model configuration, where they are not TYPE_ and v2's.
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
 
-Handler = Callable[[Request], Awaitable[Response]]
+#: The methods of what is only read.
+_READ = ("GET", "HEAD")
 
 
 def rest(upstream: Upstream, metrics: Metrics, draining: Callable[[], bool]) -> Starlette:
     """The application. draining: whether the gateway is about to end."""
 
-    async def served(request: Request) -> Served:
-        name, version = request.path_params["model"], request.path_params.get("version")
-        found = await upstream.find(name, version)
-        if found is None:
-            which = f"version {version!r} of model {name!r}" if version else f"model {name!r}"
-            raise Refusal(404, f"{which} is not deployed")
-        return found
-
     async def server(request: Request) -> Response:
-        return JSONResponse({"name": "symphony-dask", "version": __version__, "extensions": EXTENSIONS})
+        return _json({"name": NAME, "version": __version__, "extensions": EXTENSIONS})
 
     async def live(request: Request) -> Response:
-        return JSONResponse({"live": True})
+        return _json({"live": True})
 
     async def ready(request: Request) -> Response:
         if draining():
             raise later(503, "the gateway is about to end")
         upstream.check_connected()
-        return JSONResponse({"ready": True})
+        return _json({"ready": True})
 
-    async def model_ready(request: Request) -> Response:
-        model = await served(request)
+    async def of_model(request: Request) -> Response:
+        """What a path below /v1/models or /v2/models asks for."""
+        calls = calls_of(request.scope["raw_path"])
+        read = tuple(call for call in calls if call.asks not in INFERENCE)
+        if calls[0].asks in INFERENCE:
+            upstream.check_connected()
+            if upstream.first(read) is None:
+                raise _not_offered(request.method, "POST")
+        if request.method not in _READ:
+            raise _not_offered(request.method, ", ".join(_READ))
+        call, model = await upstream.find(read)
+        return _json(await answers[call.protocol, call.asks](call, model))
+
+    async def model_ready(call: Call, model: Served) -> Any:
         if not model.slots:
-            raise later(503, f"no GPU serves model {model.name!r}")
-        return JSONResponse({"name": model.name, "ready": True})
+            raise later(503, f"no GPU serves model {shown(model.name)}")
+        return {"name": model.name, "ready": True}
 
-    async def model(request: Request) -> Response:
-        return JSONResponse(_metadata(await served(request), upstream))
+    async def metadata(call: Call, model: Served) -> Any:
+        return _metadata(model, upstream)
 
-    async def config(request: Request) -> Response:
-        return JSONResponse(_config(await served(request)))
+    async def config(call: Call, model: Served) -> Any:
+        return _config(model)
+
+    async def versions(call: Call, model: Served) -> Any:
+        """TensorFlow Serving's status of a model's versions, and KServe's of the model, in one."""
+        rows = [model] if call.version is not None else [m for m in upstream.models if m.name == model.name]
+        ready = any(m.slots for m in rows)
+        return {"name": model.name, "ready": ready, "model_version_status": [_version_status(m) for m in rows]}
+
+    async def stats_of(call: Call, model: Served) -> Any:
+        return await _statistics([model], upstream, metrics)
 
     async def stats(request: Request) -> Response:
-        models = [await served(request)] if "model" in request.path_params else upstream.models
-        status = await upstream.status()
-        return JSONResponse({"model_stats": [_statistics(m, status["models"].get(m.name), metrics) for m in models]})
+        """Of all models; and the metadata of a model of the name "stats", which has the same path."""
+        found = await _statistics(upstream.models, upstream, metrics)
+        model = upstream.look_up("stats")
+        return _json(found if model is None else found | _metadata(model, upstream))
+
+    answers: dict[tuple[str, str], Callable[[Call, Served], Awaitable[Any]]] = {
+        ("v2", ""): metadata,
+        ("v2", "ready"): model_ready,
+        ("v2", "config"): config,
+        ("v2", "stats"): stats_of,
+        ("v1", ""): versions,
+    }
 
     async def index(request: Request) -> Response:
         upstream.check_connected()
@@ -74,37 +103,34 @@ def rest(upstream: Upstream, metrics: Metrics, draining: Callable[[], bool]) -> 
             {"name": m.name, "version": m.version, "state": "READY" if m.slots else "UNAVAILABLE", "reason": ""}
             for m in upstream.models
         ]
-        return JSONResponse(rows)
+        return _json(rows)
 
-    async def versions(request: Request) -> Response:
-        model = await served(request)
-        rows = [m for m in upstream.models if m.name == model.name]
-        if "version" in request.path_params:
-            rows = [model]
-        return JSONResponse({"model_version_status": [_version_status(m) for m in rows]})
+    async def names(request: Request) -> Response:
+        upstream.check_connected()
+        return _json({"models": list(dict.fromkeys(m.name for m in upstream.models))})
+
+    async def root(request: Request) -> Response:
+        """A page for people; for all others that the gateway lives, as KServe's clients ask."""
+        if "text/html" in request.headers.get("accept", ""):
+            return HTMLResponse(page(upstream.models, upstream.connected))
+        return _json({"status": "alive", "name": NAME, "version": __version__})
 
     async def openapi(request: Request) -> Response:
-        return JSONResponse(document())
+        return _json(document())
 
     async def prometheus(request: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
-    def of_model(protocol: str, rest: str, handler: Handler) -> list[Route]:
-        stem = f"/{protocol}/models/{{model}}"
-        return [Route(stem + rest, handler), Route(f"{stem}/versions/{{version}}{rest}", handler)]
-
-    return Starlette(
+    app = Starlette(
         routes=[
+            Route("/", root),
             Route("/v2", server),
             Route("/v2/health/live", live),
             Route("/v2/health/ready", ready),
             Route("/v2/models/stats", stats),
-            *of_model("v2", "/ready", model_ready),
-            *of_model("v2", "/config", config),
-            *of_model("v2", "/stats", stats),
-            *of_model("v2", "", model),
             Route("/v2/repository/index", index, methods=["POST"]),
-            *of_model("v1", "", versions),
+            Route("/v1/models", names),
+            _OfModel("/models", of_model),
             Route("/openapi.json", openapi),
             Route("/metrics", prometheus),
         ],
@@ -116,10 +142,32 @@ def rest(upstream: Upstream, metrics: Metrics, draining: Callable[[], bool]) -> 
             Exception: _on_bug,
         },
     )
+    app.router.redirect_slashes = False  # it would send people to the host that a request claims to be for
+    return app
+
+
+class _OfModel(Route):
+    """Matches what ``calls_of`` can read; a router's own paths have lost which slashes were encoded."""
+
+    def matches(self, scope: Any) -> tuple[Match, Any]:
+        found = scope["type"] == "http" and calls_of(scope["raw_path"])
+        return (Match.FULL, {"endpoint": self.endpoint, "path_params": {}}) if found else (Match.NONE, {})
+
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.app(scope, receive, send)  # whichever method it is
+
+
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """JSON in ASCII: whatever is in a text, it can be sent."""
+    return Response(json.dumps(value), status, headers, media_type="application/json")
 
 
 def _response(refusal: Refusal) -> Response:
-    return JSONResponse({"error": refusal.text}, refusal.status, headers=refusal.headers)
+    return _json({"error": refusal.text}, refusal.status, refusal.headers)
+
+
+def _not_offered(method: str, offered: str) -> Refusal:
+    return Refusal(405, f"method {method} is not offered here: {offered}", headers={"allow": offered})
 
 
 async def _on_refusal(request: Request, error: Any) -> Response:
@@ -127,16 +175,18 @@ async def _on_refusal(request: Request, error: Any) -> Response:
 
 
 async def _on_http_exception(request: Request, error: Any) -> Response:
-    text = {404: f"{request.url.path} is not offered here; see /openapi.json", 405: f"method {request.method} is not"}
-    shown = text.get(error.status_code, error.detail)
-    return JSONResponse({"error": shown}, error.status_code, headers=error.headers)
+    """Of starlette's router."""
+    if error.status_code == 405:
+        return _response(_not_offered(request.method, ", ".join(sorted(error.headers["Allow"].split(", ")))))
+    path = plain(request.scope["path"], MOST_NAME)  # not of request.url, which is made of whatever Host says
+    return _response(Refusal(error.status_code, f"{path} is not offered here; see /openapi.json"))
 
 
 async def _on_error(request: Request, error: Any) -> Response:
     """Of calls to the scheduler."""
     if isinstance(error, SymphonyError):
         return _response(of_error(error))
-    return _response(later(503, f"the scheduler did not answer: {error or type(error).__name__}"))
+    return _response(later(503, f"the scheduler did not answer: {brief(error)}"))
 
 
 async def _on_bug(request: Request, error: Any) -> Response:
@@ -182,7 +232,12 @@ def _config(model: Served) -> dict[str, Any]:
     }
 
 
-def _statistics(model: Served, status: dict[str, Any] | None, metrics: Metrics) -> dict[str, Any]:
+async def _statistics(models: Sequence[Served], upstream: Upstream, metrics: Metrics) -> dict[str, Any]:
+    status = await upstream.status()
+    return {"model_stats": [_statistic(m, status["models"].get(m.name), metrics) for m in models]}
+
+
+def _statistic(model: Served, status: dict[str, Any] | None, metrics: Metrics) -> dict[str, Any]:
     """Executions and inferences as the scheduler counts them, successes and failures as this gateway does."""
     outcomes = status["outcomes"] if status is not None else {}
     inferences = sum(outcomes.get(o.name.lower(), 0) for o in (Outcome.OK, Outcome.LATE))

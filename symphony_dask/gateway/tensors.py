@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.gateway.refusal import bad
+from symphony_dask.text import MOST_NAME, shown
 
 #: numpy's dtype of each datatype; BF16 has none, BYTES is no array.
 NUMPY: dict[str, str] = {
@@ -54,15 +55,24 @@ class Tensor(NamedTuple):
     data: Any
 
 
+def check_name(name: Any, what: str) -> str:
+    """The name of a tensor from JSON; raises ``Refusal``. It stands in many texts, so it is short."""
+    if not isinstance(name, str) or not name:
+        raise bad(f"{what} must have a 'name', a string that is not empty")
+    if len(name) > MOST_NAME:
+        raise bad(f"{what}: name {shown(name)} has {len(name)} characters, the most is {MOST_NAME}")
+    return name
+
+
 def check_shape(name: str, shape: Any) -> tuple[tuple[int, ...], int]:
     """A shape from JSON, and how many elements it has; raises ``Refusal``."""
     if not isinstance(shape, list) or any(type(d) is not int or d < 0 for d in shape):
-        raise bad(f"tensor {name!r}: shape {_short(shape)} must be a list of whole numbers, none negative")
+        raise bad(f"tensor {name!r}: shape {shown(shape)} must be a list of whole numbers, none negative")
     if len(shape) > MAX_DIMS:
         raise bad(f"tensor {name!r}: {len(shape)} dimensions, the most is {MAX_DIMS}")
     # Dimensions of 0 count as 1, as numpy refuses empty shapes whose other dimensions overflow.
     if math.prod(max(d, 1) for d in shape) > _MAX_ELEMENTS:
-        raise bad(f"tensor {name!r}: shape {shape} has too many elements")
+        raise bad(f"tensor {name!r}: shape {shown(shape)} has too many elements")
     return tuple(shape), math.prod(shape)
 
 
@@ -101,7 +111,7 @@ def _strings(name: str, elements: int, data: memoryview) -> list[bytes]:
 def from_json(name: str, datatype: str, shape: tuple[int, ...], elements: int, data: Any) -> Tensor:
     """A tensor whose elements came as JSON, flat or nested as the shape; raises ``Refusal``."""
     if not isinstance(data, list):
-        raise bad(f"tensor {name!r}: data must be a list, got {_short(data)}")
+        raise bad(f"tensor {name!r}: data must be a list, got {shown(data)}")
     if datatype == "BYTES":
         strings = _flatten(name, data, shape)
         if len(strings) != elements:
@@ -181,10 +191,7 @@ def _flatten(name: str, data: list[Any], shape: tuple[int, ...]) -> list[bytes]:
         level = [entry for inner in level for entry in inner]
     if not all(isinstance(entry, str) for entry in level):
         raise bad(f"tensor {name!r}: data of BYTES must be strings, flat or nested as the shape {list(shape)}")
-    try:
-        return [entry.encode() for entry in level]
-    except UnicodeEncodeError:
-        raise bad(f"tensor {name!r}: data has strings that are no valid Unicode") from None
+    return [entry.encode() for entry in level]
 
 
 def to_binary(tensor: Tensor) -> Any:
@@ -210,8 +217,3 @@ def array_of(tensor: Tensor) -> npt.NDArray[Any]:
         wide = np.frombuffer(tensor.data, "<u2").astype("<u4") << 16
         return wide.view("<f4").reshape(tensor.shape)
     return np.frombuffer(tensor.data, NUMPY[tensor.datatype]).reshape(tensor.shape)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,13 @@ from distributed.security import Security
 from symphony_dask.client import Serving
 from symphony_dask.codec import decode, encode
 from symphony_dask.errors import ConnectionLost, DeploymentError, ModelError, SymphonyError
-from symphony_dask.gateway.refusal import later
+from symphony_dask.gateway.paths import Call
+from symphony_dask.gateway.refusal import Refusal, later
 from symphony_dask.gateway.samples import Interface, interface_of
 from symphony_dask.lane import now_ns
 from symphony_dask.pipeline import Pipeline
 from symphony_dask.stages import ends_of
-from symphony_dask.text import brief
+from symphony_dask.text import brief, shown
 from symphony_dask.units import NS_PER_S
 
 logger = logging.getLogger(__name__)
@@ -228,18 +229,34 @@ class Upstream:
         except Exception as error:  # the old table holds until the lane is lost too
             logger.info("the models of %s could not be read: %s", self._scheduler, error)
 
-    async def find(self, name: str, version: str | None = None) -> Served | None:
-        """A model, looked up once more where the table has it not; raises ``Refusal`` without a connection."""
+    async def find(self, calls: Sequence[Call]) -> tuple[Call, Served]:
+        """The first of these readings of a path whose model is deployed, looked up once more where none is.
+
+        Raises ``Refusal``: 404, or 503 without a connection.
+        """
         self.check_connected()
-        found = self.look_up(name, version)
+        found = self.first(calls)
         if found is None:
             await self.refresh()
-            _, loading = self._pipelines.get(name, (None, None))
-            if isinstance(loading, asyncio.Task):
-                await asyncio.wait([loading], timeout=_CALL_S)
+            pipelines = (self._pipelines.get(call.model, (None, None))[1] for call in calls)
+            loading = [pipeline for pipeline in pipelines if isinstance(pipeline, asyncio.Task)]
+            if loading:
+                await asyncio.wait(loading, timeout=_CALL_S, return_when=asyncio.FIRST_COMPLETED)
                 await self.refresh()
-            found = self.look_up(name, version)
+            found = self.first(calls)
+        if found is None:
+            name, version = shown(calls[0].model), calls[0].version
+            which = f"version {shown(version)} of model {name}" if version is not None else f"model {name}"
+            raise Refusal(404, f"{which} is not deployed")
         return found
+
+    def first(self, calls: Sequence[Call]) -> tuple[Call, Served] | None:
+        """The same by what is in the table."""
+        for call in calls:
+            served = self.look_up(call.model, call.version)
+            if served is not None:
+                return call, served
+        return None
 
     def look_up(self, name: str, version: str | None = None) -> Served | None:
         """A model in the table; the newest version unless one is named."""
