@@ -55,7 +55,7 @@ from symphony_dask.lane import (
 from symphony_dask.latency import Latency
 from symphony_dask.overdue import ANSWERS_NS, LOOK_S, SILENT_NS, STILL_NS, due_back_ns, is_hung, is_late, is_overdue
 from symphony_dask.peers import FIRST_ROUND_TRIP_NS, Client, Worker, worker_of
-from symphony_dask.recent import Facts, ModelCounts, Recent, Tally
+from symphony_dask.recent import Facts, ModelCounts, Recent, Spent, Tally, spent_by
 from symphony_dask.requests import RequestTable, Rows, Settled
 from symphony_dask.runlog import Flight, RunLog, ServedModel
 from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, NEVER, Engine
@@ -860,7 +860,7 @@ class Dispatcher:
     def _done(self, connection: Connection, worker: Worker, fields: list[Any], blob: memoryview) -> None:
         """A batch came back: correct the engine, answer the clients, record."""
         now = now_ns()
-        batch, _, queued_ns, run_ns, held_ns, answers_raw, raised, lost_raw = fields
+        batch, _, queued_ns, run_ns, held_ns, answers_raw, raised, lost_raw, *rest = fields
         flight = self._flights.get(batch)
         worker.pinged_ns = 0
         if flight is None or self._gpu_worker.get(flight.gpu, (None, 0))[0] is not connection:
@@ -872,20 +872,23 @@ class Dispatcher:
             raise BadInput(f"lane DONE of batch {batch} has errors of {[*raised, *lost]} in {len(slots)} requests")
         if raised and not all(isinstance(text, str) for text in raised.values()):
             raise BadInput(f"lane DONE of batch {batch} has errors that are no text")
-        if (queued_ns | run_ns | held_ns) >> 60:  # what is no number raises here
+        input_ns, infer_ns, output_ns = rest[0] if rest else (0, run_ns, 0)
+        if (queued_ns | run_ns | held_ns | input_ns | infer_ns | output_ns) >> 60:  # what is no number raises here
             raise BadInput(f"lane DONE of batch {batch} has times of {queued_ns}, {run_ns} and {held_ns} ns")
         errors = {i: ("ModelError", text) for i, text in bounded(raised).items()}
         if lost:
             text = f"its payload did not reach worker {worker.address} in time, and it did not run: check the network"
             errors |= dict.fromkeys(lost, ("PayloadLost", text))
+        counts, latencies = flight.model.counts, flight.model.latencies
+        answered, answer_ns = _answered(counts), int(latencies[-1])
         settled = self._requests.settle(
             slots,
             answers,
             len(blob),
             now=now,
             failed=set(errors),
-            counts=flight.model.counts,
-            latencies=flight.model.latencies,
+            counts=counts,
+            latencies=latencies,
             keep=self.log is not None or self.tracing is not None,
         )
         if settled is None:
@@ -902,12 +905,16 @@ class Dispatcher:
             if not flight.waited and not lost:
                 worker.control.add(start - flight.dispatch_ns)
         self.engine.completed(now, flight.gpu, batch, int(NEVER) if errors else start, end)
+        answered, answer_ns = _answered(counts) - answered, int(latencies[-1]) - answer_ns
+        after_ns = answered * (now - end) + self._requests.ways_ns(settled, answered)
+        queue_ns = max(answer_ns - after_ns - answered * (input_ns + infer_ns + output_ns), 0)
+        spent = Spent(answered, answer_ns, queue_ns, input_ns, infer_ns, output_ns)
         self._reply(settled, blob, errors)
         self._due()
         planned_ns = flight.planned[1] - flight.planned[0]
         self.recent.batch(
             flight.model.model_id, flight.gpu, len(slots), flight.window, flight.dispatch_ns, start, end, flight.waited,
-            planned_ns,
+            planned_ns, spent,
         )  # fmt: skip
         settled = self._without_ended(flight, settled)
         if len(blob) > self._inline_bytes:
@@ -1146,9 +1153,11 @@ class Dispatcher:
     def status(self) -> dict[str, Any]:
         """Models, workers, queues, counts and latency estimates, as plain values."""
         engine = self.engine
+        self.recent.fold()
         models = {
             m.name if self._is_current(m) else m.label: {
                 "model_id": m.model_id,
+                "name": m.name,
                 "version": m.version,
                 "slo_ns": m.slo_ns,
                 "profiles": {c: p.to_dict() for c, p in m.profiles.items()},
@@ -1159,6 +1168,7 @@ class Dispatcher:
                 "batches": m.batches,
                 "mean_batch": m.batched / m.batches if m.batches else None,
                 "outcomes": {o.name.lower(): int(m.counts[o]) for o in Outcome},
+                "spent": spent_by(self.recent.tallies.get(m.model_id) or Tally(), now_ns()),
             }
             for m in self.models.values()
         }
@@ -1195,6 +1205,10 @@ class Dispatcher:
             "client_round_trip_mean_ns": int(self._round_trip.mean_ns),
             "slack_ns": int(engine.state.g["slack"][0]),
         }
+
+
+def _answered(counts: npt.NDArray[np.int64]) -> int:
+    return int(counts[Outcome.OK]) + int(counts[Outcome.LATE])
 
 
 def _send_errors(

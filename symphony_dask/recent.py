@@ -19,10 +19,14 @@ from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_S
 
 #: A batch that ended. model: its id; times in ns on the host's clock; waited: 1 if another was at its GPU when it left.
+#: Then the fields of ``Spent``.
 BATCH = np.dtype(
     [
         (name, "<i8")
-        for name in ("model", "gpu", "size", "open", "close", "dispatch", "start", "end", "waited", "planned_ns")
+        for name in (
+            *("model", "gpu", "size", "open", "close", "dispatch", "start", "end", "waited", "planned_ns"),
+            *("answered", "answer_ns", "queue_ns", "input_ns", "infer_ns", "output_ns"),
+        )
     ]
 )
 _PACK = struct.Struct(f"<{BATCH.itemsize // 8}q").pack_into
@@ -58,8 +62,28 @@ class Facts(NamedTuple):
     target_batch: int
 
 
+class Spent(NamedTuple):
+    """Where the time of a batch's requests went.
+
+    answered: how many got an answer; answer_ns: from their submission to their answers at the clients, of all of these
+    together, and queue_ns: of that, all before their batch was prepared and run. input_ns: for the batch, to decode and
+    stack its samples and have them on the device; infer_ns: to call the model; output_ns: to encode its answers.
+    """
+
+    answered: int
+    answer_ns: int
+    queue_ns: int
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+
 class Tally:
-    """What the batches of one model add up to. sizes, left: counts by bin; reasons: by ``REASONS``."""
+    """What the batches of one model add up to. sizes, left: counts by bin; reasons: by ``REASONS``.
+
+    spent: over all answered requests, each with the whole times of its batch. by_size: of batches of each size, how
+    many ran, and what they spent on inputs, the model and outputs, ns. end_ns: of the last.
+    """
 
     def __init__(self) -> None:
         self.sizes = np.zeros(len(SIZE_BOUNDS) + 1, np.int64)
@@ -69,6 +93,9 @@ class Tally:
         self.left_sum = 0.0
         self.run_ns = 0
         self.planned_ns = 0
+        self.spent = Spent(0, 0, 0, 0, 0, 0)
+        self.by_size: dict[int, tuple[int, int, int, int]] = {}
+        self.end_ns = 0
 
 
 class ModelCounts(NamedTuple):
@@ -112,12 +139,12 @@ class Recent:
         end: int,
         waited: bool,
         planned_ns: int,
+        spent: Spent,
     ) -> None:
         """A batch has ended."""
         n = self._n
-        _PACK(
-            self._buffer, n % KEPT * BATCH.itemsize, model, gpu, size, *window, dispatch, start, end, waited, planned_ns
-        )
+        at = n % KEPT * BATCH.itemsize
+        _PACK(self._buffer, at, model, gpu, size, *window, dispatch, start, end, waited, planned_ns, *spent)
         self._n = n + 1
         if n - self._folded >= KEPT - 1:
             self.fold()
@@ -237,6 +264,29 @@ def _add(tally: Tally, batches: npt.NDArray[Any]) -> None:
     tally.left_sum += float(left.sum())
     tally.run_ns += int((batches["end"] - batches["start"]).sum())
     tally.planned_ns += int(batches["planned_ns"].sum())
+    _add_spent(tally, batches)
+
+
+def _add_spent(tally: Tally, batches: npt.NDArray[Any]) -> None:
+    of_batch = np.stack([batches[name] for name in ("input_ns", "infer_ns", "output_ns")])
+    of_all = [batches[name].sum() for name in ("answered", "answer_ns", "queue_ns")]
+    new = [*of_all, *(of_batch * batches["answered"]).sum(1)]
+    tally.spent = Spent(*(before + int(more) for before, more in zip(tally.spent, new, strict=True)))
+    for size in np.unique(batches["size"]).tolist():
+        of_size = batches["size"] == size
+        more = (int(of_size.sum()), *of_batch[:, of_size].sum(1).tolist())
+        before = tally.by_size.get(size, (0, 0, 0, 0))
+        tally.by_size[size] = (before[0] + more[0], before[1] + more[1], before[2] + more[2], before[3] + more[3])
+    tally.end_ns = int(batches["end"].max())
+
+
+def spent_by(tally: Tally, now_ns: int) -> dict[str, Any]:
+    """Where the time of a model's requests went, as plain values: the fields of ``Spent``, ``Tally.by_size`` as a list
+    of [size, batches, ns of inputs, of the model, of outputs], and for how long nothing has ended (None: nothing has).
+    """
+    idle_ns = now_ns - tally.end_ns if tally.end_ns else None
+    by_size = [[size, *row] for size, row in sorted(tally.by_size.items())]
+    return {**tally.spent._asdict(), "by_size": by_size, "idle_ns": idle_ns}
 
 
 def _binned(bounds: Sequence[float], values: npt.NDArray[Any]) -> npt.NDArray[np.intp]:

@@ -73,15 +73,17 @@ class Guests:
         present = [i for i in range(len(payloads)) if i not in self._absent and i not in batch.lost]
         errors = dict(self._absent)
         answers: list[Any] = [b""] * len(payloads)
+        spent = 0, 0
         if present:
             lengths = np.array([len(payloads[i]) for i in present], np.int64)
             result = runner.run(memoryview(b"".join(payloads[i] for i in present)), lengths)
             for i, answer in zip(present, codec.split(result.blob, result.sizes), strict=True):
                 answers[i] = answer
             errors |= {present[k]: text for k, text in result.errors.items()}
+            spent = result.input_ns, result.output_ns
         self._answer({i: errors.get(i) for i in self._arrived}, answers)
         kept = [b"" if i in self._names else answer for i, answer in enumerate(answers)]
-        return BatchResult(memoryview(b"".join(kept)), np.array([len(a) for a in kept], np.int64), errors)
+        return BatchResult(memoryview(b"".join(kept)), np.array([len(a) for a in kept], np.int64), errors, *spent)
 
     def fail(self, text: str) -> None:
         """End the tasks that arrived when the batch could not be run."""

@@ -76,6 +76,13 @@ class RequestTable:
         """How long an answer takes to get to each of some clients, 0 to those that are gone."""
         return np.where(clients < 0, 0, self._one_way[clients])
 
+    def ways_ns(self, settled: Settled, answered: int) -> int:
+        """How long the answers of a batch, so many, take to their clients, all together."""
+        if settled.owner >= 0:
+            return answered * int(self._one_way[settled.owner])
+        outcomes = settled.results["outcome"]
+        return int(self.one_way_ns(settled.owners[(outcomes == intake.OK) | (outcomes == intake.LATE)]).sum())
+
     def admit(
         self,
         engine: Engine,

@@ -92,6 +92,14 @@ class Running(NamedTuple):
     guests: Guests | None
 
 
+class Times(NamedTuple):
+    """Of a batch here, ns. spent_ns: on samples (before the run, where they were staged), on the model, on answers."""
+
+    queued_ns: int
+    run_ns: int
+    spent_ns: tuple[int, int, int]
+
+
 class Slot:
     """One GPU slot: a thread, and the runners that it has loaded, which run in this thread.
 
@@ -493,7 +501,9 @@ class SlotWorker:
         if batch.lost and guests is None:
             result = _spread(result, batch)
         result = replace(result, errors=bounded(result.errors))
-        times = start_ns - batch.received_ns, end_ns - start_ns
+        run_ns = end_ns - start_ns
+        infer_ns = max(run_ns - result.output_ns - (0 if rest is not None else result.input_ns), 0)
+        times = Times(start_ns - batch.received_ns, run_ns, (result.input_ns, infer_ns, result.output_ns))
         try:
             self._loop.call_soon_threadsafe(self._answer, connection, batch, result, times)
         except RuntimeError:  # the event loop is closed, and with it the connection
@@ -519,7 +529,7 @@ class SlotWorker:
             raise ValueError(f"the answers of a batch have {len(result.blob)} bytes: at most {MAX_ANSWER_BYTES}")
         return result
 
-    def _answer(self, connection: Connection, batch: Batch, result: BatchResult, times: tuple[int, int]) -> None:
+    def _answer(self, connection: Connection, batch: Batch, result: BatchResult, times: Times) -> None:
         """Send what a batch came to. Whatever happens, DONE leaves: without it the slot would get no batch any more."""
         if connection.closed:  # whoever asked is gone, and numbers may begin anew
             return
@@ -530,10 +540,11 @@ class SlotWorker:
             text = f"its answer cannot be sent: {brief(error)}"
             self._send_done(connection, batch, _no_answers(len(batch.sizes), plain(text, LEAST_CHARS)), times)
 
-    def _send_done(self, connection: Connection, batch: Batch, result: BatchResult, times: tuple[int, int]) -> None:
+    def _send_done(self, connection: Connection, batch: Batch, result: BatchResult, times: Times) -> None:
         rows, parts = self.inbox.answer(batch, result)
         held_ns, lost = now_ns() - batch.received_ns, column(sorted(batch.lost))
-        connection.send([DONE, batch.number, batch.slot, *times, held_ns, rows, result.errors, lost], *parts)
+        fields = [DONE, batch.number, batch.slot, times.queued_ns, times.run_ns, held_ns, rows, result.errors, lost]
+        connection.send([*fields, times.spent_ns], *parts)
 
 
 def _load_into(slot: Slot, model_id: int, spec: bytes, example: bytes | None, loading: Loading) -> None:
@@ -597,7 +608,7 @@ def _spread(result: BatchResult, batch: Batch) -> BatchResult:
     ran = batch.present()
     sizes = np.zeros(len(batch.sizes), np.int64)
     sizes[ran] = result.sizes
-    return BatchResult(result.blob, sizes, {ran[i]: text for i, text in result.errors.items()})
+    return replace(result, sizes=sizes, errors={ran[i]: text for i, text in result.errors.items()})
 
 
 def gpu_class_of(worker: Any) -> str:

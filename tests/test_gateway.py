@@ -13,11 +13,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 
+from symphony_dask.backends.emulated import Emulated
 from symphony_dask.client import Model, Serving
 from tests import models
 from tests.cluster import Cluster, wait_until
@@ -401,7 +403,48 @@ def test_requests_are_counted_by_model_code_and_outcome(gateway: GatewayProcess,
     assert "made-up-label" not in gateway.get("/metrics").body.decode()
     stats = gateway.get(f"/v2/models/{double}/stats").json["model_stats"][0]
     assert stats["inference_count"] == 6
-    assert stats["inference_stats"]["success"]["count"] == 3
+    assert stats["inference_stats"]["success"]["count"] == 6  # a request is a sample
+
+
+def test_statistics_say_where_the_time_of_requests_went(gateway: GatewayProcess, deploy: Deploy) -> None:
+    name = deploy(Emulated(0, 50), example=PAIR, max_batch=1).name
+
+    def stats() -> Any:
+        return gateway.get(f"/v2/models/{name}/versions/1/stats").json["model_stats"][0]
+
+    before = stats()
+    assert (before["last_inference"], before["inference_count"], before["batch_stats"]) == (0, 0, [])
+    assert set(before["inference_stats"]) == {
+        *("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
+    }
+    assert gateway.infer(name, tensor([1, 2] * 8, [8, 2])).status == 200  # two GPUs, four turns
+    found = stats()
+    told = {part: value["ns"] / 1e6 for part, value in found["inference_stats"].items()}
+    assert [found["inference_stats"][part]["count"] for part in ("success", "queue", "compute_infer")] == [8, 8, 8]
+    assert 8 * 50 <= told["compute_infer"] < 8 * 60
+    assert 2 * (50 + 100 + 150) <= told["queue"] < 2 * (60 + 120 + 180) + 8 * 50
+    parts = sum(told[part] for part in ("queue", "compute_input", "compute_infer", "compute_output"))
+    assert parts <= told["success"] < parts + 8 * 50
+    (by_size,) = found["batch_stats"]
+    assert (by_size["batch_size"], by_size["compute_infer"]["count"]) == (1, 8)
+    assert 0 <= time.time() * 1000 - found["last_inference"] < 60_000
+    assert (found["execution_count"], found["inference_count"]) == (8, 8)
+
+
+def test_a_torch_models_answer_spends_time_on_input_model_and_output(gateway: GatewayProcess, deploy: Deploy) -> None:
+    torch = pytest.importorskip("torch")
+    side = 512
+    example = np.zeros((side, side), np.float32)
+    name = deploy(torch.nn.Linear(side, side), example=example, profile="1,20").name
+    data = np.ones((8, side, side), "<f4").tobytes()
+    entry = {"name": "x", "shape": [8, side, side], "datatype": "FP32", "parameters": {"binary_data_size": len(data)}}
+    head = json.dumps({"inputs": [entry], "parameters": {"binary_data_output": True}}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    assert gateway.post(f"/v2/models/{name}/infer", head + data, headers).status == 200
+    stats = gateway.get(f"/v2/models/{name}/stats").json["model_stats"][0]["inference_stats"]
+    for part in ("compute_input", "compute_infer", "compute_output"):
+        assert stats[part]["count"] == 8
+        assert stats[part]["ns"] > 10_000
 
 
 def test_sigterm_lets_what_is_under_way_be_answered(

@@ -7,18 +7,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from symphony_dask.recent import KEPT, LEFT_BOUNDS, SIZE_BOUNDS, Facts, Recent, quantile_ns
+from symphony_dask.recent import KEPT, LEFT_BOUNDS, SIZE_BOUNDS, Facts, Recent, Spent, quantile_ns, spent_by
 from symphony_dask.scheduling.intake import LATENCY_BINS
 from symphony_dask.trace import Outcome
 
 MS = 1_000_000
+NOTHING = Spent(0, 0, 0, 0, 0, 0)
 FACTS = {0: Facts("m", 50 * MS, 2, 8)}
 
 
-def add(recent: Recent, size: int = 4, *, at: float, model: int = 0, waited: bool = False, end: float = 130) -> None:
+def add(
+    recent: Recent,
+    size: int = 4,
+    *,
+    at: float,
+    model: int = 0,
+    waited: bool = False,
+    end: float = 130,
+    spent: Spent = NOTHING,
+) -> None:
     """A batch of a window from 100 to 110 ms, dispatched ``at`` ms, that was planned for 20 ms and ran 25."""
     window = (100 * MS, 110 * MS)
-    recent.batch(model, 7, size, window, int(at * MS), int(end * MS) - 25 * MS, int(end * MS), waited, 20 * MS)
+    recent.batch(model, 7, size, window, int(at * MS), int(end * MS) - 25 * MS, int(end * MS), waited, 20 * MS, spent)
 
 
 def counts(**outcomes: int) -> Any:
@@ -44,6 +54,24 @@ def test_a_batch_leaves_because_its_window_opens_or_a_gpu_is_free_or_early() -> 
     add(recent, at=99)
     recent.fold()
     assert recent.tallies[0].reasons.tolist() == [1, 2, 1]  # opening, gpu_free, early
+
+
+def test_each_answered_request_spends_the_whole_times_of_its_batch() -> None:
+    recent = Recent()
+    add(recent, 4, at=105, spent=Spent(4, 400, 100, 1, 20, 3))
+    add(recent, 4, at=105, spent=Spent(3, 300, 90, 2, 20, 4))  # one of them failed
+    add(recent, 1, at=105, spent=Spent(1, 50, 10, 5, 6, 7), end=140)
+    recent.fold()
+    assert spent_by(recent.tallies[0], 150 * MS) == {
+        "answered": 8,
+        "answer_ns": 750,
+        "queue_ns": 200,
+        "input_ns": 4 * 1 + 3 * 2 + 5,
+        "infer_ns": 7 * 20 + 6,
+        "output_ns": 4 * 3 + 3 * 4 + 7,
+        "by_size": [[1, 1, 5, 6, 7], [4, 2, 3, 40, 7]],
+        "idle_ns": 10 * MS,
+    }
 
 
 def test_batches_are_counted_by_size_and_by_what_was_left_of_their_window() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -25,11 +26,15 @@ class BatchResult:
     blob: the encoded answers, concatenated in the order of the samples.
     sizes: (n,) length of each answer in bytes, 0 for a sample that failed.
     errors: traceback by index of each sample that failed, as ``text.error_text`` has it.
+    input_ns, output_ns: what the batch took beside the model: to decode and stack samples and have them on the device,
+        and to encode answers. 0 where a runner does not measure it.
     """
 
     blob: memoryview
     sizes: npt.NDArray[np.int64]
     errors: dict[int, str] = field(default_factory=dict)
+    input_ns: int = 0
+    output_ns: int = 0
 
 
 class Runner(Protocol):
@@ -79,6 +84,7 @@ class BatchRunner:
     def stage(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> Callable[[], BatchResult]:
         """See ``Staging.stage``."""
         n = len(sizes)
+        watch = _Watch()
         try:
             samples = self._stack(blob, sizes)
             if samples is not None and (stage := getattr(self.call, "stage", None)) is not None:
@@ -86,9 +92,10 @@ class BatchRunner:
         except Exception as error:
             result = _all_failed(n, error)
             return lambda: result
+        watch.lap("input")
         if samples is None:
-            return lambda: self._run_groups(codec.split(blob, sizes))
-        return lambda: self._run_stacked(samples, n)
+            return lambda: self._run_groups(codec.split(blob, sizes), watch)
+        return lambda: self._run_stacked(samples, n, watch)
 
     def _stack(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> Any | None:
         if self.takes == "list":
@@ -96,14 +103,20 @@ class BatchRunner:
         samples = codec.stack(blob, sizes)
         return inputs.stack(blob, sizes) if samples is None and self.takes == "inputs" else samples
 
-    def _run_stacked(self, samples: Any, n: int) -> BatchResult:
+    def _run_stacked(self, samples: Any, n: int, watch: _Watch) -> BatchResult:
+        watch.begin()
         try:
-            return encode_answers(self.call(samples), n)
+            outputs = self.call(samples)
+            watch.lap("model")
+            result = encode_answers(outputs, n)
+            watch.lap("output")
+            return watch.told(result)
         except Exception as error:
             return _all_failed(n, error)
 
-    def _run_groups(self, payloads: list[memoryview]) -> BatchResult:
+    def _run_groups(self, payloads: list[memoryview], watch: _Watch) -> BatchResult:
         groups: dict[Any, list[int]] = {}
+        watch.begin()
         for i, payload in enumerate(payloads):
             groups.setdefault(self._group_of(payload), []).append(i)
 
@@ -114,14 +127,19 @@ class BatchRunner:
                 samples = self._join([payloads[i] for i in members])
                 if samples is None:
                     members, samples = _decode_each(payloads, members, errors)
+                watch.lap("input")
                 if members:
-                    result = encode_answers(self.call(samples), len(members))
+                    outputs = self.call(samples)
+                    watch.lap("model")
+                    result = encode_answers(outputs, len(members))
                     for i, answer in zip(members, codec.split(result.blob, result.sizes), strict=True):
                         answers[i] = bytes(answer)
                     errors |= {members[k]: text for k, text in result.errors.items()}
+                    watch.lap("output")
             except Exception as error:
                 errors |= dict.fromkeys(members, error_text(error))
-        return BatchResult(memoryview(b"".join(answers)), np.array([len(a) for a in answers], np.int64), errors)
+        result = BatchResult(memoryview(b"".join(answers)), np.array([len(a) for a in answers], np.int64), errors)
+        return watch.told(result)
 
     def _group_of(self, payload: memoryview) -> Any:
         """Equal for samples that share a call."""
@@ -138,6 +156,26 @@ class BatchRunner:
         if self.takes == "inputs" and inputs.group_of(group[0]) is not None:
             return inputs.join(group)
         return self._stack(memoryview(b"".join(group)), np.array([len(payload) for payload in group], np.int64))
+
+
+class _Watch:
+    """Where the time of a batch goes: each ``lap`` adds what passed since the one before to a part."""
+
+    def __init__(self) -> None:
+        self._ns = {"input": 0, "model": 0, "output": 0}
+        self.begin()
+
+    def begin(self) -> None:
+        """What passed before now is of no part: a batch that was staged waits for its turn."""
+        self._at_ns = time.perf_counter_ns()
+
+    def lap(self, part: str) -> None:
+        now_ns = time.perf_counter_ns()
+        self._ns[part] += now_ns - self._at_ns
+        self._at_ns = now_ns
+
+    def told(self, result: BatchResult) -> BatchResult:
+        return replace(result, input_ns=self._ns["input"], output_ns=self._ns["output"])
 
 
 def encode_answers(outputs: Any, n: int) -> BatchResult:

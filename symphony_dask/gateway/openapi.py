@@ -188,7 +188,10 @@ def _schemas() -> dict[str, Schema]:
     metadata = {"name": text, "datatype": text, "shape": {"type": "array", "items": whole}}
     wanted = {"name": {"type": "string", "minLength": 1}, "parameters": parameters}
     rows = {"type": "array", "items": {}, "minItems": 1, "maxItems": MAX_SAMPLES}
-    statistic = _object(success=_object(count=whole, ns=whole), fail=_object(count=whole, ns=whole))
+    duration_of = _object(count=whole, ns=whole)
+    computed = {f"compute_{part}": duration_of for part in ("input", "infer", "output")}
+    counted = dict.fromkeys(("success", "fail", "queue", "cache_hit", "cache_miss"), duration_of)
+    by_size = {"type": "array", "items": _object(batch_size=whole, **computed)}
     return {
         "Anything": {},
         "Error": _object(error=text),
@@ -216,7 +219,13 @@ def _schemas() -> dict[str, Schema]:
             model_stats={
                 "type": "array",
                 "items": _object(
-                    name=text, version=text, inference_count=whole, execution_count=whole, inference_stats=statistic
+                    name=text,
+                    version=text,
+                    last_inference=whole,
+                    inference_count=whole,
+                    execution_count=whole,
+                    inference_stats=_object(**counted, **computed),
+                    batch_stats=by_size,
                 ),
             }
         ),

@@ -20,9 +20,9 @@ from symphony_dask.gateway.page import page
 from symphony_dask.gateway.paths import INFERENCE, Call, calls_of
 from symphony_dask.gateway.refusal import Refusal, later, of_error
 from symphony_dask.gateway.samples import Interface
+from symphony_dask.gateway.statistics import statistic
 from symphony_dask.gateway.upstream import Served, Upstream
 from symphony_dask.text import MOST_NAME, brief, plain, shown
-from symphony_dask.trace.schema import Outcome
 
 NAME = "symphony-dask"
 
@@ -227,6 +227,7 @@ def _config(model: Served) -> dict[str, Any]:
         "platform": "symphony_dask",
         "backend": "symphony_dask",
         "max_batch_size": model.max_batch,
+        "dynamic_batching": {},
         "input": tensors(model.takes),
         "output": tensors(model.gives),
     }
@@ -234,20 +235,8 @@ def _config(model: Served) -> dict[str, Any]:
 
 async def _statistics(models: Sequence[Served], upstream: Upstream, metrics: Metrics) -> dict[str, Any]:
     status = await upstream.status()
-    return {"model_stats": [_statistic(m, status["models"].get(m.name), metrics) for m in models]}
-
-
-def _statistic(model: Served, status: dict[str, Any] | None, metrics: Metrics) -> dict[str, Any]:
-    """Executions and inferences as the scheduler counts them, successes and failures as this gateway does."""
-    outcomes = status["outcomes"] if status is not None else {}
-    inferences = sum(outcomes.get(o.name.lower(), 0) for o in (Outcome.OK, Outcome.LATE))
-    return {
-        "name": model.name,
-        "version": model.version,
-        "inference_count": inferences,
-        "execution_count": status["batches"] if status is not None else 0,
-        "inference_stats": metrics.of_model(model.name),
-    }
+    of_versions = {(m["name"], m["version"]): m for m in status["models"].values()}
+    return {"model_stats": [statistic(m, of_versions.get((m.name, m.version)), metrics) for m in models]}
 
 
 def _version_status(model: Served) -> dict[str, Any]:
