@@ -15,7 +15,7 @@ from autoscale.demand import WAIT_SHARE, staffed
 from autoscale.policy import POLICIES
 from autoscale.trial import FleetModel, Trial, run_trial
 from symphony_dask.signals import gpu_seconds_per_request
-from symphony_dask.units import NS_PER_S
+from symphony_dask.units import NS_PER_S, format_duration
 from workloads.fleet import GPU
 from workloads.pool import OnProgress, no_progress, run_all
 from workloads.workload import Workload, read_workload
@@ -95,8 +95,12 @@ def least_changes(levels: npt.NDArray[np.int64], gap: int) -> tuple[int, int]:
 
 
 def figures(trial: Trial, trace: Asked, settings: Settings, usd_per_hour: float) -> dict[str, Any]:
-    """The keys of ``symphony autoscale simulate --json``; all figures are simulated."""
+    """The keys of ``symphony autoscale simulate --json``; all figures are simulated.
+
+    saving: None where the trace is too short to tell (``why_no_saving``).
+    """
     hours = trial.span_s / 3600
+    unknown = why_no_saving(trial.span_s, settings)
     least = least_changes(trace.levels, round(settings.scale_in_window_s / LEVEL_S))
     fixed = trace.peak_gpus * hours
     return {
@@ -106,7 +110,8 @@ def figures(trial: Trial, trace: Asked, settings: Settings, usd_per_hour: float)
         "hours": hours,
         "fixed_peak_gpus": trace.peak_gpus,
         "fixed_peak_gpu_hours": fixed,
-        "saving": 1 - trial.gpu_hours / fixed,
+        "saving": None if unknown else 1 - trial.gpu_hours / fixed,
+        "why_no_saving": unknown,
         "usd": trial.gpu_hours * usd_per_hour,
         "fixed_peak_usd": fixed * usd_per_hour,
         "least_launches": least[0],
@@ -114,6 +119,19 @@ def figures(trial: Trial, trace: Asked, settings: Settings, usd_per_hour: float)
         "mean_gpus": trial.gpu_hours / hours,
         "demand_gpu_hours": float(trace.demand.mean()) * hours,
     }
+
+
+def why_no_saving(span_s: float, settings: Settings) -> str | None:
+    """Why a trace of that length tells nothing of what scaling saves; None: it does.
+
+    Until a first GPU has booted and a first one may have gone, the fleet is the one that it began with.
+    """
+    least_s = settings.boot_s + settings.scale_in_window_s
+    if span_s >= least_s:
+        return None
+    boot, window = (format_duration(s * NS_PER_S) for s in (settings.boot_s, settings.scale_in_window_s))
+    took = f"the trace lasts {format_duration(span_s * NS_PER_S)}"
+    return f"{took}, less than a GPU takes to boot ({boot}) and to be let go again ({window})"
 
 
 def variants(name: str, settings: Settings, work: Workload, peak_gpus: int) -> list[tuple[str, Settings]]:

@@ -51,11 +51,14 @@ def simulate(path: str, markdown: bool, out: str | None, as_json: bool, **option
     With --compare there are up to two rows for each other policy: the fewest GPU-hours that attain what is asked, and
     the fewest with no more missed than load_proportional.
     """
+    from workloads.tables import NONE, Table, significant
+
     found, trials = _run(path, **options)
     rows = [
         (
-            r["policy"], r["settings"], f"{r['gpu_hours']:,.1f}", f"{r['saving']:.1%}", f"{r['attainment']:.3%}",
-            f"{r['requests'] - r['ok']:,}", str(r["launches"]), str(r["terminations"]), f"{r['usd']:,.2f}",
+            r["policy"], r["settings"], significant(r["gpu_hours"]),
+            NONE if r["saving"] is None else f"{r['saving']:.1%}", f"{r['attainment']:.3%}",
+            f"{r['requests'] - r['ok']:,}", str(r["launches"]), str(r["terminations"]), significant(r["usd"], 2),
         )
         for r in found["rows"]
     ]  # fmt: skip
@@ -70,17 +73,18 @@ def simulate(path: str, markdown: bool, out: str | None, as_json: bool, **option
         return
     from rich.console import Console
 
-    from workloads.tables import Table
-
     first = found["rows"][0]
     note = (
-        f"fixed peak: {first['fixed_peak_gpus']} GPUs, {first['fixed_peak_gpu_hours']:,.1f} GPU-hours; least launches "
-        f"{first['least_launches']}, terminations {first['least_terminations']}"
+        f"fixed peak: {first['fixed_peak_gpus']} GPUs, {significant(first['fixed_peak_gpu_hours'])} GPU-hours; "
+        f"least launches {first['least_launches']}, terminations {first['least_terminations']}"
     )
     if options["compare"]:
         others = [trial for trial in found["trials"] if trial["policy"] != first["policy"]]
         good = [t for t in others if t["gpu_hours"] <= first["gpu_hours"] and t["ok"] >= first["ok"]]
         note += f"; of {len(others)} trials of the others {len(good)} took no more GPU-hours and missed no more"
+    if first["why_no_saving"]:
+        note += f"; no saving can be told: {first['why_no_saving']}; take a longer trace, or a shorter --boot"
+        note += " and --set scale_in_window_s=SECONDS"
     table = Table(title, _HEADS, rows, left=2, note=note)
     if markdown:
         click.echo(table.markdown())
@@ -118,7 +122,7 @@ def _run(
     from symphony_dask.scheduling.profile import LatencyProfile
     from symphony_dask.units import NS_PER_S, parse_duration_ns
     from workloads.pool import compile_policies
-    from workloads.workload import read_workload
+    from workloads.workload import DEFAULT_PROFILE, read_workload
 
     usd = _price(gpu_class) if price is None else price
     boot_s = parse_duration_ns(boot, "--boot") / NS_PER_S
@@ -132,6 +136,8 @@ def _run(
     slo_ns = None if slo is None else parse_duration_ns(slo, "--slo")
     read: dict[str, Any] = {"profile": profile, "slo_ns": slo_ns}
     work = read_workload(path, **read)
+    if any(model.profile is DEFAULT_PROFILE for model in work.models):
+        click.echo("no profile is known: assuming ResNet-50's (--profile ALPHA,BETA gives another)", err=True)
     trace = assess.asked(work)
     settings = _settings(choices, boot_s, trace.peak_gpus)
     memory = learn(folders, settings) if folders else Memory()

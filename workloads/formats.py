@@ -16,16 +16,20 @@ import numpy.typing as npt
 import polars as pl
 
 from symphony_dask.errors import BadInput
+from symphony_dask.text import MOST_NAME, brief, shown
 from symphony_dask.trace import Names
 from symphony_dask.trace.ordered import Rows
 from symphony_dask.units import NS_PER_S
-from workloads.textlines import BadRows, field_blocks, line_blocks
+from workloads.textlines import BadRows, field_blocks, line_blocks, value
 
 #: Digits after the point of each unit, down to ns.
 UNITS = {"s": 9, "ms": 6, "us": 3, "ns": 0}
 ISO = "iso"
 
 _CHUNK_ROWS = 1_000_000
+
+#: Times are below this, ns either way, some 146 years: then their differences are ns in 64 bits too.
+_MOST_NS = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,11 @@ def azure_llm_rows(source: Source) -> Iterator[pl.DataFrame]:
             pl.when(pl.col("wrong").is_not_null())
             .then(pl.col("wrong"))
             .when(pl.col("arrival_ns").is_null())
-            .then(pl.format("TIMESTAMP '{}' is not a time such as 2023-11-16 18:17:03.9799600", time))
+            .then(pl.format("TIMESTAMP '{}' is not a time such as 2023-11-16 18:17:03.9799600", value(time)))
             .when(pl.col("context_tokens").is_null())
-            .then(pl.format("ContextTokens '{}' is not a whole number of at least 0", context))
+            .then(pl.format("ContextTokens '{}' is not a whole number of at least 0", value(context)))
             .when(pl.col("generated_tokens").is_null())
-            .then(pl.format("GeneratedTokens '{}' is not a whole number of at least 0", generated))
+            .then(pl.format("GeneratedTokens '{}' is not a whole number of at least 0", value(generated)))
         )
         yield source.bad.leave_out(rows.with_columns(wrong=wrong)).select(
             "arrival_ns", "context_tokens", "generated_tokens"
@@ -102,16 +106,18 @@ def azure_functions_2021(source: Source) -> Iterator[Rows]:
     columns = ("app", "func", "end_timestamp", "duration")
     app, func, end, duration = (pl.col(f"field {name}") for name in columns)
     for rows in field_blocks(source.path, columns, source.on_progress):
-        rows = rows.with_columns(end_ns=_ns(end, "s"), duration_ns=_ns(duration, "s"))
+        rows = rows.with_columns(end_ns=_ns(end, "s", _MOST_NS // 2), duration_ns=_ns(duration, "s", _MOST_NS // 2))
         wrong = (
             pl.when(pl.col("wrong").is_not_null())
             .then(pl.col("wrong"))
             .when((app == "") | (func == ""))
             .then(pl.lit("app or func is empty"))
+            .when(_unnameable(pl.concat_str(app, func, separator="/")))
+            .then(_unnamed("app/func", pl.concat_str(app, func, separator="/")))
             .when(pl.col("end_ns").is_null())
-            .then(pl.format("end_timestamp '{}' is not a number of seconds", end))
+            .then(pl.format("end_timestamp '{}' is not a number of seconds", value(end)))
             .when(pl.col("duration_ns").is_null() | (pl.col("duration_ns") < 0))
-            .then(pl.format("duration '{}' is not a number of seconds of at least 0", duration))
+            .then(pl.format("duration '{}' is not a number of seconds of at least 0", value(duration)))
         )
         good = source.bad.leave_out(rows.with_columns(wrong=wrong))
         yield {
@@ -137,6 +143,8 @@ def azure_functions_2019(source: Source) -> Iterator[Rows]:
             .then(pl.col("wrong"))
             .when((app == "") | (function == ""))
             .then(pl.lit("HashApp or HashFunction is empty"))
+            .when(_unnameable(pl.concat_str(app, function, separator="/")))
+            .then(_unnamed("HashApp/HashFunction", pl.concat_str(app, function, separator="/")))
             .when(pl.col("counts").list.eval(pl.element().is_null()).list.any())
             .then(pl.lit("a count is not a whole number of at least 0"))
         )
@@ -160,8 +168,11 @@ def rate(source: Source) -> Iterator[Rows]:
     for rows in line_blocks(source.path, source.on_progress):
         rows = rows.with_columns(count=_count(pl.col("text")), second=second + pl.int_range(pl.len()))
         second += rows.height
-        wrong = pl.when(pl.col("count").is_null()).then(
-            pl.format("'{}' is not a whole number of at least 0", pl.col("text"))
+        wrong = (
+            pl.when(pl.col("wrong").is_not_null())
+            .then(pl.col("wrong"))
+            .when(pl.col("count").is_null())
+            .then(pl.format("'{}' is not a whole number of at least 0", value(pl.col("text"))))
         )
         good = source.bad.leave_out(rows.with_columns(wrong=wrong))
         starts = good["second"].to_numpy().astype(np.int64) * NS_PER_S
@@ -176,22 +187,46 @@ def mooncake(source: Source) -> Iterator[Rows]:
 
 def jsonl(source: Source) -> Iterator[Rows]:
     """JSON lines, one object each. A name is that of a key, or a JSON path where it begins with "$"."""
-    wanted = [name for name in (source.time, source.model, source.bytes_) if name is not None]
+    paths = {name: _json_path(name) for name in _wanted(source)}
     for rows in line_blocks(source.path, source.on_progress):
         fields = (
-            pl.col("text")
-            .str.json_path_match(name if name.startswith("$") else f"$['{name}']")
-            .str.strip_chars()
-            .alias(f"field {name}")
-            for name in wanted
+            pl.col("text").str.json_path_match(path).str.strip_chars().alias(f"field {name}")
+            for name, path in paths.items()
         )
-        yield _named(source, rows.with_columns(*fields, wrong=pl.lit(None, pl.String)))
+        yield _named(source, rows.with_columns(*fields))
+
+
+def _json_path(name: str) -> str:
+    if "\\" in name and not name.startswith("$"):
+        raise BadInput(f"the key {shown(name)} has a backslash, which JSON paths cannot name: rename it in the file")
+    path = name if name.startswith("$") else "$['{}']".format(name.replace("'", "\\'"))
+    try:
+        pl.select(pl.lit("{}").str.json_path_match(path))
+    except pl.exceptions.PolarsError:
+        raise BadInput(f'{shown(name)} is no JSON path: write a key, or a path such as "$.request.time"') from None
+    return path
+
+
+def _wanted(source: Source) -> list[str]:
+    """The columns or keys that are read, each once; raises ``BadInput`` for names that no file can have."""
+    names = [name for name in (source.time, source.model, source.bytes_) if name is not None]
+    for name in names:
+        if not _is_unicode(name):
+            raise BadInput(f"the name {shown(name)} of a column is no Unicode text: give it as UTF-8")
+    return list(dict.fromkeys(names))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def csv(source: Source) -> Iterator[Rows]:
     """CSV with a header line."""
-    wanted = [name for name in (source.time, source.model, source.bytes_) if name is not None]
-    for rows in field_blocks(source.path, wanted, source.on_progress):
+    for rows in field_blocks(source.path, _wanted(source), source.on_progress):
         yield _named(source, rows)
 
 
@@ -205,17 +240,18 @@ def _named(source: Source, rows: pl.DataFrame) -> Rows:
         .when(time.is_null())
         .then(pl.lit(f"it has no {source.time}, or is no JSON object"))
         .when(pl.col("arrival_ns").is_null())
-        .then(pl.format("{} '{}' is not {}", pl.lit(source.time), time, pl.lit(what)))
+        .then(pl.format("{} '{}' is not {}", pl.lit(source.time), value(time), pl.lit(what)))
     )
     rows = rows.with_columns(arrival_ns=arrival_ns)
     if source.model is not None:
         model = pl.col(f"field {source.model}")
         wrong = wrong.when(model.is_null() | (model == "")).then(pl.lit(f"{source.model} is empty"))
+        wrong = wrong.when(_unnameable(model)).then(_unnamed(source.model, model))
     if source.bytes_ is not None:
         size = pl.col(f"field {source.bytes_}")
         rows = rows.with_columns(bytes=_size(size))
         wrong = wrong.when(pl.col("bytes").is_null()).then(
-            pl.format("{} '{}' is not a whole number of at least 0", pl.lit(source.bytes_), size)
+            pl.format("{} '{}' is not a whole number of at least 0", pl.lit(source.bytes_), value(size))
         )
     good = source.bad.leave_out(rows.with_columns(wrong=wrong))
     found = {"arrival_ns": good["arrival_ns"].to_numpy()}
@@ -227,34 +263,77 @@ def _named(source: Source, rows: pl.DataFrame) -> Rows:
 
 
 def parquet(source: Source) -> Iterator[Rows]:
-    """Parquet: a time column (a number in some unit, or a timestamp), and columns of model (string) and bytes (int).
+    """Parquet: a time column (a number in some unit, or a timestamp), and columns of model (text) and bytes (int).
 
     Bad rows have the number of their row, from 1, as their line.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    wanted = _wanted(source)
     try:
-        file = pq.ParquetFile(source.path)
-    except (OSError, ValueError) as exc:
-        raise BadInput(f"{str(source.path)!r} cannot be read as Parquet ({exc})") from exc
-    wanted = [name for name in (source.time, source.model, source.bytes_) if name is not None]
-    with file:
-        missing = [name for name in wanted if name not in file.schema_arrow.names]
-        if missing:
-            raise BadInput(f"{source.path} has no column {missing[0]}: it has {', '.join(file.schema_arrow.names)}")
-        done = 0
-        for batch in file.iter_batches(_CHUNK_ROWS, columns=wanted):
-            frame = pl.DataFrame(batch)
-            time = frame[source.time]
-            frame = frame.select(pl.col(name).cast(pl.String).alias(f"field {name}") for name in wanted)
-            if time.dtype.is_temporal():
-                frame = frame.with_columns(time.dt.epoch("ns").cast(pl.String).alias(f"field {source.time}"))
-            frame = frame.with_row_index("line", done + 1).with_columns(wrong=pl.lit(None, pl.String))
-            yield _named(replace(source, unit="ns") if time.dtype.is_temporal() else source, frame)
-            done += batch.num_rows
-            if source.on_progress is not None:
-                # Of the bytes, roughly: what Parquet has read is not known.
-                source.on_progress(Path(source.path).stat().st_size * done // max(file.metadata.num_rows, 1))
+        with pq.ParquetFile(source.path) as file:
+            kinds = _parquet_types(source, file.schema_arrow, wanted)
+            done = 0
+            for batch in file.iter_batches(_CHUNK_ROWS, columns=wanted):
+                frame = pl.DataFrame({name: pl.Series(name, batch.column(name)) for name in wanted})
+                yield _named(*_as_text(source, frame, kinds, done + 1))
+                done += batch.num_rows
+                if source.on_progress is not None:
+                    # Of the bytes, roughly: what Parquet has read is not known.
+                    source.on_progress(Path(source.path).stat().st_size * done // max(file.metadata.num_rows, 1))
+    except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as exc:
+        why = " ".join(brief(exc).split())
+        raise BadInput(f"{str(source.path)!r} cannot be read as Parquet ({why}): check the file") from exc
+
+
+def _parquet_types(source: Source, schema: Any, wanted: Sequence[str]) -> dict[str, Any]:
+    """The Arrow type of each of the columns; raises ``BadInput`` for one that is missing, twice there, or of no use."""
+    import pyarrow.types as t
+
+    named = shown(", ".join(schema.names), 300)
+    for name in wanted:
+        if schema.names.count(name) != 1:
+            lack = "no column" if name not in schema.names else f"{schema.names.count(name)} columns"
+            raise BadInput(f"{source.path} has {lack} {name}: it has {named}")
+    kinds = {name: schema.field(name).type for name in wanted}
+    number = (t.is_integer, t.is_floating, t.is_decimal)
+    text = (t.is_string, t.is_large_string, lambda kind: t.is_dictionary(kind) and _is_text(kind.value_type))
+    allowed: tuple[tuple[str | None, Any, str], ...] = (
+        (source.time, (*number, *text, t.is_timestamp, t.is_duration), "a number, a timestamp, a duration or text"),
+        (source.model, (*text, t.is_integer), "text"),
+        (source.bytes_, (*number, *text), "a whole number"),
+    )
+    for given, checks, remedy in allowed:
+        if given is not None and not any(check(kinds[given]) for check in checks):
+            raise BadInput(f"column {given} of {source.path} is {shown(str(kinds[given]))}: it must be {remedy}")
+    return kinds
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types as t
+
+    return bool(t.is_string(kind) or t.is_large_string(kind))
+
+
+def _as_text(source: Source, frame: pl.DataFrame, kinds: dict[str, Any], first: int) -> tuple[Source, pl.DataFrame]:
+    """Rows as those of a text file have them, numbered from ``first``."""
+    time = frame[source.time]
+    frame = frame.with_columns(
+        (pl.col(name).to_physical() if frame[name].dtype == pl.Duration else pl.col(name))
+        .cast(pl.String)
+        .alias(f"field {name}")
+        for name in kinds
+    )
+    if time.dtype.is_temporal():
+        per_unit = {"ns": 1, "us": 1000, "ms": 1_000_000}[time.dtype.time_unit]  # type: ignore[attr-defined]
+        own, most = pl.col(source.time).to_physical(), _MOST_NS // per_unit
+        # What has no ns in 64 bits stays a date, and so becomes a bad row.
+        ns = pl.when(own.is_between(-most, most)).then((own * per_unit).cast(pl.String))
+        frame = frame.with_columns(ns.otherwise(pl.col(f"field {source.time}")).alias(f"field {source.time}"))
+        source = replace(source, unit="ns")
+    frame = frame.with_row_index("line", first).with_columns(wrong=pl.lit(None, pl.String))
+    return source, frame
 
 
 #: Formats by the name that `symphony trace import FORMAT` takes.
@@ -285,15 +364,36 @@ def _codes(names: Names, labels: pl.Series) -> npt.NDArray[np.int32]:
     return names.encode(labels.to_arrow())
 
 
-def _ns(text: pl.Expr, unit: str) -> pl.Expr:
+def _ns(text: pl.Expr, unit: str, most_ns: int = _MOST_NS) -> pl.Expr:
     """A number of ``unit`` as int64 ns, exactly, or null; more digits than ns have are rounded."""
-    return text.cast(pl.Decimal(38, UNITS[unit]), strict=False).to_physical().cast(pl.Int64, strict=False)
+    ns = text.cast(pl.Decimal(38, UNITS[unit]), strict=False).to_physical().cast(pl.Int64, strict=False)
+    return pl.when(ns.is_between(-most_ns, most_ns)).then(ns)
 
 
 def _iso(text: pl.Expr) -> pl.Expr:
-    """A UTC time as int64 ns since 1970, or null."""
-    plain = text.str.strip_suffix("+00:00").str.strip_suffix("Z").str.replace("T", " ", literal=True)
-    return plain.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="ns", strict=False).dt.epoch("ns")
+    """A time as int64 ns since 1970, or null; UTC unless it ends in an offset such as +02:00."""
+    local = text.str.strip_suffix("Z").str.replace("T", " ", literal=True)
+    offset = local.str.extract(r"([+-]\d\d:?\d\d)$")
+    plain = local.str.replace(r"\s*[+-]\d\d:?\d\d$", "")
+    form = "%Y-%m-%d %H:%M:%S%.f"
+    local_ns = plain.str.to_datetime(form, time_unit="ns", strict=False).dt.epoch("ns")
+    # Beyond the years that ns have in 64 bits they are wrong, and not null.
+    us = plain.str.to_datetime(form, time_unit="us", strict=False).dt.epoch("us")
+    digits = offset.str.replace(":", "", literal=True)
+    minutes = digits.str.slice(1, 2).cast(pl.Int64) * 60 + digits.str.slice(3, 2).cast(pl.Int64)
+    ahead_ns = pl.when(digits.str.starts_with("-")).then(-minutes).otherwise(minutes) * (60 * NS_PER_S)
+    ns = local_ns - ahead_ns.fill_null(0)
+    return pl.when((local_ns.floordiv(1000) == us) & ns.is_between(-_MOST_NS, _MOST_NS)).then(ns)
+
+
+def _unnameable(name: pl.Expr) -> pl.Expr:
+    """Whether no model can have that name (``text.check_name``)."""
+    return name.str.contains(r"[\p{C}[\p{Z}--[ ]]]") | (name.str.len_chars() > MOST_NAME)
+
+
+def _unnamed(what: str, name: pl.Expr) -> pl.Expr:
+    remedy = f"is no name of a model: printable, at most {MOST_NAME} characters"
+    return pl.format("{} '{}' {}", pl.lit(what), value(name), pl.lit(remedy))
 
 
 def _count(text: pl.Expr) -> pl.Expr:

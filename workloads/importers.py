@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from symphony_dask.errors import BadInput
+from symphony_dask.text import brief
 from symphony_dask.trace import Names, TraceWriter
 from symphony_dask.trace.ordered import Rows, in_order, taken
 from workloads.arrivals import assign, drawn_models, time_generator
@@ -90,7 +91,7 @@ def import_trace(
     facts = Facts()
     described = {"source": Path(path).name, "format": format_name, "seed": seed}
     with TraceWriter(target, described) as writer:
-        rows = in_order(functions.number(chosen.chunks(source)))
+        rows = in_order(functions.number(_chunks(chosen.chunks, source, format_name)))
         first = next(rows, None)  # by now all is read
         if on_bad is not None and bad.examples:
             on_bad(bad.examples)
@@ -112,6 +113,15 @@ def import_trace(
         if not facts.requests:
             raise BadInput(f"{path} has no request from {start_ns} to {end_ns} ns: give another window")
     return facts.to_dict(bad.count)
+
+
+def _chunks(chunks: Callable[[Source], Iterator[Rows]], source: Source, format_name: str) -> Iterator[Rows]:
+    """The chunks; what polars has against the file is told as an error of its reading."""
+    try:
+        yield from chunks(source)
+    except pl.exceptions.PolarsError as error:
+        text = f"{str(source.path)!r} cannot be read as {format_name} ({' '.join(brief(error).split())})"
+        raise BadInput(f"{text}: check that it has that format") from error
 
 
 class _Functions:

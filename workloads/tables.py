@@ -180,6 +180,11 @@ def _spread(row: dict[str, Any], spread: _Spread) -> list[str]:
     return [text(row[f"{name}_{which}"]) for _, name, text in spread for which in ("worst", "median", "best")]
 
 
+def significant(value: float, decimals: int = 1) -> str:
+    """A figure of any size, with so many decimals, below 1 with enough to tell it from nothing: 1,234.5, 0.0123."""
+    return f"{value:,.{decimals}f}" if abs(value) >= 1 or not value else f"{value:.3g}"
+
+
 def _integer(value: float | None) -> str:
     return NONE if value is None else f"{value:,.0f}"
 

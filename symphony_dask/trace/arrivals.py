@@ -9,8 +9,9 @@ import polars as pl
 import polars.exceptions
 
 from symphony_dask.errors import BadInput
+from symphony_dask.text import brief
 from symphony_dask.trace import folder as run_folder
-from symphony_dask.trace.chunks import ARRIVAL_COLUMNS, is_recorded
+from symphony_dask.trace.chunks import ARRIVAL_COLUMNS, check_schema, is_recorded, name_of_file, read_of
 from symphony_dask.trace.reader import open_run
 from symphony_dask.trace.schema import SCHEMAS
 from symphony_dask.trace.writer import TraceWriter
@@ -45,8 +46,8 @@ def read_trace(path: str | os.PathLike[str]) -> pl.DataFrame:
     """The requests in ``path``, a run folder or one Parquet file, with all columns of the requests table.
 
     Rows are in order of arrival, then of id, without those that arrived before a recorded run began. A file needs only
-    ``model`` and ``arrival_ns``; missing columns are filled as ``write_trace`` fills them. Raises ``BadInput`` if there
-    is no such path or it holds something else.
+    ``arrival_ns``: missing columns are filled as ``write_trace`` fills them, a missing ``model`` by the file's name;
+    unknown ones are left out. Raises ``BadInput`` if there is no such path or it holds something else.
     """
     source = run_folder.place(path)
     if not run_folder.is_file(source):
@@ -54,8 +55,11 @@ def read_trace(path: str | os.PathLike[str]) -> pl.DataFrame:
         if is_recorded(path):
             requests = requests.filter(pl.col("arrival_ns") >= 0)
         return _complete(requests.collect(), str(source))
-    with run_folder.open_part(source) as file:
-        frame = pl.DataFrame(file.read())
+    with read_of(str(source)), run_folder.open_part(source) as file:
+        check_schema(file.schema_arrow, str(source), foreign=True)
+        frame = pl.DataFrame(file.read([name for name in file.schema_arrow.names if name in _DTYPES]))
+    if "model" not in frame.columns:
+        frame = frame.with_columns(pl.lit(name_of_file(source)).alias("model"))
     return _complete(frame, str(source))
 
 
@@ -75,7 +79,7 @@ def _complete(frame: pl.DataFrame, what: str) -> pl.DataFrame:
             for name, dtype in _DTYPES.items()
         ).select(list(_DTYPES))
     except polars.exceptions.PolarsError as exc:
-        raise BadInput(f"{what} cannot be used ({exc}): {remedy}") from exc
+        raise BadInput(f"{what} cannot be used ({' '.join(brief(exc).split())}): {remedy}") from exc
     if frame["model"].has_nulls() or frame["arrival_ns"].has_nulls() or (frame["arrival_ns"] < 0).any():
         raise BadInput(f"{what} has rows without model, or whose arrival_ns is null or below 0: drop or shift them")
     frame = frame.sort("arrival_ns", "id", maintain_order=True).with_columns(
