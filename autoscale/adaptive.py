@@ -164,7 +164,7 @@ class Adaptive(_DaskAdaptive):
 
     async def scale_down(self, workers: Iterable[Hashable]) -> None:
         """Let workers go, by name: at once those that have not joined, the others when they have been drained."""
-        workers = list(workers)
+        workers = [workers] if isinstance(workers, (str, int)) else list(workers)
         absent = [name for name in workers if name not in self.observed]
         if absent:
             await self._remove(absent)

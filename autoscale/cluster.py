@@ -10,6 +10,7 @@ from autoscale.fleet import Launch, Offer
 from autoscale.reconcile import Draining, Intent, View, Worker
 from symphony_dask import errors
 from symphony_dask.errors import NotServing, SymphonyError
+from symphony_dask.names import name_list
 
 #: An RPC may take so long, s: a starting scheduler answers when its engine is compiled.
 _CALL_S = 120.0
@@ -32,13 +33,14 @@ class DaskCluster:
         return view_of(self.call("fleet", fleet=fleet, report=dict(report) if report is not None else None))
 
     def drain(self, ids: Sequence[str], why: str) -> None:
-        self.call("drain", workers=list(ids), why=why)
+        self.call("drain", workers=name_list(ids, "worker"), why=why)
 
     def undrain(self, ids: Sequence[str]) -> None:
-        self.call("undrain", workers=list(ids))
+        self.call("undrain", workers=name_list(ids, "worker"))
 
     def retire(self, ids: Sequence[str], *, force: bool, wait_s: float) -> Mapping[str, str]:
-        states: dict[str, str] = self.call("retire", workers=list(ids), force=force, wait_s=wait_s)
+        names = name_list(ids, "worker")
+        states: dict[str, str] = self.call("retire", workers=names, force=force, wait_s=wait_s)
         return states
 
     def intend(self, fleet: str, version: int, launch: Launch) -> int | None:

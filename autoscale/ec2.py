@@ -34,6 +34,7 @@ from autoscale.fleet import (
     token,
 )
 from symphony_dask.errors import BadInput
+from symphony_dask.names import name_list
 from symphony_dask.plain_errors import aws_error
 from symphony_dask.reach import ANSWER_S, resolve
 from workloads.prices import prices
@@ -134,19 +135,21 @@ class Ec2Fleet:
         given_prices: Sequence[str] = (),
         page_size: int = 200,
     ) -> None:
+        markets, types = name_list(markets, "market"), name_list(types, "instance type")
+        zones = zones if isinstance(zones, Mapping) else name_list(zones, "zone")
         unknown = [m for m in markets if m not in MARKETS]
         if unknown or not markets:
-            raise BadInput(f"markets {list(markets)}: give some of {', '.join(MARKETS)}")
+            raise BadInput(f"markets {markets}: give some of {', '.join(MARKETS)}")
         if not types or not zones:
-            raise BadInput(f"types {list(types)}, zones {list(zones)}: give at least one instance type and one zone")
+            raise BadInput(f"types {types}, zones {list(zones)}: give at least one instance type and one zone")
         self.name = name
         self._template = launch_template
-        self._types = list(types)
-        self._markets = list(markets)
+        self._types = types
+        self._markets = markets
         self._zones = list(zones)
         self._subnets = dict(zones) if isinstance(zones, Mapping) else {}
         self._scheduler = scheduler
-        self._prices = prices(given_prices)
+        self._prices = prices([given_prices] if isinstance(given_prices, str) else given_prices)
         self._page_size = page_size
         self._once = client("ec2", region=region, endpoint_url=endpoint_url, attempts=1)
         self._ec2 = client("ec2", region=region, endpoint_url=endpoint_url)
@@ -230,8 +233,9 @@ class Ec2Fleet:
         return sorted((self._instance(i) for i in ours), key=lambda i: (i.slot, i.generation, i.id))
 
     def terminate(self, ids: Sequence[str]) -> None:
+        ids = name_list(ids, "instance")
         for start in range(0, len(ids), 100):
-            some = list(ids[start : start + 100])
+            some = ids[start : start + 100]
             try:
                 with _answers(f"terminate {', '.join(some)}"):
                     self._ec2.terminate_instances(InstanceIds=some)

@@ -140,7 +140,7 @@ class FleetCluster(_DaskCluster):
 
     def scale_down(self, workers: Iterable[Hashable]) -> Any:
         """Have as many GPUs fewer as there are ``workers``; those of the highest ranks go, whoever is named."""
-        return self.scale(max(self.wanted - len(set(workers)), 0))
+        return self.scale(max(self.wanted - len(set([workers] if isinstance(workers, (str, int)) else workers)), 0))
 
     def adapt(self, Adaptive: Any = FleetAdaptive, **options: Any) -> Any:
         """Follow the load of the models; the options are those of ``autoscale.Adaptive``."""

@@ -31,6 +31,7 @@ from autoscale.fleet import (
     SlotEnded,
 )
 from symphony_dask.errors import BadInput
+from symphony_dask.names import name_list
 
 #: A worker that was asked to end has so long before it is killed, s.
 GRACE_S = 10.0
@@ -146,6 +147,7 @@ class LocalFleet:
         return sorted(found, key=lambda i: (i.slot, i.generation))
 
     def terminate(self, ids: Sequence[str]) -> None:
+        ids = name_list(ids, "instance")
         for path in (p for p in self._folder.iterdir() if not p.suffix and p.is_file() and self._id(p) in ids):
             if self._state(path) != ENDED:
                 path.with_suffix(".end").touch(exist_ok=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -56,6 +56,7 @@ from symphony_dask.lane import (
     read_column,
     read_rows,
 )
+from symphony_dask.names import name_list
 from symphony_dask.retries import RetriedFuture
 from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY
 from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH, LatencyProfile
@@ -336,29 +337,41 @@ class Serving:
         """Schedule by another policy of ``scheduling.engine.POLICIES`` from now on. Raises ``BadInput``."""
         return self._sync(self._call, "set_policy", policy=policy)
 
-    def drain(self, workers: Sequence[str], why: str = "asked") -> Any:
+    def drain(
+        self, workers: str | int | Iterable[str | int], why: str = "asked", *, may_join_later: bool = False
+    ) -> Any:
         """Give workers no more batches; returns how many each still runs.
 
-        workers: addresses or names of workers, or names of instances, "ID" for workers ID, ID-0, ID-1, ...; one that
-            has not joined yet takes none when it does. Where no other worker is left, they still serve what is queued.
-        """
-        return self._sync(self._call, "drain", workers=list(workers), why=why)
+        workers: addresses or names of workers, or names of instances, "ID" for workers ID, ID-0, ID-1, ...; one, or a
+            list. Where no other worker is left, they still serve what is queued.
+        may_join_later: take names that no worker has yet; one that joins under it takes no batches.
 
-    def undrain(self, workers: Sequence[str]) -> Any:
+        Raises ``BadInput``, also for a worker that is not there.
+        """
+        names = name_list(workers, "worker")
+        return self._sync(self._call, "drain", workers=names, why=why, known=not may_join_later)
+
+    def undrain(self, workers: str | int | Iterable[str | int]) -> Any:
         """Let drained workers take batches again; returns the names of those that do.
 
-        One that still runs batches of before does not yet, and one that is being retired never does.
+        One that still runs batches of before does not yet, and one that is being retired never does. Raises
+        ``BadInput`` for a worker that is not there.
         """
-        return self._sync(self._call, "undrain", workers=list(workers))
+        return self._sync(self._call, "undrain", workers=name_list(workers, "worker"), known=True)
 
-    def retire(self, workers: Sequence[str], *, force: bool = False, timeout: str | float = "30s") -> Any:
+    def retire(
+        self, workers: str | int | Iterable[str | int], *, force: bool = False, timeout: str | float = "30s"
+    ) -> Any:
         """Take drained workers off the cluster; returns the state of each, "retired" when its process may end.
 
         force: hand what is in flight there back to the queues; otherwise a worker that runs batches stays "draining".
         timeout: how long to wait for Dask to move what the workers hold.
+
+        Raises ``BadInput`` for a worker that is not there, or not drained.
         """
         wait_s = parse_duration_ns(timeout, "timeout") / 1e9
-        return self._sync(self._call, "retire", workers=list(workers), force=force, wait_s=wait_s)
+        names = name_list(workers, "worker")
+        return self._sync(self._call, "retire", workers=names, force=force, wait_s=wait_s, known=True)
 
     def close(self) -> Any:
         """Close the lane connection; requests without an answer end as ``ConnectionLost``. Models stay deployed."""

@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+from symphony_dask.errors import BadInput
 from symphony_dask.future import InferenceFuture
+from symphony_dask.text import shown
 from symphony_dask.units import parse_duration_ns
 
 
@@ -46,7 +48,11 @@ def as_completed(futures: Iterable[InferenceFuture], *, timeout: str | float | N
     timeout: from now; then the loop raises ``TimeoutError``, and the requests go on. Raises ``BadInput``.
     """
     timeout_s = None if timeout is None else parse_duration_ns(timeout, "timeout") / 1e9
-    return Completions(list(dict.fromkeys(futures)), timeout_s)
+    given = list(futures) if isinstance(futures, Iterable) else [futures]
+    wrong = [future for future in given if not isinstance(future, concurrent.futures.Future)]
+    if wrong:
+        raise BadInput(f"as_completed of {shown(wrong[0])}: give a list of what submit or map returned")
+    return Completions(list(dict.fromkeys(given)), timeout_s)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, done: asyncio.Queue[Any], future: Any) -> None:

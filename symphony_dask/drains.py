@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from symphony_dask.dispatcher import Dispatcher
+from symphony_dask.names import not_there
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,14 @@ class Drains:
         """The workers that a drain's name speaks of, of those that have joined."""
         return [address for address, worker in self._scheduler.workers.items() if key in _names(worker)]
 
+    def check(self, keys: list[str]) -> None:
+        """Raise ``BadInput`` for a name that no worker and no drain has."""
+        workers = list(self._scheduler.workers.values())
+        known = self._drains.keys() | {name for worker in workers for name in _names(worker)}
+        for key in keys:
+            if key not in known:
+                raise not_there(key, {str(worker.name) for worker in workers}, "worker")
+
     def drain(self, keys: list[str], why: str) -> None:
         """Have workers take no more batches; again changes nothing."""
         now = time.monotonic()
@@ -81,6 +90,11 @@ class Drains:
                 done.append(key)
         return done
 
+    def forget(self, keys: list[str]) -> None:
+        """What these names stood for has gone, and others may be called so."""
+        for key in keys:
+            self._drains.pop(key, None)
+
     async def retire(self, keys: list[str], *, force: bool, wait_s: float) -> dict[str, str]:
         """Take drained workers off the cluster; returns the state of each drain after ``wait_s`` at most.
 
@@ -89,7 +103,7 @@ class Drains:
         for key in keys:
             drain = self._drains.get(key)
             addresses = self.addresses(key)
-            if drain is not None and drain.retiring is None and (force or not any(map(self._busy, addresses))):
+            if drain is not None and drain.retiring is None and (force or not any(map(self.is_busy, addresses))):
                 drain.retiring = asyncio.get_running_loop().create_task(self._retire(addresses))
         tasks = [d.retiring for key in keys if (d := self._drains.get(key)) is not None and d.retiring is not None]
         if tasks and wait_s > 0:
@@ -110,7 +124,8 @@ class Drains:
             for key, drain in self._drains.items()
         }
 
-    def _busy(self, address: str) -> bool:
+    def is_busy(self, address: str) -> bool:
+        """Whether a worker runs batches, or still takes queued ones."""
         return self._dispatcher.in_flight(address) > 0 or self._dispatcher.is_closing(address)
 
     async def _retire(self, addresses: list[str]) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.drains import Drains
+from symphony_dask.errors import BadInput
 from symphony_dask.ledger import Ledger
-
-Reply = dict[str, Any]
+from symphony_dask.names import name_list
+from symphony_dask.replies import Reply, failure
+from symphony_dask.text import MOST_NAME, plain, shown
 
 
 class Fleets:
@@ -43,22 +45,46 @@ class Fleets:
         reports = {name: report for name, kept in self._ledgers.items() if (report := kept.last_report())}
         return {"drains": self.drains.status(), "fleets": reports}
 
-    async def drain(self, workers: list[str], why: str = "asked") -> Reply:
-        """Batches in flight by the names given, which ``drains`` explains."""
-        self.drains.drain(workers, why)
-        drains = self.drains.status()
-        return {"ok": {key: drains[key]["in_flight"] for key in workers}}
+    async def drain(self, workers: Any, why: str = "asked", known: bool = False) -> Reply:
+        """Batches in flight by the names given, which ``drains`` explains.
 
-    async def undrain(self, workers: list[str]) -> Reply:
+        known: refuse, as the others do, names that nobody has (yet).
+        """
+        try:
+            names = self._named(workers, known)
+        except BadInput as error:
+            return failure(error)
+        self.drains.drain(names, plain(why, MOST_NAME))
+        drains = self.drains.status()
+        return {"ok": {key: drains[key]["in_flight"] for key in names}}
+
+    async def undrain(self, workers: Any, known: bool = False) -> Reply:
         """The names of those that take batches again."""
-        done = self.drains.undrain(workers)
+        try:
+            done = self.drains.undrain(self._named(workers, known))
+        except BadInput as error:
+            return failure(error)
         for address in {address for key in done for address in self.drains.addresses(key)}:
             self._admit(address)
         return {"ok": done}
 
-    async def retire(self, workers: list[str], force: bool = False, wait_s: float = 0.0) -> Reply:
+    async def retire(self, workers: Any, force: bool = False, wait_s: float = 0.0, known: bool = False) -> Reply:
         """The state of each drain."""
-        return {"ok": await self.drains.retire(workers, force=force, wait_s=wait_s)}
+        try:
+            names = self._named(workers, known)
+        except BadInput as error:
+            return failure(error)
+        states = await self.drains.retire(names, force=force, wait_s=wait_s)
+        idle = [name for name in names if known and name not in states]
+        if idle:
+            return failure(BadInput(f"worker {shown(idle[0])} is not drained: drain it first"))
+        return {"ok": states}
+
+    def _named(self, workers: Any, known: bool) -> list[str]:
+        names = name_list(workers, "worker")
+        if known:
+            self.drains.check(names)
+        return names
 
     async def fleet(self, fleet: str, report: dict[str, Any] | None = None) -> Reply:
         """All that a controller has to know (``autoscale.reconcile.View``). report: what it has to say itself."""

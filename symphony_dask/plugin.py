@@ -28,6 +28,7 @@ from symphony_dask.held import HeldTasks
 from symphony_dask.lane import DONE_ROW, SUBMIT_ROW, Connection, pack_rows, read_rows
 from symphony_dask.loading import Loader
 from symphony_dask.pipelines import Pipelines
+from symphony_dask.replies import Reply, failure
 from symphony_dask.requests import RequestTable
 from symphony_dask.scheduling.intake import LATENCY_BINS
 from symphony_dask.scheduling.profile import LatencyProfile
@@ -38,8 +39,6 @@ from symphony_dask.units import parse_duration_ns
 from symphony_dask.worker import SymphonyWorkerPlugin
 
 logger = logging.getLogger(__name__)
-
-Reply = dict[str, Any]
 
 
 class SymphonyPlugin(SchedulerPlugin):
@@ -182,7 +181,7 @@ class SymphonyPlugin(SchedulerPlugin):
         if self._held is not None:
             self._held.moved(key, finish)
 
-    # RPCs. They answer {"ok": value} or {"error": [class, message]}, so that the client can raise our own classes.
+    # RPCs, as ``replies`` has them.
 
     async def _info(self) -> Reply:
         await asyncio.shield(self._starting)
@@ -247,7 +246,7 @@ class SymphonyPlugin(SchedulerPlugin):
         try:
             self.dispatcher.start_recording(folder, info)
         except (SymphonyError, OSError) as error:
-            return _failure(error)
+            return failure(error)
         return {"ok": folder}
 
     async def _stop_recording(self) -> Reply:
@@ -257,13 +256,13 @@ class SymphonyPlugin(SchedulerPlugin):
         try:
             return {"ok": self.dispatcher.record_scaling(inputs, decision)}
         except (TypeError, ValueError) as error:
-            return _failure(BadInput(f"inputs and decision of a scaling tick must be plain JSON values: {error}"))
+            return failure(BadInput(f"inputs and decision of a scaling tick must be plain JSON values: {error}"))
 
     async def _set_policy(self, policy: str) -> Reply:
         try:
             self.dispatcher.engine.policy = policy
         except ValueError as error:
-            return _failure(BadInput(str(error)))
+            return failure(BadInput(str(error)))
         return {"ok": policy}
 
     async def _undeploy(self, name: str) -> Reply:
@@ -272,7 +271,7 @@ class SymphonyPlugin(SchedulerPlugin):
         try:
             await self.deployments.undeploy(name)
         except SymphonyError as error:
-            return _failure(error)
+            return failure(error)
         return {"ok": name}
 
     async def _deploy(
@@ -295,10 +294,10 @@ class SymphonyPlugin(SchedulerPlugin):
         try:
             check_name("model name", name)  # of a client that does not
         except BadInput as error:
-            return _failure(error)
+            return failure(error)
         if name in self.pipelines.declared:
             text = f"model {name!r} has the name of a pipeline: choose another name, or undeploy the pipeline"
-            return _failure(BadInput(text))
+            return failure(BadInput(text))
         given = LatencyProfile.from_dict(profile) if profile is not None else None
         deployment = Deployment(
             self.dispatcher.new_model_id(), name, spec, slo_ns, max_batch, queue_limit, example, given,
@@ -319,13 +318,13 @@ class SymphonyPlugin(SchedulerPlugin):
         try:
             return {"ok": _handle(*self.deployments.find(name, version))}
         except SymphonyError as error:
-            return _failure(error)
+            return failure(error)
 
     async def _versions(self, name: str) -> Reply:
         try:
             versions = self.deployments.versions(name)
         except SymphonyError as error:
-            return _failure(error)
+            return failure(error)
         share = {"canary": versions.share, "serving": 1.0 - versions.share if versions.canary else 1.0}
         rows = [
             {
@@ -359,7 +358,7 @@ class SymphonyPlugin(SchedulerPlugin):
             if not isinstance(error, SymphonyError):
                 logger.exception("deployment of %r failed", name)
                 error = DeploymentError(f"model {name!r} could not be deployed: {type(error).__name__}: {error}")
-            return _failure(error)
+            return failure(error)
         assert versions.current is not None
         return {"ok": _handle(versions.number, versions.current)}
 
@@ -428,10 +427,6 @@ def warm_up() -> None:
     engine.drain_gpu(0, gpu)
     engine.remove_gpu(0, gpu)
     engine.remove_model(0, model)
-
-
-def _failure(error: Exception) -> Reply:
-    return {"error": [type(error).__name__, plain(error)]}
 
 
 def _handle(number: int, deployment: Deployment) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,7 +19,7 @@ from distributed.protocol.pickle import loads
 
 from symphony_dask.errors import BadInput
 from symphony_dask.shipping import pickled
-from symphony_dask.text import plain
+from symphony_dask.text import plain, shown
 
 #: Characters of a function's name that are shown.
 MOST_NAME = 100
@@ -76,6 +76,8 @@ def as_stage(given: Any) -> Stage:
     if isinstance(given, (Model, ModelRef)) and given.name:
         return Ask(given.name)
     if isinstance(given, Ensemble):
+        if isinstance(given.members, str) or not isinstance(given.members, Iterable):
+            raise BadInput(f"an Ensemble of {shown(given.members)}: give it a list of two models or more")
         members = tuple(as_stage(member) for member in given.members)
         if not members:
             raise BadInput("an Ensemble has no members: give it two models or more")

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from symphony_dask.errors import BadInput
+from symphony_dask.names import name_list
 from symphony_dask.units import NS_PER_MS, NS_PER_S
 from workloads.bound import BoundModel, goodput_bound
 from workloads.simulated import SimModel
@@ -98,9 +99,9 @@ class Grid:
                     raise BadInput(f"{name} is {value}: it must be above 0")
         return [
             Cell(profile, models, gpus, slo_ns, shape, popularity)
-            for profile in self.profiles
+            for profile in name_list(self.profiles, "profile")
             for models, gpus, slo_ns, shape, popularity in product(
-                self.models, self.gpus, self._slos_ns(profile), self.shapes, self.popularities
+                self.models, self.gpus, self._slos_ns(profile), self.shapes, name_list(self.popularities, "popularity")
             )
         ]
 

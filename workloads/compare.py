@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from symphony_dask.errors import BadInput
+from symphony_dask.names import name_list
 from workloads.cells import CELL_SCHEMA, Cell
 from workloads.goodput import Found, Mix, over_seeds, search
 from workloads.pool import OnProgress, compile_policies, no_progress, run_all
@@ -108,6 +109,7 @@ def compare_goodput(
 
     Raises ``BadInput`` when a policy is unknown or an argument cannot be used.
     """
+    policies = name_list(policies, "policy")
     items = searches(cells, policies, seeds, requests, seconds)
     compile_policies(policies)
     costs = [item.cost for item in items]

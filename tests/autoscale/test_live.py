@@ -120,7 +120,7 @@ def test_a_worker_that_is_drained_before_it_joins_takes_nothing_until_it_is_take
     with live(empty_cluster, tmp_path / "fleet") as fleet:
         (offer,) = fleet.fleet.offers()
         made = fleet.fleet.launch(Launch(0, 1, offer))
-        alone.drain([made.id])
+        alone.drain([made.id], may_join_later=True)
         wait_until(lambda: states(alone) == ["ready"], "the worker to be up", LIMIT_S)
         assert slots(alone) == {}
         assert list(alone.undrain([made.id])) == [made.id]
