@@ -905,10 +905,11 @@ class Dispatcher:
             if not flight.waited and not lost:
                 worker.control.add(start - flight.dispatch_ns)
         self.engine.completed(now, flight.gpu, batch, int(NEVER) if errors else start, end)
-        answered, answer_ns = _answered(counts) - answered, int(latencies[-1]) - answer_ns
-        after_ns = answered * (now - end) + self._requests.ways_ns(settled, answered)
-        queue_ns = max(answer_ns - after_ns - answered * (input_ns + infer_ns + output_ns), 0)
-        spent = Spent(answered, answer_ns, queue_ns, input_ns, infer_ns, output_ns)
+        answered = _answered(counts) - answered
+        # Without the ways to and from the clients, which are estimates.
+        answer_ns = int(latencies[-1]) - answer_ns - 2 * self._requests.ways_ns(settled, answered)
+        after_ns = answered * (now - end + input_ns + infer_ns + output_ns)
+        spent = Spent(answered, max(answer_ns, after_ns), max(answer_ns - after_ns, 0), input_ns, infer_ns, output_ns)
         self._reply(settled, blob, errors)
         self._due()
         planned_ns = flight.planned[1] - flight.planned[0]

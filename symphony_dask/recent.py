@@ -65,7 +65,7 @@ class Facts(NamedTuple):
 class Spent(NamedTuple):
     """Where the time of a batch's requests went.
 
-    answered: how many got an answer; answer_ns: from their submission to their answers at the clients, of all of these
+    answered: how many got an answer; answer_ns: from when they came here to when their answers did, of all of these
     together, and queue_ns: of that, all before their batch was prepared and run. input_ns: for the batch, to decode and
     stack its samples and have them on the device; infer_ns: to call the model; output_ns: to encode its answers.
     """

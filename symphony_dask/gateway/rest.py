@@ -200,12 +200,19 @@ def _tensors(interface: Interface | None) -> list[dict[str, Any]]:
     return [{"name": p.name, "datatype": p.datatype, "shape": [-1, *p.shape]} for p in ports]
 
 
+def _element_wise(tensor: dict[str, Any]) -> dict[str, Any]:
+    """A text or bytes as an input has a dimension of 1 in Triton, without which perf_analyzer makes none; it is taken
+    with and without.
+    """
+    return tensor | {"shape": [-1, 1]} if tensor["datatype"] == "BYTES" and tensor["shape"] == [-1] else tensor
+
+
 def _metadata(model: Served, upstream: Upstream) -> dict[str, Any]:
     return {
         "name": model.name,
         "versions": [m.version for m in upstream.models if m.name == model.name],
         "platform": "symphony_dask",
-        "inputs": _tensors(model.takes),
+        "inputs": [_element_wise(tensor) for tensor in _tensors(model.takes)],
         "outputs": _tensors(model.gives),
         "parameters": {"slo_ns": model.slo_ns, "max_batch_size": model.max_batch},
     }

@@ -1,10 +1,9 @@
 """What Triton's statistics extension tells of a model: how many requests there were, and where their time went.
 
 All of it is counted on the scheduler, of all clients and gateways, and a request is one sample: each is scheduled by
-itself, so an HTTP request of four samples counts four times. ``queue`` is from the submission to the batch, with the
-ways to the scheduler and to the worker; ``compute_input`` to decode and stack samples and have them on the device,
-``compute_infer`` to call the model, ``compute_output`` to encode answers. What ``success`` has beyond these is the way
-back.
+itself, so an HTTP request of four samples counts four times. ``queue`` is from when the scheduler had it to the batch,
+with the way to the worker; ``compute_input`` to decode and stack samples and have them on the device, ``compute_infer``
+to call the model, ``compute_output`` to encode answers. What ``success`` has beyond these is the worker's way back.
 """
 
 from __future__ import annotations
