@@ -10,7 +10,7 @@ from typing import Any, ParamSpec
 
 import click
 
-from symphony_dask.plain_errors import debugging, in_one_line
+from symphony_dask.plain_errors import debugging, in_one_line, is_panic
 from symphony_dask.reach import check, connected, scheduler_option
 from symphony_dask.unfinished import farewell, interruptible, interruption
 
@@ -30,8 +30,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
                 function(*args, **kwargs)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise  # click's own, and a reader of the output that wants no more
-        except (Exception, KeyboardInterrupt) as error:
-            if debugging():
+        except BaseException as error:
+            if debugging() or not (isinstance(error, (Exception, KeyboardInterrupt)) or is_panic(error)):
                 raise
             interrupted = interruption(error)
             if interrupted is None:

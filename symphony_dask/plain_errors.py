@@ -33,6 +33,11 @@ def debugging() -> bool:
     return bool(os.environ.get(DEBUG))
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust (polars) found a fault of its own, or a file that it did not expect."""
+    return type(error).__module__ == "pyo3_runtime"
+
+
 def in_one_line(error: BaseException) -> str:
     """What to tell of ``error``; one of this package is told as it is."""
     if isinstance(error, SymphonyError):
@@ -44,6 +49,10 @@ def in_one_line(error: BaseException) -> str:
         return f"{where}{error.strerror.lower()}"
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"{error.name} is not installed here: install it with pip, or the extra of symphony-dask that needs it"
+    if type(error).__module__.partition(".")[0] in ("polars", "pyarrow", "pyo3_runtime"):
+        return (
+            f"a table cannot be read ({_short(error)}): it is damaged, or no table (symphony trace validate RUN tells)"
+        )
     if isinstance(error, MemoryError):
         return f"there is not enough memory ({_short(error)}): give a shorter trace or fewer GPUs, or a larger machine"
     return f"{type(error).__name__}: {_short(error)} (not foreseen; {DEBUG}=1 shows where)"

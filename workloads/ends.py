@@ -37,7 +37,12 @@ def make_ends(gpus: int) -> Ends:
 
 @compiled
 def begin(ends: Ends, g: int, batch: int, earliest: int, took: int, reply: int) -> int:
-    """Run a batch on GPU ``g``, not before ``earliest``; returns when it will have ended."""
+    """Run a batch on GPU ``g``, not before ``earliest``; returns when it will have ended.
+
+    Raises ``IndexError`` if the GPU has DEPTH batches, or there is no such GPU.
+    """
+    if g < 0 or g >= len(ends.gpu) or ends.gpu[g].n >= DEPTH:
+        raise IndexError("a batch for a GPU that has as many as it can, or that is not there")
     gpu = ends.gpu[g]
     end = int(max(earliest, gpu.free_at)) + took
     gpu.free_at = end

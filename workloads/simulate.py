@@ -30,7 +30,7 @@ from symphony_dask.trace import Outcome
 from workloads.ends import Ends, begin, lose, make_ends, report
 from workloads.fleet import Change, Event, Fleet, Gpus, RemoveGpu, groups, plan_fleet
 from workloads.host import Host, Ids, latency_tables
-from workloads.simulated import SimModel, Simulated
+from workloads.simulated import SimModel, Simulated, check_times
 
 Ints = npt.NDArray[np.int64]
 Slots = npt.NDArray[np.int32]
@@ -252,6 +252,7 @@ def simulate(
     slos = np.array([model.slo_ns for model in models], np.int64)[which] if slos_ns is None else slos_ns
     if len(slos) != n or slos.min() < 1:
         raise BadInput(f"slos_ns has {len(slos)} entries, the least {slos.min()}: give {n}, each at least 1 ns")
+    check_times(arrivals, np.append(slos, [model.slo_ns for model in models]))
     deadlines = arrivals + slos
     ranks = np.zeros(n, np.int32) if priorities is None else np.require(priorities, np.int32, ("C", "W"))
     if len(ranks) != n or ranks.min() < 0 or ranks.max() > MOST_PRIORITY:

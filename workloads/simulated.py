@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.scheduling.profile import LatencyProfile
+from symphony_dask.errors import BadInput
+from symphony_dask.scheduling.profile import LONGEST_NS, LatencyProfile
 from symphony_dask.trace.schema import Outcome
 from symphony_dask.units import NS_PER_S
+
+#: Arrivals are up to here, ns: 36 years.
+LATEST_ARRIVAL_NS = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,15 @@ class SimModel:
 
     def profile_on(self, gpu_class: str) -> LatencyProfile:
         return self.profiles.get(gpu_class, self.profile)
+
+
+def check_times(arrivals_ns: npt.NDArray[np.int64], slos_ns: npt.NDArray[np.int64]) -> None:
+    """Raise ``BadInput`` for arrivals, in order, or SLOs that 64 bits have no room for with what is added to them."""
+    if len(arrivals_ns) and (int(arrivals_ns[0]) < 0 or int(arrivals_ns[-1]) > LATEST_ARRIVAL_NS):
+        text = f"arrivals run from {arrivals_ns[0]} to {arrivals_ns[-1]} ns"
+        raise BadInput(f"{text}: they must be from 0 to {LATEST_ARRIVAL_NS}; shift them, or mend the trace")
+    if len(slos_ns) and int(slos_ns.max()) > LONGEST_NS:
+        raise BadInput(f"an SLO is {slos_ns.max()} ns: the longest is {LONGEST_NS}; mend it, or the trace's deadlines")
 
 
 @dataclass(frozen=True)

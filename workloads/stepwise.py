@@ -20,7 +20,7 @@ from workloads.ends import make_ends
 from workloads.fleet import GPU
 from workloads.host import Ids, latency_tables
 from workloads.simulate import loop, new_log, slots_needed
-from workloads.simulated import SimModel
+from workloads.simulated import SimModel, check_times
 
 Ints = npt.NDArray[np.int64]
 
@@ -60,6 +60,7 @@ class Stepwise:
         n = len(self._arrivals)
         if n == 0:
             raise BadInput("there are no requests to simulate")
+        check_times(self._arrivals, np.append(slos_ns, [model.slo_ns for model in models]))
         tables = [latency_tables(model, (GPU,)) for model in models]
         largest = max(len(table[0]) for table in tables) - 2
         self._patience_ns = int(slos_ns.max())

@@ -8,25 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.scheduling import able, handle, kernels, pace, priorities, window
+from symphony_dask.scheduling import able, bounds, handle, kernels, pace, priorities, window
 from symphony_dask.scheduling.events import Journal
-from symphony_dask.scheduling.heap import ROOT, row_of
-from symphony_dask.scheduling.heap import size as heap_size
 from symphony_dask.scheduling.state import (
     ABSENT,
     BATCH,
-    BUSY,
-    DEPTH,
     EVICTED,
-    FREE,
-    FULL,
     IDLE,
-    LEVELS,
     NEVER,
-    OPEN,
-    PENDING,
-    QUEUED,
-    READY,
     REMOVED,
     UNUSED,
     Profiles,
@@ -89,7 +78,8 @@ class Engine:
 
     Times are int64 ns on one clock of the caller's, never going back from call to call. A request is known by its slot,
     a small int from ``submit`` on; the slot is used again once the request was dropped, cancelled or completed.
-    The same calls give the same decisions, bit for bit.
+    The same calls give the same decisions, bit for bit. A call that names a model, a GPU or a slot that the engine does
+    not have, or a number that it has no room for (``bounds``), raises ``ValueError`` and changes nothing.
 
     policy: a name in ``POLICIES``.
     exact: batches end when predicted, and ``completed`` is never called (simulation without noise).
@@ -97,8 +87,7 @@ class Engine:
     """
 
     def __init__(self, policy: str = "adaptive", *, exact: bool = False, max_requests: int = 65_536) -> None:
-        if max_requests < 1:
-            raise ValueError(f"max_requests={max_requests}: must be at least 1")
+        bounds.within("max_requests", max_requests, 1, bounds.MOST_INT)
         self.state = make_state(max_requests, 8, 8, 2, 128)
         self.profiles = make_profiles(8, 2, 128)
         self.state.g["exact"] = int(exact)
@@ -117,6 +106,7 @@ class Engine:
     def state(self, state: State) -> None:
         self._state = state
         self._state_table = handle.table_of(state)
+        self._n_slots, self._n_models, self._n_gpus = len(state.req), len(state.mod), len(state.gpu)
         #: What stands for the state in calls of ``handle``; another one whenever the engine grows.
         self.handle: handle.Handle = handle.of(state, self._state_table)
 
@@ -146,7 +136,9 @@ class Engine:
             except ValueError:
                 fraction = -1.0
         if base not in POLICIES or (bracket and base != "timeout") or not 0.0 <= fraction <= 1.0:
-            raise ValueError(f"policy {name!r} is unknown: choose one of {', '.join(POLICIES)}, or timeout(FRACTION)")
+            raise ValueError(
+                f"policy {name!r:.60} is unknown: choose one of {', '.join(POLICIES)}, or timeout(FRACTION)"
+            )
         self._note("policy", 0, data=name.encode())
         self.state.g["policy"] = POLICIES[base]
         self.state.g["fraction"] = fraction
@@ -161,19 +153,21 @@ class Engine:
             length, every class that has GPUs among them.
         """
         lengths = {len(table) for table in latency_ns.values()}
+        for c, table in latency_ns.items():
+            self._check_table(c, table)
         if len(lengths) != 1:
             raise ValueError(f"latency tables have lengths {sorted(lengths)}: give one or more, all of one max_batch")
         missing = [c for c in np.flatnonzero(self.state.present) if c not in latency_ns]
         if missing:
             raise ValueError(f"no latency table for GPU classes {missing}, which have GPUs")
-        if slo_ns < 1 or queue_limit < 1:
-            raise ValueError(f"slo_ns={slo_ns}, queue_limit={queue_limit}: both must be at least 1")
-        tables = b"".join(np.int64(c).tobytes() + np.asarray(t, np.int64).tobytes() for c, t in latency_ns.items())
-        self._note("add_model", now, slo_ns, queue_limit, len(latency_ns), data=tables)
+        bounds.within("slo_ns", slo_ns, 1, bounds.LONGEST)
+        bounds.within("queue_limit", queue_limit, 1, bounds.MOST_INT)
         unused = np.flatnonzero(self.state.mod["state"] == UNUSED)
         m = int(unused[0]) if len(unused) else len(self.state.mod)
         max_batch = lengths.pop() - 2
         self._grow(models=m + 1, classes=max(latency_ns) + 1, max_batch=max_batch)
+        tables = b"".join(np.int64(c).tobytes() + np.asarray(t, np.int64).tobytes() for c, t in latency_ns.items())
+        self._note("add_model", now, slo_ns, queue_limit, len(latency_ns), data=tables)
         for c, table in latency_ns.items():
             self._set_table(m, c, table)
         kernels.add_model(self.state, now, m, slo_ns, max_batch, queue_limit)
@@ -181,11 +175,13 @@ class Engine:
 
     def update_profile(self, now: int, model: int, gpu_class: int, latency_ns: Ints) -> None:
         """Replace l(b) of a model on a GPU class; the length must be that of the model's other tables."""
+        self._check_served(model)
+        self._check_table(gpu_class, latency_ns)
         max_batch = int(self.state.mod["max_batch"][model])
         if len(latency_ns) != max_batch + 2:
             raise ValueError(f"latency table has {len(latency_ns)} entries: model {model} needs {max_batch + 2}")
-        self._note("update_profile", now, model, gpu_class, data=np.asarray(latency_ns, np.int64).tobytes())
         self._grow(classes=gpu_class + 1)
+        self._note("update_profile", now, model, gpu_class, data=np.asarray(latency_ns, np.int64).tobytes())
         self._set_table(model, gpu_class, latency_ns)
         self.state.g["fleet_changed"] = 1
 
@@ -196,6 +192,7 @@ class Engine:
 
     def remove_model(self, now: int, model: int) -> Slots:
         """Forget a model; returns the slots of its queued requests, now free. Batches in flight end as usual."""
+        self._check_served(model)
         self._note("remove_model", now, model)
         kernels.clear_output(self.state)
         kernels.remove_model(self.state, now, model)
@@ -204,6 +201,9 @@ class Engine:
 
     def add_gpu(self, now: int, *, gpu_class: int = 0, rank: int | None = None, control_ns: int = 0) -> int:
         """Take in a GPU slot; returns its index, the lowest unused one, which is also its rank unless one is given."""
+        bounds.within("gpu_class", gpu_class, 0, bounds.MOST_CLASSES - 1)
+        bounds.within("rank", rank or 0, -bounds.MOST_INT, bounds.MOST_INT)
+        bounds.within("control_ns", control_ns, -bounds.LONGEST, bounds.LONGEST)
         live = np.flatnonzero((self.state.mod["state"] != UNUSED) & (self.state.mod["state"] != REMOVED))
         self._grow(classes=gpu_class + 1)
         unprofiled = [int(m) for m in live if self.state.lat[m, gpu_class, 1] < 0]
@@ -218,11 +218,13 @@ class Engine:
 
     def drain_gpu(self, now: int, gpu: int) -> None:
         """Give a GPU no more batches; ``in_flight(gpu)`` tells when it has ended those it has."""
+        self._check_present(gpu)
         self._note("drain_gpu", now, gpu)
         kernels.drain_gpu(self.state, now, gpu)
 
     def remove_gpu(self, now: int, gpu: int) -> Removal:
         """Forget a GPU at once. Its requests in flight return to their queues; those of a removed model end."""
+        self._check_present(gpu)
         self._note("remove_gpu", now, gpu)
         kernels.clear_output(self.state)
         kernels.remove_gpu(self.state, now, gpu)
@@ -230,16 +232,19 @@ class Engine:
 
     def set_able(self, now: int, model: int, gpu: int, can_run: bool) -> None:
         """Say whether a GPU can run a model, as it can until something else is said; see ``scheduling/able.py``."""
+        self._check_served(model)
+        self._check_present(gpu)
         self._note("able", now, model, gpu, int(can_run))
         kernels.set_able(self.state, model, gpu, can_run)
 
     def can_run(self, model: int, gpu: int) -> bool:
         """Whether a GPU can run a model."""
-        return not int(unable_rows(self.state)[gpu, model // 16]) >> model % 16 & 1
+        m = self._model(model)
+        return not int(unable_rows(self.state)[self._gpu(gpu), m // 16]) >> m % 16 & 1
 
     def in_flight(self, gpu: int) -> int:
         """Batches at a GPU."""
-        return int(self.state.gpu["n_flight"][gpu])
+        return int(self.state.gpu["n_flight"][self._gpu(gpu)])
 
     def submit(
         self, now: int, models: Slots, deadlines: Ints, requests: Ints, priorities: Slots | None = None
@@ -250,21 +255,31 @@ class Engine:
         names for them; priorities (n,) int32, 0 to MOST_PRIORITY, by default 0. Where there is no room, a request has
         one of lower priority evicted: ``evicted`` names those of earlier calls, and of this call they get QUEUE_FULL.
         """
-        slots = np.empty(len(models), np.int32)
+        n = len(models)
+        if len(deadlines) != n or len(requests) != n or (priorities is not None and len(priorities) != n):
+            raise ValueError(
+                f"{n} models, {len(deadlines)} deadlines, {len(requests)} requests: give one of each a request"
+            )
+        bounds.within("deadline", deadlines, -bounds.LATEST, bounds.LATEST)
+        slots = np.empty(n, np.int32)
         # Read-only arrays are another type to the compiler, which would compile everything again.
         assert models.flags.writeable
         assert deadlines.flags.writeable
         assert requests.flags.writeable
         if priorities is None:
-            priorities = np.zeros(len(models), np.int32)
-        elif len(self._evicted) < len(models):
-            self._evicted = records(2 * len(models), EVICTED)
+            priorities = np.zeros(n, np.int32)
+        else:
+            bounds.within("priority", priorities, 0, MOST_PRIORITY)
+            if len(self._evicted) < n:
+                self._evicted = records(2 * n, EVICTED)
         n = kernels.submit(self.state, now, models, deadlines, requests, priorities, slots, self._evicted)
         self.evicted = self._evicted[:n]
         return slots
 
     def cancel(self, now: int, slot: int) -> bool:
         """True when the request left its queue and its slot is free; False when it is in flight."""
+        if not 0 <= slot < self._n_slots:
+            raise ValueError(f"request slot {slot} is not there: they are 0 to {self._n_slots - 1}")
         self._note("cancel", now, slot)
         return bool(handle.cancel(self.handle, now, slot))
 
@@ -274,20 +289,25 @@ class Engine:
         What it took is compared with l(b), and plans follow (``scheduling/pace.py``). ``start_ns`` is NEVER where the
         times tell nothing of l(b), as when the model raised.
         """
+        self._gpu(gpu)
+        if not (abs(start_ns) <= bounds.LATEST and abs(end_ns) <= bounds.LATEST):
+            raise ValueError(f"batch from {start_ns} to {end_ns}: times must be within {bounds.LATEST} ns of 0")
         self._note("completed", now, gpu, batch, start_ns, end_ns)
         return bool(handle.completed(self.handle, self._profiles_handle, now, gpu, batch, start_ns, end_ns))
 
     def pace(self, gpu: int) -> float:
         """Execution time of a GPU over that of its class as observed, smoothed; 1 before anything was."""
-        return float(self.state.gpu["pace"][gpu])
+        return float(self.state.gpu["pace"][self._gpu(gpu)])
 
     def is_slow(self, gpu: int) -> bool:
         """Whether a GPU is so much slower than its class that it is used last."""
-        return bool(self.state.gpu["slow"][gpu])
+        return bool(self.state.gpu["slow"][self._gpu(gpu)])
 
     def drift(self, model: int, gpu_class: int = 0) -> float:
         """Execution time of a model on a GPU class over the l(b) given for it, as observed, smoothed."""
-        return float(self.profiles.drift[model, gpu_class])
+        if not 0 <= gpu_class < self.profiles.drift.shape[1]:
+            raise ValueError(f"GPU class {gpu_class} is not there: they are 0 to {self.profiles.drift.shape[1] - 1}")
+        return float(self.profiles.drift[self._model(model), gpu_class])
 
     def advance(self, now: int) -> Decisions:
         """Decide all that is due at ``now``."""
@@ -313,6 +333,10 @@ class Engine:
 
     def set_control(self, now: int, control_ns: int, gpu: int | None = None) -> None:
         """Set the control latency that windows allow for, or that of one GPU, in ns."""
+        if not abs(control_ns) <= bounds.LONGEST:
+            raise ValueError(f"control_ns={control_ns}: must be within {bounds.LONGEST} ns of 0")
+        if gpu is not None:
+            self._gpu(gpu)
         self._note("control", now, control_ns, -1 if gpu is None else gpu)
         if gpu is None:
             self.state.g["control"] = control_ns
@@ -324,22 +348,47 @@ class Engine:
 
         A window drawn already keeps its opening until its model is next looked at; so it is with ``set_control``.
         """
+        bounds.within("slack_ns", slack_ns, -bounds.LONGEST, bounds.LONGEST)
+        bounds.within("share of slack", share, 0, bounds.MOST_SHARE)
         self._note("slack", 0, slack_ns, data=np.float64(share).tobytes())
         self.state.g["slack"] = slack_ns
         self.state.g["slack_share"] = share
 
     def queued(self, model: int) -> int:
         """Requests in a model's queue."""
-        return int(self.state.mod["n"][model])
+        return int(self.state.mod["n"][self._model(model)])
 
     def work(self, model: int) -> float:
         """How many GPUs a model's requests fill, at the rate observed and the batch size that it aims for."""
-        mod = self.state.mod[model]
+        mod = self.state.mod[self._model(model)]
         return float(mod["rate"] * self.state.lat[model, mod["gpu_class"], mod["target"]] / max(1, mod["target"]))
 
     def target(self, model: int) -> int:
         """The batch size that a model aims for now."""
-        return int(self.state.mod["target"][model])
+        return int(self.state.mod["target"][self._model(model)])
+
+    def _model(self, m: int) -> int:
+        if not 0 <= m < self._n_models:
+            raise ValueError(f"model {m} is not there: the engine has 0 to {self._n_models - 1}")
+        return m
+
+    def _gpu(self, g: int) -> int:
+        if not 0 <= g < self._n_gpus:
+            raise ValueError(f"GPU {g} is not there: the engine has 0 to {self._n_gpus - 1}")
+        return g
+
+    def _check_served(self, m: int) -> None:
+        if not able.is_served(self.state, self._model(m)):
+            raise ValueError(f"model {m} is not there: it was removed, or never added")
+
+    def _check_present(self, g: int) -> None:
+        if self.state.gpu["state"][self._gpu(g)] == ABSENT:
+            raise ValueError(f"GPU {g} is not there: it was removed, or never added")
+
+    def _check_table(self, gpu_class: int, table: Ints) -> None:
+        bounds.within("gpu_class", gpu_class, 0, bounds.MOST_CLASSES - 1)
+        bounds.within("max_batch", len(table) - 2, 1, bounds.MOST_BATCH)
+        bounds.within("l(b)", table, 0, bounds.LONGEST)
 
     def _note(self, op: str, now: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, data: bytes = b"") -> None:
         if self.journal is not None:
@@ -355,58 +404,32 @@ class Engine:
         need = {"models": models, "gpus": gpus, "classes": classes, "max_batch": max_batch}
         if any(need[k] > have[k] for k in have):
             room = {k: have[k] if need[k] <= have[k] else max(need[k], 2 * have[k]) for k in have}
+            bounds.within("models", room["models"], 1, bounds.MOST_MODELS)
+            bounds.within("GPUs", room["gpus"], 1, bounds.MOST_GPUS)
+            entries = (room["models"] + 1) * room["classes"] * (room["max_batch"] + 2)
+            bounds.within("bytes of l(b)", 8 * entries, 1, bounds.MOST_TABLE_BYTES)
             self.state = grown(s, len(s.req), **room)
             del room["gpus"]
             self.profiles = grown_profiles(self.profiles, **room)
 
     def validate(self) -> None:
-        """Check every invariant; for tests. Raises ``AssertionError`` naming the first that fails."""
+        """Check every invariant; for tests. Raises ``ValueError`` or ``AssertionError`` naming the first that fails."""
         s = self.state
-        queued: set[int] = set()
+        bounds.check(s, self.profiles)
         for m in range(len(s.mod)):
-            queued |= set(self._validate_model(m))
-        flying = [slot for g in range(len(s.gpu)) for slot in self._validate_gpu(g)]
-        assert len(flying) == len(set(flying)), "a request is in two batches"
-        assert not queued & set(flying), "a request is queued and in flight"
-        free = s.slots[: s.g["n_slots"][0]].tolist()
-        assert len(free) == len(set(free)), "a slot is free twice"
-        assert all(s.req["state"][slot] == FREE for slot in free), "a free slot holds a request"
-        assert len(free) + len(queued) + len(flying) == len(s.req), "a request is lost"
+            self._validate_model(m)
+        for g, gpu in enumerate(s.gpu):
+            rank = int(gpu["home_rank"]) + int(gpu["slow"]) * pace.SLOW_RANK
+            assert gpu["rank"] == rank, f"GPU {g} has a wrong rank"
         assert sum(s.gpu["slow"]) == s.g["n_slow"][0], "slow GPUs are miscounted"
         words = [(int(g), int(w), int(unable_rows(s)[g, w])) for g, w in np.argwhere(unable_rows(s))]
         pairs = [(w * 16 + bit, g) for g, w, word in words for bit in range(16) if word >> bit & 1]
         assert len(pairs) == s.g["n_unable"][0], "models that GPUs cannot run are miscounted"
         stale = [(m, g) for m, g in pairs if not able.is_served(s, m) or s.gpu["state"][g] == ABSENT]
         assert not stale, f"pairs {stale} of what is gone were not forgotten"
-        for heap, items in ((s.pending, s.mod), (s.ready, s.mod), (s.urgent, s.mod), (s.busy, s.gpu), (s.open, s.gpu)):
-            for at in range(ROOT, ROOT + heap_size(heap)):
-                key, item = heap[at]
-                assert row_of(heap, item) == at, "a heap position is stale"
-                assert items["key"][item] == key, "a heap's key is not its item's"
-                assert at == ROOT or tuple(heap[at // 4 + 2]) < (key, item), "a heap is out of order"
 
-    def _validate_model(self, m: int) -> list[int]:
+    def _validate_model(self, m: int) -> None:
         s, mod = self.state, self.state.mod[m]
-        slots = self._walk(m, 0)
-        assert len(slots) == mod["n"], f"model {m} counts {mod['n']} requests and queues {len(slots)}"
-        keys = [(s.req["deadline"][x], s.req["seq"][x]) for x in slots]
-        assert keys == sorted(keys), f"queue of model {m} is out of order"
-        assert all(s.req["state"][x] == QUEUED and s.req["model"][x] == m for x in slots)
-        assert [s.req["prev"][x] for x in slots] == [-1, *slots][: len(slots)], f"back links of model {m} are broken"
-        for level in range(1, LEVELS):
-            expected = [x for x in slots if s.req["levels"][x] > level]
-            assert self._walk(m, level) == expected, f"level {level} of model {m} is broken"
-        assert 0 <= mod["skipped"] < max(1, mod["n"])
-        assert mod["first"] == (slots[mod["skipped"]] if slots else -1), f"first of model {m} is wrong"
-        if slots:
-            assert mod["first_at"] == s.req["deadline"][mod["first"]], f"first_at of model {m} is stale"
-            assert mod["last_at"] == s.req["deadline"][slots[-1]], f"last_at of model {m} is stale"
-        raised = [x for x in slots if s.req["priority"][x] > 0]
-        assert mod["raised"] == len(raised), f"model {m} counts {mod['raised']} raised requests, queues {len(raised)}"
-        assert mod["first_raised"] == (raised[0] if raised else -1), f"first raised request of model {m} is wrong"
-        where = [heap[ROOT : ROOT + heap_size(heap), 1].tolist().count(m) for heap in (s.pending, s.ready, s.urgent)]
-        expected = [mod["state"] == PENDING, *(mod["state"] == READY and mod["urgent"] == u for u in (0, 1))]
-        assert where == expected, f"model {m} is in the wrong heap"
         if mod["state"] == IDLE and not mod["dirty"]:
             assert mod["n"] == 0, f"model {m} is idle and has requests"
         for c in range(s.lat.shape[1]):
@@ -415,35 +438,6 @@ class Engine:
             assert (given[1] < 0) or (s.lat[m, c, : len(given)] == acting).all(), (
                 f"l(b) of model {m} is not its drift's"
             )
-        flights = sum(
-            s.flight["model"][g * DEPTH + i] == m for g in range(len(s.gpu)) for i in range(s.gpu["n_flight"][g])
-        )
-        assert mod["state"] == UNUSED or flights == mod["in_flight"], f"model {m} miscounts its batches"
-        return slots
-
-    def _walk(self, m: int, level: int) -> list[int]:
-        s = self.state
-        slots: list[int] = []
-        at = int(s.head[m, level])
-        while at >= 0:
-            slots.append(at)
-            at = int(s.nxt[at, level])
-        assert s.tail[m, level] == (slots[-1] if slots else -1), f"tail {level} of model {m} is wrong"
-        return slots
-
-    def _validate_gpu(self, g: int) -> list[int]:
-        s, gpu = self.state, self.state.gpu[g]
-        where = [heap[ROOT : ROOT + heap_size(heap), 1].tolist().count(g) for heap in (s.busy, s.open)]
-        assert where == [gpu["state"] == BUSY, gpu["state"] == OPEN], f"GPU {g} is in the wrong heap"
-        assert 0 <= gpu["n_flight"] <= DEPTH
-        assert gpu["state"] != FULL or gpu["n_flight"] == DEPTH
-        assert gpu["state"] != ABSENT or gpu["n_flight"] == 0
-        assert gpu["rank"] == int(gpu["home_rank"]) + int(gpu["slow"]) * pace.SLOW_RANK, f"GPU {g} has a wrong rank"
-        slots: list[int] = []
-        for i in range(gpu["n_flight"]):
-            flight = s.flight[g * DEPTH + i]
-            slots += s.fly[flight["row"], : flight["n"]].tolist()
-        return slots
 
 
 __all__ = [

@@ -19,29 +19,23 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.scheduling.compiled import compiled, inlined
+from symphony_dask.scheduling.memory import array
 
 KEY, ITEM = 0, 1
 
 #: Row of the root. The children of row i are the rows 4*i - 8 to 4*i - 5.
 ROOT = 3
 
-#: Bytes of a cache line.
-LINE = 64
 
-
-def aligned(n: int) -> npt.NDArray[np.uint8]:
-    """``n`` bytes of zeros that begin with a cache line."""
-    space = np.zeros(n + LINE, np.uint8)
-    begin = -space.ctypes.data % LINE
-    return space[begin : begin + n]
+def rows_of(items: int) -> int:
+    """Rows of a heap with room for so many items."""
+    return ROOT + items + (items + 1) // 2
 
 
 def make_heap(items: int) -> npt.NDArray[np.int64]:
     """An empty heap with room for so many items, shape (rows, 2)."""
-    places = ROOT + items
-    rows = places + (items + 1) // 2
-    heap = aligned(rows * 16).view(np.int64).reshape(rows, 2)
-    heap[0, KEY] = places
+    heap = array((rows_of(items), 2), np.int64)
+    heap[0, KEY] = ROOT + items
     return heap
 
 

@@ -172,9 +172,11 @@ def keep(table: Any, slo_of: Any, rows: Any, client: int, now: int, one_way: int
 def lay_out(table: Any, slots: Any, local: int, rows: Any) -> tuple[int, int, int, int]:
     """Fill in the rows of a batch (id, bytes, client, held).
 
-    Returns how many are held, the one client that they are all of (else MIXED), the last deadline, and how many are of
-    the client numbered ``local``.
+    Returns how many are held, the one client that they are all of (else MIXED, NOBODY for an empty batch), the last
+    deadline, and how many are of the client numbered ``local``.
     """
+    if len(slots) == 0:
+        return 0, wide(NOBODY), 0, 0
     held = 0
     last = 0
     mine = 0
@@ -232,7 +234,7 @@ def settle(
             here += answers[i].bytes
     if here != blob_bytes:
         return MALFORMED
-    owner = wide(table[slots[0]].client)
+    owner = wide(table[slots[0]].client) if n > 0 else wide(NOBODY)
     for i in range(n):
         entry = table[slots[i]]
         client = wide(entry.client)
@@ -243,7 +245,7 @@ def settle(
         elif len(failed) > 0 and failed[i] != 0:
             outcome = FAILED
         else:
-            reaches = now + one_way[client]
+            reaches = now + (one_way[client] if client < len(one_way) else 0)
             outcome = OK if reaches <= entry.deadline else LATE
             _count_latency(latencies, reaches - entry.arrival)
         results[i].id = entry.id

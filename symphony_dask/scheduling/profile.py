@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+#: The longest l(b), ns: nine years.
+LONGEST_NS = 1 << 58
 
 #: Batches beyond this size are never formed unless a profile or a deployment allows more.
 DEFAULT_MAX_BATCH = 128
@@ -35,7 +39,15 @@ class LatencyProfile:
             raise ValueError(f"profile max_batch={self.max_batch}: must lie between 1 and 4096")
         sizes = [b for b, _ in self.table]
         if sizes != sorted(set(sizes)) or any(b < 1 for b in sizes):
-            raise ValueError(f"profile table has batch sizes {sizes}: they must be positive and rising")
+            raise ValueError(f"profile table has batch sizes {sizes!s:.80}: they must be positive and rising")
+        if not all(0 <= ms < 1e12 for _, ms in self.table):
+            raise ValueError("profile table has a time that is none: give finite ms, at least 0")
+        last = self.table[-1] if self.table else (0, self.beta_ms)
+        longest_ms = max(last[1], last[1] + self.alpha_ms * (self.max_batch + 1 - last[0]))
+        if longest_ms * 1e6 >= LONGEST_NS:
+            raise ValueError(
+                f"profile alpha={self.alpha_ms}, beta={self.beta_ms}: a batch of {self.max_batch} takes years"
+            )
 
     @classmethod
     def parse(cls, text: str, max_batch: int = DEFAULT_MAX_BATCH) -> LatencyProfile:
@@ -73,4 +85,9 @@ class LatencyProfile:
 
     @classmethod
     def from_dict(cls, d: dict[str, Any]) -> LatencyProfile:
-        return cls(d["alpha_ms"], d["beta_ms"], d["max_batch"], tuple((int(b), float(t)) for b, t in d["table"]))
+        """What ``to_dict`` gave; raises ``ValueError`` for anything else."""
+        try:
+            table = tuple((int(b), float(t)) for b, t in d["table"])
+            return cls(d["alpha_ms"], d["beta_ms"], operator.index(d["max_batch"]), table)
+        except (TypeError, KeyError, OverflowError) as error:
+            raise ValueError(f"profile {d!s:.80} cannot be read ({error!s:.80})") from None

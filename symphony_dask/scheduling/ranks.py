@@ -122,17 +122,22 @@ def _take(r: Ranks, report: Any, now: int) -> None:
 
 
 @compiled
-def _grant(r: Ranks, m: int, g: int) -> None:
+def _grant(r: Ranks, m: int, g: int) -> bool:
+    """Grant a GPU to a model; False, with nothing done, if the ring has no room, which rule 4 rules out."""
+    ring = ring_of(r.grants, int(r.models[m].thread))
+    row = writable(ring)
+    if row < 0:
+        return False
     heap.remove(r.ready, m)
     heap.remove(r.open, g)
     r.models[m].granted = 1
-    ring = ring_of(r.grants, int(r.models[m].thread))
-    cell = ring.cells[writable(ring)]
+    cell = ring.cells[row]
     cell[MODEL] = m
     cell[GPU] = g
     cell[FREE_AT] = r.gpus[g].free_at
     cell[DUE] = r.gpus[g].due
     publish(ring)
+    return True
 
 
 @compiled
@@ -153,7 +158,8 @@ def step(r: Ranks, now: int) -> int:
         heap.remove(r.busy, g)
         heap.push(r.open, r.gpus, g, g)
     while heap.size(r.ready) > 0 and heap.size(r.open) > 0:
-        _grant(r, heap.top(r.ready), heap.top(r.open))
+        if not _grant(r, heap.top(r.ready), heap.top(r.open)):
+            break
         done += 1
     return done
 

@@ -12,7 +12,9 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.scheduling.heap import LINE, aligned, grown_heap, make_heap
+from symphony_dask.scheduling import memory
+from symphony_dask.scheduling.heap import grown_heap, make_heap
+from symphony_dask.scheduling.memory import LINE
 
 #: "No time": later than any event.
 NEVER = np.int64(2**62)
@@ -211,8 +213,8 @@ def is_plain() -> bool:
 
 
 def records(n: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    array = np.zeros(n, dtype)
-    return array.view(np.recarray) if is_plain() else array
+    """Records of zeros, in guarded memory (``memory``)."""
+    return fielded(memory.array(n, dtype))
 
 
 def fielded(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -236,23 +238,21 @@ def _padded(dtype: np.dtype[Any], size: int) -> np.dtype[Any]:
 def _lined(n: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """As ``records``, where each record begins with a cache line."""
     padded = _padded(dtype, -(-dtype.itemsize // LINE) * LINE)
-    array = aligned(n * padded.itemsize).view(padded)
-    return array.view(np.recarray) if is_plain() else array
+    return records(n, padded)
 
 
 def _batch_rows(rows: int, max_batch: int) -> npt.NDArray[np.int32]:
     """Room for the requests of so many batches, (rows, at least max_batch); each row begins with a cache line."""
-    width = -(-max_batch * 4 // LINE) * LINE
-    return aligned(rows * width).view(np.int32).reshape(rows, -1)
+    return memory.array((rows, -(-max_batch * 4 // LINE) * LINE // 4), np.int32)
 
 
 def _requests(n: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
     """Records of n requests and their links, which lie behind each record on the same cache line."""
-    lines = aligned(n * LINE)
+    lines = memory.aligned(n * LINE)
     req = lines.view(_padded(REQUEST, LINE))
     nxt = lines.view(np.int32).reshape(n, -1)[:, REQUEST.itemsize // 4 :][:, :LEVELS]
     nxt[:] = -1
-    return req.view(np.recarray) if is_plain() else req, nxt
+    return fielded(req), nxt
 
 
 def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: int) -> State:
@@ -262,12 +262,12 @@ def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: i
         g=records(1, SCALARS),
         req=req,
         nxt=nxt,
-        slots=np.arange(requests - 1, -1, -1, dtype=np.int32),
+        slots=memory.array(requests, np.int32),
         mod=_lined(models, MODEL),
-        head=np.full((models + 1, LEVELS), -1, np.int32),
-        tail=np.full((models, LEVELS), -1, np.int32),
-        lat=np.full((models + 1, classes, max_batch + 2), -1, np.int64),
-        present=np.zeros(classes, np.int32),
+        head=memory.array((models + 1, LEVELS), np.int32, -1),
+        tail=memory.array((models, LEVELS), np.int32, -1),
+        lat=memory.array((models + 1, classes, max_batch + 2), np.int64, -1),
+        present=memory.array(classes, np.int32),
         gpu=_lined(gpus, GPU),
         flight=_lined(gpus * DEPTH, FLIGHT),
         fly=_batch_rows(gpus * DEPTH, max_batch),
@@ -276,17 +276,22 @@ def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: i
         urgent=make_heap(models),
         busy=make_heap(gpus),
         open=make_heap(gpus),
-        dirty=np.zeros(models, np.int32),
-        aside=np.zeros(models + gpus + gpus * -(-models // 16), np.int32),
+        dirty=memory.array(models, np.int32),
+        aside=memory.array(aside_words(models, gpus), np.int32),
         batches=records(gpus * DEPTH, BATCH),
-        members=np.zeros(requests, np.int32),
-        drops=np.zeros(requests, np.int32),
+        members=memory.array(requests, np.int32),
+        drops=memory.array(requests, np.int32),
     )
+    state.slots[:] = np.arange(requests - 1, -1, -1)
     state.g["n_slots"] = requests
     state.g["evicted"] = -1
     state.gpu["pace"] = state.gpu["acting_pace"] = 1.0
     state.mod["first"] = state.mod["first_raised"] = -1
     return state
+
+
+def aside_words(models: int, gpus: int) -> int:
+    return models + gpus + gpus * -(-models // 16)
 
 
 def unable_rows(state: State) -> npt.NDArray[np.int32]:
@@ -297,9 +302,9 @@ def unable_rows(state: State) -> npt.NDArray[np.int32]:
 
 def make_profiles(models: int, classes: int, max_batch: int) -> Profiles:
     return Profiles(
-        given=np.full((models, classes, max_batch + 2), -1, np.int64),
-        drift=np.ones((models, classes)),
-        acting=np.ones((models, classes)),
+        given=memory.array((models, classes, max_batch + 2), np.int64, -1),
+        drift=memory.array((models, classes), np.float64, 1),
+        acting=memory.array((models, classes), np.float64, 1),
     )
 
 

@@ -4,6 +4,7 @@ from symphony_dask.trace.arrivals import read_trace, write_trace
 from symphony_dask.trace.chunks import Names, arrival_chunks, count_requests
 from symphony_dask.trace.reader import Run, open_run
 from symphony_dask.trace.recorder import Recorder
+from symphony_dask.trace.rows import read_rows
 from symphony_dask.trace.schema import GPU_EVENTS, SCHEMA_VERSION, SCHEMAS, BatchOutcome, Outcome
 from symphony_dask.trace.summary import Summary
 from symphony_dask.trace.writer import TraceWriter
@@ -22,6 +23,7 @@ __all__ = [
     "arrival_chunks",
     "count_requests",
     "open_run",
+    "read_rows",
     "read_trace",
     "write_trace",
 ]

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from symphony_dask.errors import BadInput
+from symphony_dask.trace.described import wrong_info
 from symphony_dask.trace.schema import OLDEST_VERSION, SCHEMA_VERSION, SCHEMAS
 
 INFO_NAME = "run.json"
@@ -172,14 +173,20 @@ def parts(folder: Place, table: str) -> list[Any]:
     return sorted(found, key=lambda part: (len(part.name), part.name))
 
 
+def short(error: BaseException) -> str:
+    """The text of an error that a file has caused: on one line, and no longer than that."""
+    return " ".join(str(error).split())[:200]
+
+
 def open_part(part: Place) -> Any:
     """``part`` as an open ``pyarrow.parquet.ParquetFile``, a context manager; raises ``BadInput`` if it is none."""
     try:
         if isinstance(part, Path):
             return pq.ParquetFile(part)
         return pq.ParquetFile(part.fs.open_input_file(part.key))
-    except (OSError, pa.ArrowException) as exc:
-        raise BadInput(f"{str(part)!r} cannot be read as Parquet ({exc}): give a run folder or a Parquet file") from exc
+    except (OSError, pa.ArrowException, UnicodeDecodeError, MemoryError) as exc:
+        text = f"{str(part)!r} cannot be read as Parquet ({short(exc)}): give a run folder or a Parquet file"
+        raise BadInput(text) from exc
 
 
 def scan(parts: list[Any]) -> pl.LazyFrame:
@@ -253,8 +260,9 @@ def read_info(folder: Place) -> dict[str, Any]:
         version = int(info["schema_version"])
     except OSError as exc:
         raise BadInput(f"{str(folder)!r} is not a run folder ({exc}): give the folder that holds {INFO_NAME}") from exc
-    except (ValueError, KeyError, TypeError) as exc:
-        raise BadInput(f"{str(path)!r} is not the description of a run ({exc!r}): give a folder of a run") from exc
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as exc:
+        text = f"{str(path)!r} is not the description of a run ({type(exc).__name__}: {short(exc)})"
+        raise BadInput(f"{text}: give a folder of a run") from exc
     if version > SCHEMA_VERSION:
         raise BadInput(
             f"{str(folder)!r} has trace schema version {version}, and this symphony-dask reads up to {SCHEMA_VERSION}: "
@@ -265,6 +273,8 @@ def read_info(folder: Place) -> dict[str, Any]:
             f"{str(folder)!r} has trace schema version {version}, and this symphony-dask reads none before "
             f"{OLDEST_VERSION}: read it with the release that wrote it (see run.json), or record or import it again"
         )
+    if wrong := wrong_info(info):
+        raise BadInput(f"{str(path)!r} is damaged, or not the description of a run: {wrong}")
     return info
 
 

@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from symphony_dask.trace import folder as run_folder
+from symphony_dask.trace.rows import check_columns
 from symphony_dask.trace.schema import SCHEMAS
 from symphony_dask.trace.summary import Summary, summarize
 
@@ -23,11 +24,13 @@ class Run:
     info: run.json as it was when the run was opened.
 
     Each use of a table looks at the folder again and scans the parts that are complete by then. Rows stand in the order
-    in which they were recorded, which is the order of their end; times are ns since the start of the run.
+    in which they were recorded, which is the order of their end; times are ns since the start of the run. Raises
+    ``BadInput`` where a part is not one of its table.
     """
 
     folder: run_folder.Place
     info: dict[str, Any] = field(repr=False)
+    _checked: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
     def requests(self) -> pl.LazyFrame:
@@ -60,6 +63,10 @@ class Run:
     def _table(self, table: str) -> pl.LazyFrame:
         schema = SCHEMAS[table]
         if parts := run_folder.parts(self.folder, table):
+            for part in parts:
+                if part.name not in self._checked:
+                    check_columns(part, table)
+                    self._checked.add(part.name)
             frame = run_folder.scan(parts)
         else:
             frame = pl.DataFrame(schema.empty_table()).lazy()

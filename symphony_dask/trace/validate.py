@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import folder as run_folder
+from symphony_dask.trace.rows import wrong_columns
 from symphony_dask.trace.schema import GPU_EVENTS, SCHEMAS, BatchOutcome, Outcome, names
 
 _LABELS = {
@@ -43,7 +44,7 @@ def problems(path: str | os.PathLike[str], on_progress: Callable[[int], None] | 
         for part in run_folder.parts(folder, table):
             try:
                 with run_folder.open_part(part) as file:
-                    wrong = _columns(file.schema_arrow, SCHEMAS[table])
+                    wrong = wrong_columns(file.schema_arrow, SCHEMAS[table])
                     for batch in () if wrong else file.iter_batches(run_folder.ROW_GROUP):
                         wrong += checked.check(batch)
                         done += batch.num_rows
@@ -59,23 +60,6 @@ def problems(path: str | os.PathLike[str], on_progress: Callable[[int], None] | 
             if rows != counts.get(table, 0):
                 found.append(f"run.json counts {rows} {table}, and the parts have {counts.get(table, 0)}")
     return found
-
-
-def _columns(given: Any, wanted: Any) -> list[str]:
-    wrong = []
-    for f in wanted:
-        at = given.get_field_index(f.name)
-        if at < 0:
-            wrong.append(f"column {f.name} is missing")
-        elif _plain(given.field(at).type) != _plain(f.type):
-            wrong.append(f"column {f.name} is {given.field(at).type}: it must be {_plain(f.type)}")
-    return wrong
-
-
-def _plain(kind: Any) -> Any:
-    """Strings are the same, whether they are encoded or large."""
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.string() if pa.types.is_large_string(value) or pa.types.is_string_view(value) else value
 
 
 class _Table:

@@ -62,6 +62,21 @@ def advance(books: Books, draw: Draw) -> None:
     books.advance()
 
 
+def drop_all_then_make_room(books: Books, draw: Draw) -> None:
+    """One look drops as many as there is room for; before the next, requests leave by cancelling and eviction."""
+    if not books.models:
+        return
+    m = pick(draw, books.models)
+    books.submit(m, [books.now - 1] * books.max_requests)
+    books.advance()
+    books.submit(m, [books.now + ns(q / 4) for q in draw(DEADLINES)] * 2)
+    for _ in range(draw(st.integers(0, 3))):
+        if books.queued:
+            books.cancel(draw(st.sampled_from([min(books.queued), *sorted(books.queued)])))
+    deadlines = [books.now + ns(q / 4) for q in draw(DEADLINES)]
+    books.submit(m, deadlines * 2, [7] * len(deadlines) + [1] * len(deadlines))
+
+
 def follow_next_event(books: Books, draw: Draw) -> None:
     at = books.engine.next_event()
     if at != NEVER:
@@ -153,7 +168,9 @@ def set_policy(books: Books, draw: Draw) -> None:
     books.set_policy(draw(POLICY_NAMES))
 
 
-TRAFFIC = [submit] * 12 + [follow_next_event] * 8 + [advance] * 6 + [complete] * 8 + [cancel] * 2
+TRAFFIC = (
+    [submit] * 12 + [drop_all_then_make_room] + [follow_next_event] * 8 + [advance] * 6 + [complete] * 8 + [cancel] * 2
+)
 RARE = [
     set_able,
     set_able,

@@ -187,3 +187,14 @@ def test_answers_that_do_not_add_up_change_nothing(fields: dict[str, Any]) -> No
     assert settled is None
     assert sum(counts) == 0
     assert (host.table.client[taken.slots] == 3).all()
+
+
+def test_an_empty_batch_is_nobodys() -> None:
+    host = Host()
+    nothing = np.empty(0, np.int32)
+    rows, found = host.table.lay_out(nothing, 70)
+    assert len(rows) == 0
+    assert found == (0, intake.NOBODY, 0, 0)
+    settled, counts = settle(host, nothing, 0, set())
+    assert settled.owner == intake.NOBODY
+    assert sum(counts) == 0

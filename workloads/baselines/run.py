@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from symphony_dask.errors import BadInput
 from symphony_dask.trace.schema import Outcome
-from workloads.simulated import SimModel, Simulated
+from workloads.simulated import SimModel, Simulated, check_times
 
 #: "No time": later than any event.
 NEVER = 2**62
@@ -60,6 +60,7 @@ def start_run(
         raise BadInput("arrivals_ns falls: give the arrivals in order of time")
     if choices.min() < 0 or choices.max() >= len(models):
         raise BadInput(f"choices reach from {choices.min()} to {choices.max()}: there are {len(models)} models")
+    check_times(arrivals_ns, np.array([model.slo_ns for model in models]))
 
     largest = np.array([model.profile.max_batch for model in models], np.int64)
     latency = np.empty((len(models), int(largest.max()) + 1), np.int64)
