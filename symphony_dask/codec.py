@@ -433,13 +433,15 @@ def _pack_other(tuple_depth: int, obj: Any) -> Any:
     """What msgpack should pack in place of an object that is not exactly one of its own types."""
     if isinstance(obj, (np.ndarray, np.generic)) or _is_tensor(obj):
         return msgpack.ExtType(_EXT_ARRAY, encode(obj))
+    # Read as what they are made of, by the base's own methods: those of a user may do anything, for ever.
     if isinstance(obj, tuple):
         if tuple_depth == _MAX_TUPLE_DEPTH:
             raise BadInput(f"cannot send tuples nested deeper than {_MAX_TUPLE_DEPTH}: use lists")
-        return msgpack.ExtType(_EXT_TUPLE, _pack(list(obj), tuple_depth + 1))
-    for base in (dict, list):
-        if isinstance(obj, base):
-            return base(obj)
+        return msgpack.ExtType(_EXT_TUPLE, _pack(list(tuple.__iter__(obj)), tuple_depth + 1))
+    if isinstance(obj, dict):
+        return dict(dict.items(obj))
+    if isinstance(obj, list):
+        return list(list.__iter__(obj))
     if type(obj) is int:
         raise BadInput(f"cannot send an int of {obj.bit_length()} bits: it must fit 64 bits; send it as a str")
     raise BadInput(f"cannot send a {_type_name(obj)}: {_REMEDY}")

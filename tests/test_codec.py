@@ -124,6 +124,25 @@ def test_bytes_like_objects_come_back_as_bytes() -> None:
     assert [round_trip(x) for x in (b"ab", bytearray(b"ab"), memoryview(b"axbx")[::2])] == [b"ab"] * 3
 
 
+def test_reading_a_subclass_of_a_container_runs_no_code_of_its_own() -> None:
+    class AList(list[int]):
+        def __iter__(self) -> Any:
+            raise AssertionError("list")
+
+    class ADict(dict[str, int]):
+        def __iter__(self) -> Any:
+            raise AssertionError("dict")
+
+        keys = items = __iter__
+
+    class ATuple(tuple[int, ...]):
+        def __iter__(self) -> Any:
+            raise AssertionError("tuple")
+
+    sent = [AList([1]), ADict(a=2), ATuple((3,))]
+    assert codec.decode(codec.encode(sent)) == [[1], {"a": 2}, (3,)]
+
+
 def test_subclasses_of_containers_come_back_as_their_base() -> None:
     point = namedtuple("point", "x y")
     assert same(round_trip([point(1, 2), OrderedDict(a=1)]), [(1, 2), {"a": 1}])

@@ -83,6 +83,7 @@ class _Exchange:
     connection: Any
     heads: _Heads = _NO_HEADS
     slo_ns: int = 0
+    asked: str = ""  #: by what the request itself set slo_ns
     answered_ns: int = 0
     samples: int = 0
 
@@ -163,7 +164,7 @@ class Gateway:
         except Refusal as error:
             refusal = error
         except (RequestError, BadInput, UnknownModel) as error:
-            refusal = of_error(error)
+            refusal = of_error(error, exchange.asked)
         except asyncio.CancelledError:
             if connection is not None and connection.disconnected:
                 status, outcome = 499, "cancelled"
@@ -283,7 +284,7 @@ class Gateway:
         if (largest := max(map(len, payloads))) > MAX_SAMPLE_BYTES:
             raise bad(f"a sample of {largest} bytes: the most is {MAX_SAMPLE_BYTES}")
         exchange.samples = len(payloads)
-        exchange.slo_ns = terms.slo_ns or served.slo_ns
+        exchange.slo_ns, exchange.asked = terms.slo_ns or served.slo_ns, terms.asked
         try:
             return await self._ask_once(served, payloads, terms.priority, exchange)
         except (UnknownModel, Undeployed):

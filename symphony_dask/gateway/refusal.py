@@ -49,8 +49,13 @@ _STATUS: dict[type[BaseException], tuple[int, str, bool]] = {
 }
 
 
-def of_error(error: BaseException) -> Refusal:
-    """The refusal that an error of this package stands for; 502 for one that has no status of its own."""
+def of_error(error: BaseException, asked: str = "") -> Refusal:
+    """The refusal that an error of this package stands for; 502 for one that has no status of its own.
+
+    asked: the time that the request gave itself, as "slo '25ms'"; empty: its model's. What is late is late by that.
+    """
     status, outcome, again = _STATUS.get(type(error), (502, "failed", False))
     text = str(error) or type(error).__name__
+    if asked and isinstance(error, TimeoutError):
+        text = f"the request came with {asked}: {text}"
     return later(status, text, outcome) if again else Refusal(status, text, outcome=outcome)

@@ -128,7 +128,7 @@ class Upstream:
                 attempt = 0
                 trouble = "the connection was lost"
             except Exception as error:
-                trouble = f"{type(error).__name__}: {error}"
+                trouble = brief(error)
             if trouble != self._trouble:
                 logger.warning("no connection to the scheduler at %s: %s", self._scheduler, trouble)
             self._trouble = trouble
@@ -227,7 +227,7 @@ class Upstream:
         try:
             await self._read(serving)
         except Exception as error:  # the old table holds until the lane is lost too
-            logger.info("the models of %s could not be read: %s", self._scheduler, error)
+            logger.info("the models of %s could not be read: %s", self._scheduler, brief(error))
 
     async def find(self, calls: Sequence[Call]) -> tuple[Call, Served]:
         """The first of these readings of a path whose model is deployed, looked up once more where none is.
