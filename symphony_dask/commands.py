@@ -105,13 +105,28 @@ def status(scheduler: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("model")
-@click.option("--example", required=True, help="A sample, as dtype and shape: float32:3,224,224.")
+@click.option(
+    "--example",
+    "examples",
+    required=True,
+    multiple=True,
+    help="A sample, as dtype and shape: float32:3,224,224. One for each of several inputs, as input_ids=int64:12.",
+)
 @click.option("--max-batch", default=128, show_default=True, help="Largest batch to measure.")
 @click.option("--device", help='Where a torch model runs, such as "cuda:0"; by default a GPU if there is one.')
 @click.option("--optimize", type=click.Choice(["compile", "cuda-graphs"]), help="Of a torch module, as in deploy().")
+@click.option("--collate", help='"module:function" that makes a batch of samples, as in deploy().')
 @json_option
 @command
-def profile(model: str, example: str, max_batch: int, device: str | None, optimize: str | None, as_json: bool) -> None:
+def profile(
+    model: str,
+    examples: tuple[str, ...],
+    max_batch: int,
+    device: str | None,
+    optimize: str | None,
+    collate: str | None,
+    as_json: bool,
+) -> None:
     """Measure l(b) of MODEL on this machine.
 
     MODEL is "module:attribute" of a torch module, a callable on a batch, or a loader of either.
@@ -120,12 +135,13 @@ def profile(model: str, example: str, max_batch: int, device: str | None, optimi
 
     from symphony_dask.backends import as_spec, load
     from symphony_dask.backends.named import attribute
-    from symphony_dask.declarations import sample
+    from symphony_dask.declarations import sample_of_options
     from symphony_dask.profiling import profile_runner
 
     sys.path.insert(0, "")
-    zeros = sample(example)
-    runner = load(as_spec(attribute(model), optimize, max_batch), device, zeros)
+    zeros = sample_of_options(examples)
+    function = attribute(collate, "collate") if collate is not None else None
+    runner = load(as_spec(attribute(model), optimize, max_batch, function), device, zeros)
     measured = profile_runner(runner, zeros, max_batch)
     if as_json:
         print_json({"model": model, "label": "measured", **measured.to_dict()})

@@ -15,7 +15,7 @@ Rule 3. ``canary`` alone changes no version: another share is set, and without i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from symphony_dask.backends.emulated import Emulated
-from symphony_dask.backends.named import Exported, Imported, TorchScript
+from symphony_dask.backends.named import Exported, Imported, ImportedFunction, TorchScript
 from symphony_dask.config import parse_memory
 from symphony_dask.deployments import check_share, check_version
 from symphony_dask.errors import BadInput
@@ -67,9 +67,9 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _example(value: Any) -> str:
-    sample(_text(value))
-    return str(value)
+def _example(value: Any) -> Any:
+    sample(value)
+    return value
 
 
 #: How each key is read. The first four say what the model is.
@@ -85,6 +85,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "max_batch": _count,
     "queue_limit": _count,
     "optimize": _text,
+    "collate": _import_path,
     "memory": lambda value: parse_memory(value, "memory"),
     "pinned": _flag,
     "canary": check_share,
@@ -98,15 +99,38 @@ _KINDS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def sample(text: str) -> Any:
-    """Zeros of the dtype and shape written "float32:3,224,224"; raises ``BadInput``."""
+def sample(written: Any) -> Any:
+    """Zeros of the dtype and shape written "float32:3,224,224"; of several inputs, a dict or list of these texts.
+
+    Raises ``BadInput``.
+    """
+    if isinstance(written, dict) and written and all(isinstance(name, str) and name for name in written):
+        return {name: _zeros(text) for name, text in written.items()}
+    if isinstance(written, (list, tuple)) and written:
+        return tuple(_zeros(text) for text in written)
+    return _zeros(written)
+
+
+def sample_of_options(texts: Sequence[str]) -> Any:
+    """``sample`` of what a command was given: one text, several, or several with names, as "input_ids=int64:12"."""
+    pairs = [(name, text) for name, named, text in (given.partition("=") for given in texts) if name and named]
+    if pairs and (len(pairs) < len(texts) or len(dict(pairs)) < len(pairs)):
+        text = f"examples {' '.join(texts)!r:.200}"
+        raise BadInput(f"{text}: give each a name of its own, as input_ids=int64:12, or none of them a name")
+    return sample(dict(pairs) if pairs else texts[0] if len(texts) == 1 else list(texts))
+
+
+def _zeros(text: Any) -> Any:
     import numpy as np
 
-    dtype, _, shape = text.partition(":")
+    dtype, _, shape = text.partition(":") if isinstance(text, str) else ("", "", "")
     try:
+        if not dtype:
+            raise ValueError("it is no text" if not isinstance(text, str) else "it is empty")
         return np.zeros(tuple(int(n) for n in shape.split(",") if n), dtype)
-    except (TypeError, ValueError) as error:
-        raise BadInput(f'example {text!r} cannot be read ({error}): write "float32:3,224,224"') from None
+    except (TypeError, ValueError, MemoryError) as error:
+        several = 'or such texts by the names of several inputs, "{input_ids: int64:12}"'
+        raise BadInput(f'example {text!r:.60} cannot be read ({error}): write "float32:3,224,224", {several}') from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -251,4 +275,6 @@ def options_of(declared: Declared) -> dict[str, Any]:
     options["slo"] = declared["slo"] / 1e9
     if "example" in declared:
         options["example"] = sample(declared["example"])
+    if "collate" in declared:
+        options["collate"] = ImportedFunction(declared["collate"])
     return options | {"declared": declared}

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from symphony_dask import saved
 from symphony_dask.client import Serving
 from symphony_dask.commands import apply
-from symphony_dask.declarations import Action, Running, plan, read
+from symphony_dask.declarations import Action, Running, options_of, plan, read
 from symphony_dask.errors import BadInput, DeploymentError
 from tests import models
 from tests.cluster import Cluster, wait_until
@@ -71,6 +71,20 @@ def test_a_file_is_read_into_comparable_values() -> None:
 def test_what_makes_no_sense_is_named(text: str, match: str) -> None:
     with pytest.raises(BadInput, match=match):
         read(text)
+
+
+def test_an_example_of_several_inputs_is_declared_by_names_or_as_a_list() -> None:
+    text = "models: {{net: {{model: 'a:b', slo: 1s, example: {0}}}}}"
+    named = options_of(read(text.format("{ids: 'int64:3', mask: 'bool:3'}"))["net"])["example"]
+    assert {name: (entry.dtype, entry.shape) for name, entry in named.items()} == {
+        "ids": (np.int64, (3,)),
+        "mask": (np.bool_, (3,)),
+    }
+    first, second = options_of(read(text.format("['float32:2,2', 'int64']"))["net"])["example"]
+    assert (first.shape, second.shape) == ((2, 2), ())
+    for wrong in ("{ids: 3}", "{ids: {left: 'int64:3'}}", "[]", "{3: 'int64:3'}", "{ids: 'int64:x'}"):
+        with pytest.raises(BadInput, match=r"model 'net', example: example .* cannot be read"):
+            read(text.format(wrong))
 
 
 def test_what_is_to_be_done_follows_from_what_serves() -> None:

@@ -202,7 +202,7 @@ def test_extras_that_are_named_exist() -> None:
 
 def test_the_declaration_file_of_the_operations_page_can_be_read() -> None:
     (block,) = (block for block in blocks(ROOT / "docs/operations.md", "yaml"))
-    assert list(declarations.read(block.text)) == ["resnet"]
+    assert list(declarations.read(block.text)) == ["resnet", "bert"]
 
 
 # Links

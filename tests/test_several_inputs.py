@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from symphony_dask import declarations
 from symphony_dask.client import Model, Serving
 from symphony_dask.errors import BadInput, DeploymentError, ModelError
 from tests import models
@@ -71,6 +72,24 @@ def test_samples_of_several_lengths_are_one_batch_with_collate(deploy: Deploy) -
 def test_a_callable_gets_what_collate_makes(deploy: Deploy) -> None:
     model = deploy(lambda batch: batch["input_ids"].sum(axis=1), collate=models.pad, profile="1,1")
     assert [f.result() for f in model.map([tokens(1), tokens(2, 3)])] == [1, 5]
+
+
+def test_a_file_declares_several_inputs_and_a_collate_function(serving: Serving) -> None:
+    text = """
+models:
+  declared:
+    model: tests.models:encoder
+    slo: 60s
+    example: {input_ids: "int64:2", attention_mask: "int64:2"}
+    collate: tests.models:pad
+"""
+    declared = declarations.read(text)["declared"]
+    model = serving.deploy("declared", declarations.model_of(declared), **declarations.options_of(declared))
+    try:
+        assert firsts(f.result() for f in model.map([tokens(1), tokens(2, 3)])) == [1, 5]
+        assert serving.declared()["declared"].declared == declared
+    finally:
+        serving.undeploy("declared")
 
 
 @pytest.mark.parametrize(

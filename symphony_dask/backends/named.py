@@ -10,16 +10,33 @@ from typing import Any
 from symphony_dask.errors import BadInput
 
 
-def attribute(path: str) -> Any:
-    """What "module:attribute" names; raises ``BadInput``."""
+def attribute(path: str, what: str = "model") -> Any:
+    """What "module:attribute" names; raises ``BadInput``, which calls it ``what``."""
     module, _, name = path.partition(":")
     try:
         found: Any = import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(f'model {path!r} cannot be found ({error}): write "module:attribute"') from None
+        raise BadInput(f'{what} {path!r} cannot be found ({error}): write "module:attribute"') from None
     return found
+
+
+def attribute_here(path: str, what: str = "model") -> Any:
+    """``attribute``, of modules in the working folder, too."""
+    if "" not in sys.path:
+        sys.path.append("")
+    return attribute(path, what)
+
+
+@dataclass(frozen=True)
+class ImportedFunction:
+    """The function "module:attribute" of one argument, imported where it is first called."""
+
+    path: str
+
+    def __call__(self, argument: Any) -> Any:
+        return attribute_here(self.path, "function")(argument)
 
 
 @dataclass(frozen=True)
@@ -31,9 +48,7 @@ class Imported:
     def __call__(self) -> Any:
         from symphony_dask.backends import as_spec
 
-        if "" not in sys.path:
-            sys.path.append("")
-        found = attribute(self.path)
+        found = attribute_here(self.path)
         return found() if as_spec(found).kind == "loader" else found
 
 
