@@ -13,6 +13,7 @@ import click
 from autoscale.fleet_options import Which, caps_options, seconds, which_options
 from symphony_dask.commands import command, json_option, print_json
 from symphony_dask.reach import check, scheduler_option
+from symphony_dask.unfinished import write_whole
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
@@ -406,8 +407,6 @@ def _show_decision(settings: Any, fleet: Any, cluster: Any, decide: Any, as_json
 @command
 def prices(refresh: bool, region: str, out: str | None, as_json: bool) -> None:
     """Show the price table that caps, plans and reports go by, or make a new one."""
-    from pathlib import Path
-
     from autoscale.price_refresh import LIST_REGION, as_text, refreshed
     from workloads.prices import table
 
@@ -417,7 +416,7 @@ def prices(refresh: bool, region: str, out: str | None, as_json: bool) -> None:
         check_reachable("pricing", region=LIST_REGION)
     found = refreshed(table(), region) if refresh else table()
     if out is not None:
-        Path(out).write_text(as_text(found), "utf-8")
+        write_whole(out, as_text(found))
     if as_json:
         print_json(found)
         return

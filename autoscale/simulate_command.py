@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from symphony_dask.commands import command, json_option, print_json
+from symphony_dask.commands import command, json_option, note_partial, print_json
+from symphony_dask.unfinished import write_whole
 
 if TYPE_CHECKING:
     from autoscale.trial import Trial
@@ -53,6 +54,7 @@ def simulate(path: str, markdown: bool, out: str | None, as_json: bool, **option
     """
     from workloads.tables import NONE, Table, significant
 
+    note_partial(path)
     found, trials = _run(path, **options)
     rows = [
         (
@@ -66,7 +68,7 @@ def simulate(path: str, markdown: bool, out: str | None, as_json: bool, **option
     if out is not None:
         from autoscale.trial_page import page
 
-        Path(out).write_text(page(title, _HEADS, rows, trials), encoding="utf-8")
+        write_whole(out, page(title, _HEADS, rows, trials))
         found["page"] = out
     if as_json:
         print_json(found if options["compare"] else {**found["rows"][0], **({"page": out} if out else {})})

@@ -329,9 +329,9 @@ class Serving:
         """Record a run into ``folder``, on the scheduler's machine, from now on. Raises ``BadInput``."""
         return self._sync(self._call, "record", folder=str(folder), info=info)
 
-    def stop_recording(self) -> Any:
-        """Close the recording; returns its folder, or None if there was none."""
-        return self._sync(self._call, "stop_recording")
+    def stop_recording(self, **info: Any) -> Any:
+        """Close the recording, with ``info`` in its run.json; returns its folder, or None if there was none."""
+        return self._sync(self._call, "stop_recording", info=info)
 
     def set_policy(self, policy: str) -> Any:
         """Schedule by another policy of ``scheduling.engine.POLICIES`` from now on. Raises ``BadInput``."""

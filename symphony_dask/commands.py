@@ -43,6 +43,24 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+def note_partial(*paths: str) -> dict[str, str]:
+    """Say on standard error which of the runs at ``paths`` are partial, and why; gives these by path."""
+    from symphony_dask.errors import SymphonyError
+    from symphony_dask.trace import open_run
+    from symphony_dask.trace.folder import is_file, place
+
+    found = {}
+    for path in paths:
+        try:
+            why = None if is_file(place(path)) else open_run(path).partial
+        except SymphonyError:  # the command itself will say
+            continue
+        if why is not None:
+            found[path] = why
+            click.echo(f"{path} is partial: {why}", err=True)
+    return found
+
+
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
     click.echo(json.dumps(value))

@@ -1045,10 +1045,14 @@ class Dispatcher:
         for number in (*self.models, *self.numbers.values()):
             self._journal_wire(number)
 
-    async def stop_recording(self) -> str | None:
-        """Close the recording and return its folder; None if there was none."""
+    async def stop_recording(self, info: dict[str, Any] | None = None) -> str | None:
+        """Close the recording, with ``info`` in its run.json, and return its folder; None if there was none.
+
+        Raises ``BadInput`` if ``info`` is not plain.
+        """
         if self.log is None:
             return None
+        self.log.update_info(info or {})
         log, self.log = self.log, None
         self.engine.journal = None
         await asyncio.to_thread(log.close)

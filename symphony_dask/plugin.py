@@ -249,8 +249,11 @@ class SymphonyPlugin(SchedulerPlugin):
             return failure(error)
         return {"ok": folder}
 
-    async def _stop_recording(self) -> Reply:
-        return {"ok": await self.dispatcher.stop_recording()}
+    async def _stop_recording(self, info: dict[str, Any] | None = None) -> Reply:
+        try:
+            return {"ok": await self.dispatcher.stop_recording(info)}
+        except BadInput as error:
+            return _failure(error)
 
     async def _record_scaling(self, inputs: dict[str, Any], decision: dict[str, Any]) -> Reply:
         try:

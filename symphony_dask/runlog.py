@@ -98,6 +98,10 @@ class RunLog:
         self.keep()
         self._recorder.close()
 
+    def update_info(self, info: dict[str, Any]) -> None:
+        """Set keys of run.json; raises ``BadInput`` for what JSON has no form for."""
+        self._recorder.update_info(**info)
+
     def keep(self) -> None:
         """Hand what has gathered on to the recorder; to be called every now and then."""
         self._keep_served()

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from symphony_dask.commands import command, json_option, print_json
+from symphony_dask.commands import command, json_option, note_partial, print_json
 from symphony_dask.reach import scheduler_option
 from workloads.compare_command import compare
 from workloads.report_commands import COMMANDS as REPORT_COMMANDS
@@ -673,6 +673,7 @@ def simulate_(
     from workloads.workload import read_workload
 
     gpus, profile, by_class = _fleet(gpus_text, profile_texts)
+    note_partial(path)
     began = time.perf_counter()
     work = read_workload(path, profile, None if slo is None else parse_duration_ns(slo, "slo"), by_class)
     read_s = time.perf_counter() - began
@@ -724,6 +725,7 @@ def replay_(path: str, scheduler: str | None, simulate: bool, as_json: bool, **o
         raise BadInput("give either --scheduler ADDRESS or --simulate, not both")
     if not simulate and scheduler is None:
         raise BadInput("give --scheduler ADDRESS (or set DASK_SCHEDULER_ADDRESS), or --simulate")
+    note_partial(path)
     if simulate or scheduler is None:
         result = replay_simulated(path, **options)
     else:
@@ -751,6 +753,7 @@ def verify_(run: str, as_json: bool) -> None:
     """
     from workloads.verify import verify
 
+    note_partial(run)
     found = verify(run)
     if as_json:
         print_json(found.to_dict())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from symphony_dask.commands import command, json_option, print_json
+from symphony_dask.unfinished import whole_file
 
 if TYPE_CHECKING:
     from workloads.cells import Cell
@@ -106,7 +107,8 @@ def compare(
     if out is not None:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
-        frame.write_parquet(folder / "compare.parquet")
+        with whole_file(folder / "compare.parquet") as beside:
+            frame.write_parquet(beside)
         files = [str(path) for path in (folder / "compare.parquet", *draw(frame, folder))]
     if as_json:
         found = {"label": "simulated", "measure": measure, "policies": policies, "seeds": seeds, "took_s": took_s}

@@ -18,6 +18,7 @@ from symphony_dask.units import NS_PER_S
 from workloads.arrivals import assign
 from workloads.data import bundled_azure_llm
 from workloads.processes import ProcessCluster
+from workloads.recorded import recorded
 from workloads.replay import Replayed, replay
 from workloads.zoo import ZOO, equal
 
@@ -52,23 +53,22 @@ def demo(folder: str | Path | None = None, *, torch: bool = False, on_progress: 
             _warm_up(models, payload)
             run = root / policy
             label = "measured: torch on the CPU" if torch else "emulated GPUs, everything else real"
-            serving.record(str(run), label=label, trace="azure-llm-2023-code", speed=speed)
             wrong: list[int] = []
 
             def on_answer(i: int, future: Any, wrong: list[int] = wrong) -> None:
                 if future.outcome in ("ok", "late") and not check(i, future.result()):
                     wrong.append(i)
 
-            replayed = replay(
-                models,
-                arrivals,
-                choices,
-                payload=payload,
-                speed=speed,
-                on_progress=lambda n, policy=policy: on_progress(policy, n, len(arrivals)),  # type: ignore[misc]
-                on_answer=on_answer,
-            )
-            serving.stop_recording()
+            with recorded(serving, run, label=label, trace="azure-llm-2023-code", speed=speed):
+                replayed = replay(
+                    models,
+                    arrivals,
+                    choices,
+                    payload=payload,
+                    speed=speed,
+                    on_progress=lambda n, policy=policy: on_progress(policy, n, len(arrivals)),  # type: ignore[misc]
+                    on_answer=on_answer,
+                )
             results[policy] = _row(run, replayed, label) | {"wrong_answers": len(wrong)}
     return results
 

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from symphony_dask.errors import BadInput
+from symphony_dask.unfinished import whole_file
 from symphony_dask.units import NS_PER_MS, format_duration
 from workloads.cells import CELL_SCHEMA
 from workloads.compare import DEFAULT
@@ -315,5 +316,6 @@ def _legend(figure: Any) -> None:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    figure.savefig(path)
+    with whole_file(path) as beside:
+        figure.savefig(beside)
     return path

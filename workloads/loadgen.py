@@ -293,6 +293,7 @@ def _run(plans: Sequence[Plan | HttpPlan], module: str = "workloads.generator") 
                         command,
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
+                        process_group=0,  # Ctrl-C is for this process, which ends it
                         env={**os.environ, "OMP_NUM_THREADS": "1"},
                     )
                 )

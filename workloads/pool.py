@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import TypeVar
@@ -22,6 +23,10 @@ R = TypeVar("R")
 
 #: Called with the costs of what is done and of all there is to do.
 OnProgress = Callable[[float, float], None]
+
+
+#: How often a signal is looked for, s.
+_LOOK_S = 0.2
 
 
 def no_progress(done: float, total: float) -> None:
@@ -65,9 +70,22 @@ def run_all(
         # Spawned: a fork of a process whose libraries have threads can hang.
         pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
         try:
-            futures = {pool.submit(function, items[i]): i for i in dearest}
-            for future in as_completed(futures):
-                finish(futures[future], future.result())
+            # Ctrl-C is for this process, which ends the others: they are started with it blocked, and have it so.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                futures = {pool.submit(function, items[i]): i for i in dearest}
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            left = set(futures)
+            while left:
+                # Not for ever: a signal that another thread takes wakes nobody.
+                ready, left = wait(left, timeout=_LOOK_S, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    finish(futures[future], future.result())
+        except KeyboardInterrupt:
+            for process in list((pool._processes or {}).values()):
+                process.kill()  # what they work on may take minutes
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
     return [results[i] for i in range(len(items))]

@@ -97,7 +97,9 @@ class ProcessCluster:
         log = Path(self._directory.name) / f"{name}.log"
         with log.open("wb") as out:
             command = [sys.executable, "-m", "dask", *arguments]
-            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=self._environment)
+            process = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, env=self._environment, process_group=0
+            )  # Ctrl-C is for this process
         self._processes.append(process)
 
     def _wait_for(self, condition: Callable[[], bool], what: str) -> None:

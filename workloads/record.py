@@ -13,6 +13,7 @@ from symphony_dask.trace import SCHEMA_VERSION, SCHEMAS, BatchOutcome
 from symphony_dask.trace import folder as run_folder
 from symphony_dask.trace.columns import to_table
 from symphony_dask.trace.ordered import Rows, concatenated, in_order, taken
+from symphony_dask.unfinished import told_if_interrupted
 from workloads.simulate import SimulatedRun
 
 PART_ROWS = run_folder.ROW_GROUP
@@ -63,13 +64,15 @@ def record(simulated: SimulatedRun, folder: str | os.PathLike[str], **info: Any)
         "lost_rows": 0,
     }
     run_folder.create(path)
-    for table, (rows, columns_of, number) in tables.items():
-        # Rows of a run stand in the order of their end, and are made some at a time: all columns would fill the memory.
-        chunks = (columns_of(simulated, at, min(at + PART_ROWS, rows)) for at in range(0, rows, PART_ROWS))
-        for part, columns in enumerate(_parts(in_order(chunks, keys=(_ENDED, number), run_rows=PART_ROWS)), 1):
-            run_folder.write_part(path, table, part, to_table(table, [columns], names))
-    run_folder.write_part(path, "gpus", 1, pa.Table.from_pylist(changes, schema=SCHEMAS["gpus"]))
-    run_folder.write_info(path, described)
+    with told_if_interrupted(lambda: f"the run in {path} is partial, and its run.json says so"):
+        for table, (rows, columns_of, number) in tables.items():
+            # Rows of a run stand in the order of their end, and are made some at a time: all columns would fill the
+            # memory.
+            chunks = (columns_of(simulated, at, min(at + PART_ROWS, rows)) for at in range(0, rows, PART_ROWS))
+            for part, columns in enumerate(_parts(in_order(chunks, keys=(_ENDED, number), run_rows=PART_ROWS)), 1):
+                run_folder.write_part(path, table, part, to_table(table, [columns], names))
+        run_folder.write_part(path, "gpus", 1, pa.Table.from_pylist(changes, schema=SCHEMAS["gpus"]))
+        run_folder.write_info(path, described)
 
 
 def _parts(chunks: Iterator[Rows]) -> Iterator[Rows]:

@@ -17,6 +17,7 @@ from symphony_dask.reach import connected
 from symphony_dask.trace import open_run, read_trace
 from symphony_dask.units import format_duration, parse_duration_ns
 from workloads import loadgen
+from workloads.recorded import recorded
 from workloads.replay import choose_models, parse_model, scaled
 from workloads.simulated import SimModel
 from workloads.workload import Workload, read_workload
@@ -52,12 +53,9 @@ def replay_live(
             for m in work.models:
                 emulated = Emulated(m.profile.alpha_ms, m.profile.beta_ms)
                 models.append(serving.deploy(m.name, emulated, slo=format_duration(m.slo_ns)))
-            serving.record(str(run), label="emulated GPUs, everything else real", trace=str(path), speed=speed)
-            try:
+            with recorded(serving, run, label="emulated GPUs, everything else real", trace=str(path), speed=speed):
                 samples = [bytes(size) for size in sizes] if sizes is not None else None
                 result = loadgen.offer(serving, models, work.arrivals_ns, work.choices, samples=samples).to_dict()
-            finally:
-                serving.stop_recording()
         finally:
             for model in models:
                 serving.undeploy(model.name)

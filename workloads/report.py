@@ -72,6 +72,7 @@ def report(
         "folder": str(run.folder),
         "label": label(run),
         "says": run.info.get("label"),
+        "partial": run.partial,
         "policy": run.info.get("policy"),
         "closed": bool(run.info.get("closed")),
         "lost_rows": run.info.get("lost_rows", 0),

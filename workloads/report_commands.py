@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from symphony_dask.commands import command, json_option, print_json
+from symphony_dask.commands import command, json_option, note_partial, print_json
+from symphony_dask.unfinished import write_whole
 
 
 @click.command("explain")
@@ -28,6 +28,7 @@ def explain_(path: str, request: int | None, why: str | None, as_json: bool) -> 
 
     if (request is None) == (why is None):
         raise BadInput("give either --request ID or --why late|dropped")
+    note_partial(path)
     run = open_run(path)
     if request is not None:
         found = explain(run, request)
@@ -98,8 +99,9 @@ def report_(
         "length_ns": None if seconds is None else round(seconds * NS_PER_S),
     }
     table = prices(price_texts)
+    note_partial(*paths)
     reports = [report(open_run(path), table, name=name, **at) for path, name in zip(paths, names(paths), strict=True)]
-    Path(out).write_text(page(reports), encoding="utf-8")
+    write_whole(out, page(reports))
     files = [out]
     if png is not None:
         from workloads.report_png import draw
@@ -156,6 +158,7 @@ def plan_(
 
     profile, by_class = parse_profiles(profile_texts)
     table = prices(price_texts)
+    note_partial(path)
     work = scaled(read_workload(path, slo_ns=None if slo is None else parse_duration_ns(slo, "--slo")), scale)
     if profile is not None:
         by_class = {GPU: profile, **by_class}
@@ -229,6 +232,7 @@ def whatif_(
     from workloads.zoo import parse_profiles
 
     profile, by_class = parse_profiles(profile_texts)
+    note_partial(path)
     rows = whatif(
         path,
         prices(price_texts),

@@ -128,7 +128,7 @@ def page(reports: Sequence[Report]) -> str:
 
 
 def _name(r: Report) -> str:
-    return f'{escape(r["name"])}<span class="badge">{escape(r["label"])}</span>'
+    return f'{escape(r["name"])}<span class="badge">{escape(r["label"])}{", partial" if r["partial"] else ""}</span>'
 
 
 def _section(title: str, says: str, reports: Sequence[Report], figures: Sequence[str], key: str = "") -> str:
@@ -164,7 +164,10 @@ def figure(value: float | None, form: str = ",.1f") -> str:
 
 def _table(reports: Sequence[Report]) -> str:
     rows: list[tuple[str, Callable[[Report], str]]] = [
-        ("what it is", lambda r: escape(r["says"] or r["label"])),
+        (
+            "what it is",
+            lambda r: escape((r["says"] or r["label"]) + (f"; partial: {r['partial']}" if r["partial"] else "")),
+        ),
         ("policy", lambda r: escape(str(r["policy"] or "–"))),
         ("length, s", lambda r: figure(r["summary"]["span_s"], ",.2f")),
         ("requests", lambda r: figure(r["summary"]["requests"], ",")),

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from symphony_dask.unfinished import whole_file
 from workloads.report import OTHERS
 from workloads.svg import COLOURS, REST
 
@@ -34,7 +35,8 @@ def draw(reports: Sequence[dict[str, Any]], path: str) -> None:
         lows, highs = zip(*(ax.get_xlim() for ax in axes[row]), strict=True)
         for ax in axes[row]:
             ax.set_xlim(min(lows), max(highs))
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as beside:
+        figure.savefig(beside, dpi=110)
 
 
 def _latency(ax: Any, r: dict[str, Any], styles: Any) -> None:

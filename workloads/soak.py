@@ -26,6 +26,7 @@ from distributed import Client
 from symphony_dask.backends import Emulated
 from symphony_dask.client import Serving
 from symphony_dask.errors import BadInput
+from symphony_dask.unfinished import told_if_interrupted
 from symphony_dask.units import NS_PER_MS, NS_PER_S
 from workloads.faults import kinds
 from workloads.faults.cluster import FaultyCluster, Part
@@ -147,7 +148,7 @@ class _Soak:
         for load in LOADS:
             self._deploy(load)
             self._serving.find(load.model)
-        control.record(str(self._folder / "run"))
+        control.record(str(self._folder / "run"), complete=False)
         self._cluster.start_victim("fast")
         for kind in ("worker", "client"):
             self._cluster.prepare(kind)
@@ -155,7 +156,8 @@ class _Soak:
         self._traffic = Traffic(self._serving, LOADS, seed=seed, keep=False, on_end=self._seen.add)
         self._traffic.start()
         try:
-            self._go_on()
+            with told_if_interrupted(lambda: f'{self._folder} is partial: "final" in its soak.json is false'):
+                self._go_on()
         finally:
             self._traffic.stop()
         for fault in list(self._scene.under_way):
@@ -163,7 +165,7 @@ class _Soak:
         end = time.monotonic() + 5
         while self._seen.ended < self._traffic.submitted and time.monotonic() < end:
             time.sleep(0.05)
-        control.stop_recording()
+        control.stop_recording(complete=True)
         self._sample()
         return self._report(final=True)
 

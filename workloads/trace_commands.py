@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from symphony_dask.commands import command, json_option, print_json
+from symphony_dask.commands import command, json_option, note_partial, print_json
 
 _POPULARITIES = click.Choice(["equal", "zipf"])
 
@@ -48,7 +48,8 @@ def _print_info(found: dict[str, Any], as_json: bool) -> None:
         print_json(found)
     else:
         for key, value in found.items():
-            click.echo(f"{key:10} {value:,.3f}" if isinstance(value, float) else f"{key:10} {value:,}")
+            text = value if isinstance(value, str) else f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
+            click.echo(f"{key:10} {text}")
 
 
 def _since(text: str | None, what: str) -> int | None:
@@ -132,7 +133,7 @@ def info_(path: str, as_json: bool) -> None:
 
     with _reading(path) as on_progress:
         found = trace_info(path, on_progress)
-    _print_info(found, as_json)
+    _print_info({**found, **({"partial": why} if (why := note_partial(path).get(path)) else {})}, as_json)
 
 
 @trace.command("scale")
@@ -155,6 +156,7 @@ def scale_(path: str, target: str, factor: float, method: str, seed: int, as_jso
     """Give TRACE another rate."""
     from workloads.transform import scale
 
+    note_partial(path)
     with _reading(path) as on_progress:
         found = scale(path, target, factor, method=method, seed=seed, on_progress=on_progress)
     _print_info(found, as_json)
@@ -172,6 +174,7 @@ def slice_(path: str, target: str, start: str | None, end: str | None, models: t
     """Keep what arrives in a window of time, or for some models."""
     from workloads.transform import cut
 
+    note_partial(path)
     window: dict[str, Any] = {"start_ns": _since(start, "--start") or 0, "end_ns": _since(end, "--end")}
     with _reading(path) as on_progress:
         found = cut(path, target, **window, models=models, on_progress=on_progress)
@@ -188,6 +191,7 @@ def mix_(paths: tuple[str, ...], target: str, separate: bool, as_json: bool) -> 
     """Put several traces on one clock. Models of one name are one model."""
     from workloads.transform import mix
 
+    note_partial(*paths)
     with _reading(*paths) as on_progress:
         found = mix(paths, target, separate=separate, on_progress=on_progress)
     _print_info(found, as_json)
@@ -253,8 +257,9 @@ def validate_(path: str, as_json: bool) -> None:
 
     with _progress("checking", None) as on_progress:
         found = problems(path, on_progress)
+    partial = note_partial(path).get(path)
     if as_json:
-        print_json({"valid": not found, "problems": found})
+        print_json({"valid": not found, "problems": found, "partial": partial})
     else:
         for text in found or ["the folder is as it should be"]:
             click.echo(text)

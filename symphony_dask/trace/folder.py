@@ -189,6 +189,12 @@ def open_part(part: Place) -> Any:
         raise BadInput(text) from exc
 
 
+def rows(part: Place) -> int:
+    """How many rows ``part`` has, from its footer."""
+    with open_part(part) as file:
+        return int(file.metadata.num_rows)
+
+
 def scan(parts: list[Any]) -> pl.LazyFrame:
     """The rows of ``parts`` (at least one), in their order, not yet read."""
     if isinstance(parts[0], S3Path):

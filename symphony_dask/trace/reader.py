@@ -21,7 +21,7 @@ class Run:
     """One run folder; ``open_run`` makes it.
 
     folder: where it is.
-    info: run.json as it was when the run was opened.
+    info: run.json as it was when the run was opened; "complete" there is false if a tool was to record more.
 
     Each use of a table looks at the folder again and scans the parts that are complete by then. Rows stand in the order
     in which they were recorded, which is the order of their end; times are ns since the start of the run. Raises
@@ -31,6 +31,15 @@ class Run:
     folder: run_folder.Place
     info: dict[str, Any] = field(repr=False)
     _checked: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    @property
+    def partial(self) -> str | None:
+        """Why the run is partial, None where it is whole."""
+        if not self.info.get("closed", True):
+            return "it is not closed: it is still written, or its writer was stopped"
+        if self.info.get("complete") is False:
+            return "what it records was interrupted"
+        return None
 
     @property
     def requests(self) -> pl.LazyFrame:

@@ -95,6 +95,9 @@ class TraceWriter:
             self.close()
         elif not self._written:
             run_folder.release(self.folder)
+        elif isinstance(error, KeyboardInterrupt):
+            rows = sum(run_folder.rows(part) for part in run_folder.parts(self.folder, "requests"))
+            error.add_note(f"{self.folder} holds {rows:,} requests and is partial, and its run.json says so")
 
     def _write_part(self, rows: int, names: Sequence[str]) -> None:
         held = concatenated(self._held)

@@ -24,6 +24,7 @@ from symphony_dask.client import Model, Serving
 from symphony_dask.errors import BadInput
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.trace import Outcome
+from symphony_dask.unfinished import whole_file
 from symphony_dask.units import NS_PER_MS, NS_PER_S, format_duration
 from workloads import loadgen
 from workloads.arrivals import poisson
@@ -236,4 +237,5 @@ def draw(found: dict[str, Any], path: str) -> None:
     axes.set_title(f"{found['label'].split(',')[0]}, SLO {format_duration(round(found['slo_ms'] * NS_PER_MS))}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as beside:
+        figure.savefig(beside, dpi=110)
