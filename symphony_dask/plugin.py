@@ -253,7 +253,7 @@ class SymphonyPlugin(SchedulerPlugin):
         try:
             return {"ok": await self.dispatcher.stop_recording(info)}
         except BadInput as error:
-            return _failure(error)
+            return failure(error)
 
     async def _record_scaling(self, inputs: dict[str, Any], decision: dict[str, Any]) -> Reply:
         try:
