@@ -40,9 +40,11 @@ from symphony_dask.future import InferenceFuture, Waiting
 from symphony_dask.graph import ModelRef, token
 from symphony_dask.html import latency_text, serving_html, table
 from symphony_dask.lane import (
+    ANSWER,
     CANCEL,
     OVERDUE_NS,
     PLACE,
+    RELAYED,
     RESULT,
     RESULT_ROW,
     SUBMIT,
@@ -583,7 +585,7 @@ class Model:
         Raises ``BadInput`` if ``x`` cannot be sent or has not the shape of the model's example, ``ConnectionLost``. The
         future raises a ``RequestError``: ``DeadlineExceeded``, ``Overloaded``, ``NoGPUWorker``, ``ModelError``, ...
         """
-        payload = codec.encode(x)
+        payload = codec.encode_payload(x)
         check_sample(self.name, self._signature, payload)
         if len(payload) > MAX_SAMPLE_BYTES:
             text = f"a sample of {len(payload)} bytes for model {self.name!r}: the most is {MAX_SAMPLE_BYTES}"
@@ -662,7 +664,7 @@ class _Lane:
         self._connection: Connection | None = None
         self._direct: Direct | None = None
         self._pending: dict[int, Waiting] = {}
-        self._outbox: deque[tuple[int, int, int, int, int, bytes]] = deque()
+        self._outbox: deque[tuple[int, int, int, int, int, bytes | memoryview]] = deque()
         self._cancels: deque[int] = deque()
         self._flush_due = False
         self._next = 0
@@ -720,7 +722,8 @@ class _Lane:
         client is closed: it cancels its tasks then.
         """
         heard, heard_ns, looked_ns = -1, 0, 0
-        expected: dict[int, int] = {}  # answers that are under way from workers, and since when
+        # Answers that are under way from workers: what has been read from there, and when that was less.
+        expected: dict[int, tuple[int, int]] = {}
         try:
             while True:
                 await asyncio.sleep(_WATCH_S)
@@ -735,8 +738,11 @@ class _Lane:
                 if now - heard_ns > _SILENT_NS and not late:
                     text = f"the scheduler has been silent for {format_duration(now - heard_ns)}"
                     self._end_overdue(now, list(self._pending), text)
-                expected = {r: expected.get(r, now) for r in direct.expected} if direct is not None else {}
-                stuck = [r for r, since_ns in expected.items() if now - since_ns > _SILENT_NS]
+                before, expected = expected, {}
+                for request, come in (direct.expected if direct is not None else {}).items():
+                    known = before.get(request)
+                    expected[request] = known if known is not None and known[0] == come else (come, now)
+                stuck = [r for r, (_, since_ns) in expected.items() if now - since_ns > _SILENT_NS]
                 if stuck and not late:
                     self._end_overdue(now, stuck, "its answer does not arrive from the worker")
         finally:
@@ -769,7 +775,7 @@ class _Lane:
     def submit(
         self,
         model_id: int,
-        payload: bytes,
+        payload: bytes | memoryview,
         slo_ns: int,
         priority: int,
         make: Callable[[int, Callable[[int], None]], W] = InferenceFuture,  # type: ignore[assignment]
@@ -838,8 +844,8 @@ class _Lane:
         connection, direct = self._connection, self._direct
         if connection is None or direct is None or connection.stuck:
             return
-        rows: list[tuple[int, int, int, int, int, bytes]] = []
-        payloads: list[bytes] = []
+        rows: list[tuple[int, int, int, int, int, bytes | memoryview]] = []
+        payloads: list[bytes | memoryview] = []
         held: list[bool] = []
         left = FRAME_BYTES
         while self._outbox and left > 0:
@@ -881,6 +887,9 @@ class _Lane:
         if op == PLACE:
             batch, host, port, ids = fields
             direct.place(batch, host, port, read_column(ids).tolist())
+            return
+        if op == ANSWER:
+            direct.take(RELAYED, fields, blob)
             return
         if op != RESULT:
             raise BadInput(f"lane op {op!r:.40} does not come from a scheduler")

@@ -26,6 +26,9 @@ import numpy.typing as npt
 
 from symphony_dask.errors import BadInput
 
+#: Payloads: one after the other, or a list of them, so that large ones are never joined.
+Blob = bytes | memoryview | list[bytes] | list[memoryview]
+
 BYTES, PLAIN, ARRAY, SCALAR, TENSOR = range(1, 6)
 
 _BYTES_PREFIX, _PLAIN_PREFIX = bytes([BYTES]), bytes([PLAIN])
@@ -46,6 +49,9 @@ _MAX_DIMS = 32
 _FORM_DEPTH, _MOST_ENTRIES, _MOST_KEY = 2, 256, 256
 
 _MAX_BYTES = 2**62
+
+#: Arrays of more bytes are copied without the interpreter's lock.
+_LARGE_BYTES = 1 << 20
 
 _REMEDY = (
     "send bytes, a numpy array, a torch tensor, or None, bool, int, float, str, list, tuple and dict of these "
@@ -77,17 +83,27 @@ def encode(obj: Any) -> bytes:
     if isinstance(obj, np.generic):
         return _encode_array(SCALAR, np.asarray(obj))
     if isinstance(obj, (bytes, bytearray, memoryview)):
-        return _BYTES_PREFIX + bytes(obj)
+        return b"".join((_BYTES_PREFIX, bytes(obj)))
     if _is_tensor(obj):
         return _encode_tensor(obj)
     try:
-        return _PLAIN_PREFIX + _pack(obj)
+        return b"".join((_PLAIN_PREFIX, _pack(obj)))
     except BadInput:
         raise
     except (ValueError, RecursionError) as error:
         raise BadInput(
             f"cannot send this {_type_name(obj)}: {error}; strings must be valid Unicode, and nesting must be shallow"
         ) from None
+
+
+def encode_payload(obj: Any) -> bytes | memoryview:
+    """As ``encode``; a large array or tensor is copied without the interpreter's lock, so that other threads go on."""
+    if isinstance(obj, np.ndarray) and obj.nbytes > _LARGE_BYTES:
+        return _join_rows(_array_header(ARRAY, obj.dtype, obj.shape), _plain_array(obj), 1)[0]
+    if _is_tensor(obj) and obj.numel() * obj.element_size() > _LARGE_BYTES:
+        tensor = _plain_tensor(obj)
+        return _join_rows(_tensor_header(tensor.dtype, tensor.shape), _tensor_data(tensor), 1)[0]
+    return encode(obj)
 
 
 def decode(buf: bytes | bytearray | memoryview) -> Any:
@@ -104,7 +120,7 @@ def decode(buf: bytes | bytearray | memoryview) -> Any:
         return _unpack(view[1:], decode)
     header = _header_of(view)
     layout = _layout(header)
-    data = bytearray(view[len(header) :])
+    data = np.frombuffer(view, np.uint8)[len(header) :].copy()  # without the interpreter's lock
     if len(data) != layout.data_bytes:
         raise BadInput(f"payload of {describe(header)} has {len(data)} data bytes: it must have {layout.data_bytes}")
     if kind == TENSOR:
@@ -217,37 +233,55 @@ def describe(buf: bytes | bytearray | memoryview) -> str:
     return f"{layout.dtype} {layout.shape}"
 
 
-def split(blob: bytes | memoryview, sizes: npt.NDArray[np.int64]) -> list[memoryview]:
-    """The payloads of a batch: ``blob`` is their concatenation, ``sizes`` (n,) their lengths in bytes. Copies nothing.
+def split(blob: Blob, sizes: npt.NDArray[np.int64]) -> list[memoryview]:
+    """The payloads of a batch, ``sizes`` (n,) their lengths in bytes. Copies nothing.
 
     Raises ``BadInput`` if the sizes do not add up to the blob.
     """
-    view = memoryview(blob).cast("B")
     lengths = sizes.tolist()
+    if isinstance(blob, list):
+        if lengths != [len(payload) for payload in blob]:
+            raise BadInput(f"batch has {len(blob)} payloads: they have not its {len(lengths)} sizes")
+        return [memoryview(payload) for payload in blob]
+    view = memoryview(blob).cast("B")
     if min(lengths, default=0) < 0 or sum(lengths) != len(view):
         raise BadInput(f"batch has {len(view)} bytes: its sizes {lengths} must be at least 0 and add up to that")
     return [view[end - length : end] for length, end in zip(lengths, accumulate(lengths), strict=True)]
 
 
-def stack(blob: bytes | memoryview, sizes: npt.NDArray[np.int64]) -> Any | None:
+def blob_bytes(blob: Blob) -> int:
+    return sum(map(len, blob)) if isinstance(blob, list) else len(blob)
+
+
+def stack(blob: Blob, sizes: npt.NDArray[np.int64]) -> Any | None:
     """The samples of a batch as one array or CPU tensor of shape (n, *sample shape), which owns its memory.
 
-    None unless all n >= 1 samples are well-formed arrays (or all tensors) of one dtype and shape.
+    None unless all n >= 1 samples are well-formed arrays (or all tensors) of one dtype and shape. Copies without the
+    interpreter's lock, so that other threads go on meanwhile.
     """
     n = len(sizes)
     if n == 0 or sizes[0] < 1 or not np.all(sizes == sizes[0]):
         return None
     size = int(sizes[0])
-    view = memoryview(blob).cast("B")
-    header = signature(view[:size])
-    if header is None or len(view) != n * size:
+    if blob_bytes(blob) != n * size or (isinstance(blob, list) and len(blob) != n):
         return None
-    rows = np.frombuffer(view, np.uint8).reshape(n, size)
+    header = signature(blob[0] if isinstance(blob, list) else memoryview(blob).cast("B")[:size])
+    if header is None:
+        return None
     start = len(header)
     layout = _layout(header)
-    if layout.data_bytes != size - start or not (rows[:, :start] == rows[0, :start]).all():
+    if layout.data_bytes != size - start:
         return None
-    return stacked(header, rows[:, start:].copy())
+    if isinstance(blob, list):
+        payloads: list[Any] = blob
+        if any(bytes(payload[:start]) != header for payload in payloads):
+            return None
+        data = np.empty((n, size - start), np.uint8)
+        for row, payload in zip(data, payloads, strict=True):
+            row[:] = np.frombuffer(payload, np.uint8)[start:]
+        return stacked(header, data)
+    rows: npt.NDArray[np.uint8] = np.frombuffer(memoryview(blob).cast("B"), np.uint8).reshape(n, size)
+    return stacked(header, rows[:, start:].copy()) if (rows[:, :start] == rows[0, :start]).all() else None
 
 
 def stacked(header: bytes, data: npt.NDArray[np.uint8]) -> Any:
@@ -415,7 +449,7 @@ def _encode_tensor(tensor: Any) -> bytes:
     return b"".join((_tensor_header(tensor.dtype, tensor.shape), _tensor_data(tensor)))
 
 
-def _tensor(data: bytearray | npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> Any:
+def _tensor(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> Any:
     try:
         import torch
     except ImportError:

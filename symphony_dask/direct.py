@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from symphony_dask.errors import BadInput
-from symphony_dask.lane import ANSWER, DATA, VERSION, Connection, column, connect, read_column
+from symphony_dask.lane import ANSWER, DATA, VERSION, Connection, column, connect, in_parts, read_answers
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +34,12 @@ CONNECT_S = 5.0
 #: When a worker that could not be reached is tried again, s.
 RETRY_S = 30.0
 
-#: A frame of payloads ends with the one that reaches so many bytes.
-PART_BYTES = 1 << 24
-
 
 @dataclass
 class _Held:
     """A payload, and where it was last sent: a batch, and a link or -1."""
 
-    payload: bytes
+    payload: bytes | memoryview
     batch: int = -1
     link: int = -1
 
@@ -109,7 +106,7 @@ class Direct:
         now = self._loop.time()
         return any(link.waiting is not None or link.retry_at <= now for link in self._links.values())
 
-    def hold(self, request: int, payload: bytes) -> None:
+    def hold(self, request: int, payload: bytes | memoryview) -> None:
         self._held[request] = _Held(payload)
 
     def forget(self, request: int) -> None:
@@ -201,49 +198,44 @@ class Direct:
         self._send(self._lane, -1, batch, requests)
 
     def _send(self, connection: Connection, link: int, batch: int, requests: Iterable[int]) -> None:
-        """Send payloads in frames of about ``PART_BYTES``; of a request without one, that it will not come."""
+        """Send payloads in frames of about ``lane.PART_BYTES``; of a request without one, that it will not come."""
         refused = link < 0 and self._relay_mode == "never"
-        ids: list[int] = []
-        sizes: list[int] = []
-        payloads: list[bytes] = []
-        left = PART_BYTES
-        for request in requests:
+        ids = list(requests)
+        payloads: list[bytes | memoryview | None] = []
+        for request in ids:
             held = self._held.get(request)
-            ids.append(request)
             if held is None or refused:
-                sizes.append(-1)
-                continue
-            held.batch, held.link = batch, link
-            payloads.append(held.payload)
-            sizes.append(len(held.payload))
-            left -= sizes[-1]
-            if left <= 0:
-                connection.send([DATA, batch, self._client, column(ids), column(sizes)], *payloads)
-                ids, sizes, payloads, left = [], [], [], PART_BYTES
-        if ids:
-            connection.send([DATA, batch, self._client, column(ids), column(sizes)], *payloads)
+                payloads.append(None)
+            else:
+                held.batch, held.link = batch, link
+                payloads.append(held.payload)
+        sizes = [-1 if payload is None else len(payload) for payload in payloads]
+        for some in in_parts(sizes):
+            frame = [DATA, batch, self._client, column(ids[some]), column(sizes[some])]
+            connection.send(frame, *[payload for payload in payloads[some] if payload is not None])
 
     @property
-    def expected(self) -> list[int]:
-        """Requests that have ended, whose answers are still under way from workers."""
-        return list(self._outcomes)
+    def expected(self) -> dict[int, int]:
+        """Requests that have ended, whose answers are under way from workers; what has been read from there so far."""
+        read = {
+            number: 0 if link.connection is None else link.connection.bytes_in for number, link in self._open.items()
+        }
+        return {request: read.get(number, 0) for request, (number, _) in self._outcomes.items()}
 
     def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
         if op != ANSWER:
             raise BadInput(f"lane op {op!r:.40} does not come from a worker to a client")
-        ids, sizes = read_column(fields[0]).tolist(), read_column(fields[1]).tolist()
-        if len(ids) != len(sizes) or min(sizes, default=0) < 0 or sum(sizes) != len(blob):
-            raise BadInput(f"lane ANSWER has {len(ids)} ids, {len(sizes)} sizes and {len(blob)} bytes")
-        at = 0
-        for request, size in zip(ids, sizes, strict=True):
-            payload = blob[at : at + size]
-            at += size
+        self.take(connection.peer, fields, blob)
+
+    def take(self, number: int, fields: list[Any], blob: memoryview) -> None:
+        """ANSWER has come on a link, or by way of the scheduler (RELAYED)."""
+        for request, payload in read_answers(fields[0], fields[1], blob):
             link, outcome = self._outcomes.get(request, (-1, ""))
-            if link == connection.peer:
+            if link == number:
                 del self._outcomes[request]
                 self._on_answer(request, outcome, payload)
             elif request in self._pending:
-                self._answers[request] = connection.peer, payload
+                self._answers[request] = number, payload
 
     def _lost(self, link: _Link, number: int) -> None:
         """A link broke: relay what may not have arrived, and end what waits for an answer from it."""

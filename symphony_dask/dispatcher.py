@@ -25,6 +25,7 @@ from symphony_dask.canary import Canary, split
 from symphony_dask.doorway import Doorway, Patience
 from symphony_dask.errors import BadInput
 from symphony_dask.lane import (
+    ANSWER,
     ASIDE,
     CANCEL,
     DATA,
@@ -34,6 +35,7 @@ from symphony_dask.lane import (
     GONE,
     HELLO,
     OVERDUE_NS,
+    PART_BYTES,
     PING,
     PLACE,
     PONG,
@@ -46,8 +48,10 @@ from symphony_dask.lane import (
     Buffer,
     Connection,
     check_hello,
+    in_parts,
     now_ns,
     pack_rows,
+    read_answers,
     read_column,
     read_data,
     read_rows,
@@ -484,16 +488,25 @@ class Dispatcher:
             if not worker.pinged_ns:
                 worker.pinged_ns = now
                 connection.send([PING, now])
+            # An answer to the ping may be behind gigabytes: what comes, or is taken, is a sign of life as well.
+            moved = connection.bytes_in, connection.taken
+            if moved != worker.moved:
+                worker.moved, worker.moved_ns = moved, now
             if late or not is_overdue(flight, now):
                 continue
-            silent_ns = now - worker.pinged_ns
+            silent_ns = now - max(worker.pinged_ns, worker.moved_ns)
             if silent_ns > SILENT_NS:
                 logger.warning("worker %s is given up: silent for %.1f s", worker.address, silent_ns / NS_PER_S)
                 self.drop_worker(worker.address)
                 continue
             self._end_overdue(now, flight, worker)
             first = min(f.batch for f in self._flights.values() if f.gpu == flight.gpu)
-            if silent_ns < ANSWERS_NS and flight.batch == first and not flight.aside and is_hung(flight, now):
+            if (
+                now - worker.pinged_ns < ANSWERS_NS
+                and flight.batch == first
+                and not flight.aside
+                and is_hung(flight, now)
+            ):
                 flight.aside = True
                 connection.send([ASIDE, self._gpu_worker[flight.gpu][1], flight.batch, flight.model.model_id])
 
@@ -573,6 +586,8 @@ class Dispatcher:
                 self._done(connection, peer, fields, blob)
             elif op == PONG:
                 peer.pinged_ns = 0
+            elif op == ANSWER:
+                self._relay_answers(peer, fields, blob)
             elif op == ASIDE:
                 self._set_aside(connection, peer, *map(int, fields))
             else:
@@ -793,17 +808,24 @@ class Dispatcher:
         waited = self.engine.in_flight(gpu) > 1
         rows, (n_held, owner, last, n_local) = self._requests.lay_out(slots, self._local_index)
         window, planned = (window_open, window_close), (start, end)
-        wait_ns = min(max(last - end, MIN_WAIT_NS), MAX_WAIT_NS) if n_held else 0
+        payloads = self._requests.payloads(slots)
+        apart = sum(map(len, payloads)) > PART_BYTES
+        wait_ns = min(max(last - end, MIN_WAIT_NS), MAX_WAIT_NS) if n_held or apart else 0
         due_back = due_back_ns(last, end, wait_ns, n_local > 0)
         self._flights[batch] = Flight(batch, model, gpu, slots, now, window, planned, waited, n_held > 0, due_back)
+        held = rows if n_held == size else rows[rows["held"] != 0] if n_held else rows[:0]
+        if apart:
+            rows["held"] |= [len(payload) > 0 for payload in payloads]
         fields = [EXECUTE, batch, slot, model.model_id, rows.tobytes(), wait_ns]
         if n_local:
             local = np.flatnonzero(rows["client"] == self._local_index)
             names = self._local.dispatched(connection.peer.address, rows["id"][local].tolist())
             fields.append(dict(zip(local.tolist(), names, strict=True)))
-        connection.send(fields, *self._requests.payloads(slots))
+        connection.send(fields, *() if apart else payloads)
+        if apart:
+            _send_apart(connection, batch, rows, payloads)
         if n_held:
-            self._place(batch, connection.peer, rows if n_held == size else rows[rows["held"] != 0], owner)
+            self._place(batch, connection.peer, held, owner)
         model.batches += 1
         model.batched += size
         model.used_ns[gpu] = now
@@ -835,6 +857,15 @@ class Dispatcher:
         if flight is not None:
             connection, _ = self._gpu_worker[flight.gpu]
             connection.send([DATA, batch, client.index, *fields[2:4]], blob)
+
+    def _relay_answers(self, worker: Worker, fields: list[Any], blob: memoryview) -> None:
+        """Pass on large answers to a client that has no connection to their worker, and have it open one."""
+        client, *columns = int(fields[0]), *fields[1:]
+        read_answers(columns[0], columns[1], blob)
+        connection = self._clients.get(client)
+        if connection is not None and connection is not self._local:
+            connection.send([ANSWER, *columns], blob)
+            connection.send([PLACE, -1, *worker.lane, b""])
 
     def _forsake(self, client: Client) -> None:
         """Have no worker wait for what a client that is gone has kept."""
@@ -1214,6 +1245,17 @@ class Dispatcher:
 
 def _answered(counts: npt.NDArray[np.int64]) -> int:
     return int(counts[Outcome.OK]) + int(counts[Outcome.LATE])
+
+
+def _send_apart(connection: Connection, batch: int, rows: npt.NDArray[Any], payloads: list[memoryview]) -> None:
+    """Payloads that are too large together for EXECUTE, as DATA of their clients."""
+    there = np.array([len(payload) > 0 for payload in payloads])
+    for client in np.unique(rows["client"][there]).tolist():
+        at = np.flatnonzero(there & (rows["client"] == client))
+        for some in in_parts(rows["bytes"][at].tolist()):
+            mine = rows[at[some]]
+            frame = [DATA, batch, client, mine["id"].tobytes(), mine["bytes"].tobytes()]
+            connection.send(frame, *[payloads[i] for i in at[some]])
 
 
 def _send_errors(

@@ -108,6 +108,7 @@ class Doorway:
                 logger.info("lane connection with %s cut off: no HELLO in time", connection.describe())
                 connection.abort()
         for connection in list(self.connections):
+            connection.mind_slow_reader(LOOK_S)
             filled, age_s = connection.frame_under_way(LOOK_S)
             if filled < (age_s - self._patience.frame_s) * LEAST_BYTES_PER_S:
                 text = "lane connection with %s cut off: a frame of which %d bytes came took more than %.0f s"

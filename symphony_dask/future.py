@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, PENDING
+from functools import cache
 from html import escape
 from typing import Any, Protocol
 
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 #: Characters of an answer that a notebook shows.
 _MOST_SHOWN = 500
 
+#: Answers of more bytes are not read in the event loop.
+_LARGE_BYTES = 1 << 20
+
 #: Of what has no deadline of its own.
 NEVER = 2**63 - 1
 
@@ -29,10 +33,16 @@ NEVER = 2**63 - 1
 _making = threading.Lock()
 
 
+@cache
+def _readers() -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(2, thread_name_prefix="symphony-read")
+
+
 def _renew_lock() -> None:
-    """In a process that was forked while another thread held it, nobody would let go of it."""
+    """In a process that was forked while another thread held it, nobody would let go of it; threads are not there."""
     global _making
     _making = threading.Lock()
+    _readers.cache_clear()
 
 
 os.register_at_fork(after_in_child=_renew_lock)
@@ -113,7 +123,19 @@ class InferenceFuture(concurrent.futures.Future[Any]):
         return super().exception(timeout)
 
     def _answer(self, outcome: str, payload: memoryview) -> None:
-        """The payload of the answer has come. Called by the lane, once, unless ``_finish`` is."""
+        """The payload of the answer has come. Called by the lane, once, unless ``_finish`` is.
+
+        A large one is read in another thread, which then calls back: the event loop has others to answer.
+        """
+        if len(payload) > _LARGE_BYTES:
+            try:
+                _readers().submit(self._read, outcome, payload)
+                return
+            except RuntimeError:  # the interpreter is about to end
+                pass
+        self._read(outcome, payload)
+
+    def _read(self, outcome: str, payload: memoryview) -> None:
         try:
             result = decode(payload)
         except Exception as error:

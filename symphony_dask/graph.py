@@ -114,7 +114,7 @@ async def run_held(task: str, model: ModelRef, x: Any, *, slo: Any = None) -> An
     plugin: Any = get_worker().plugins["symphony"]
     rendezvous = plugin.rendezvous
     try:
-        payload = codec.encode(x)
+        payload = codec.encode_payload(x)
         check_sample(model.name, model.signature, payload)
         answer = await rendezvous.arrive(task, payload)
     finally:

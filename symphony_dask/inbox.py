@@ -3,8 +3,8 @@
 EXECUTE says which payloads of a batch are held by clients. They come as DATA, from a client itself or by way of the
 scheduler, before or after EXECUTE, in any number of frames. The batch starts when all are there, so that it is fetched
 while the one before runs; batches of a slot start in the order in which they became complete. What has not come after
-``wait_ns``, what a client says will not come, and what a client held that is gone (GONE), is *lost*: the batch starts
-without it, and DONE names it.
+``wait_ns`` and is not on its way either, what a client says will not come, and what a client held that is gone (GONE),
+is *lost*: the batch starts without it, and DONE names it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ from symphony_dask.lane import (
     EXECUTE_ROW,
     HELLO,
     MAX_FRAME_BYTES,
+    PART_BYTES,
+    RELAYED,
     WELCOME,
     Connection,
     check_hello,
     column,
+    in_parts,
     now_ns,
     pack_rows,
     read_data,
@@ -47,6 +50,9 @@ Sizes = npt.NDArray[np.int64]
 #: What a client may send for batches that are not here yet: bytes, frames. Their EXECUTE left before it was told.
 MOST_EARLY_BYTES, MOST_EARLY = 1 << 28, 1024
 
+#: Payloads are waited for beyond ``wait_ns`` while so many bytes/s come from where they are, but so many s at most.
+LEAST_BYTES_PER_S, LONGEST_S = 1 << 20, 60.0
+
 #: What an id and a size in a list take, about, bytes.
 _ID_BYTES = 64
 
@@ -56,7 +62,7 @@ class Batch:
     """A batch of n requests at the worker, from EXECUTE on.
 
     sizes, clients, ids: (n,) columns.
-    blob: the payloads one after the other, those of ``present`` requests.
+    blob: the payloads of ``present`` requests, one after the other or a list.
     tasks: name of each request that is a held Dask task (``rendezvous``), by its index; empty if it does not come.
     lost: indices of requests whose payload did not come.
     """
@@ -67,7 +73,7 @@ class Batch:
     sizes: Sizes
     clients: npt.NDArray[np.int32]
     ids: npt.NDArray[np.int64]
-    blob: memoryview
+    blob: codec.Blob
     received_ns: int
     tasks: dict[int, str] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)
@@ -89,6 +95,8 @@ class _Waiting:
     payloads: list[memoryview]
     missing: dict[tuple[int, int], int]
     timer: asyncio.TimerHandle | None = None
+    ends_s: float = 0.0  #: when to wait no longer, whatever comes
+    read: int = 0  #: bytes that had come when the timer was set
     whole: memoryview | None = None
 
 
@@ -116,6 +124,8 @@ class Inbox:
         #: The newest batch for each slot.
         self.newest: dict[int, int] = {}
         self._links: dict[int, Connection] = {}
+        #: What payloads that are relayed come on.
+        self.scheduler: Connection | None = None
 
     async def listen(self, host: str, ports: Iterable[int], ssl_context: ssl.SSLContext | None) -> int:
         """Listen on the first of ``ports`` that is free (0: any) and return it; raises ``OSError``."""
@@ -164,7 +174,9 @@ class Inbox:
                 batch.lost.add(i)  # a client that gives two requests one number sends one payload for it
         waiting = _Waiting(batch, codec.split(blob, np.where(held, 0, sizes)), missing)
         self._waiting[number] = waiting
-        waiting.timer = asyncio.get_running_loop().call_later(wait_ns / 1e9, self._give_up, waiting, None)
+        loop = asyncio.get_running_loop()
+        waiting.ends_s = loop.time() + wait_ns / 1e9 + LONGEST_S
+        self._set_timer(loop, waiting, wait_ns / 1e9)
         for data in self._early.pop(number, ()):
             self._take(number, *data)
         # Batches come in the order of their numbers, so older ones will not come any more.
@@ -225,6 +237,23 @@ class Inbox:
             text = f"client {client} has sent {len(early)} frames of {sum(early)} bytes for batches that are not here"
             raise BadInput(f"{text}: the most is {MOST_EARLY} of {MOST_EARLY_BYTES}")
 
+    def _set_timer(self, loop: asyncio.AbstractEventLoop, waiting: _Waiting, wait_s: float) -> None:
+        waiting.read = self._read_for(waiting)
+        waiting.timer = loop.call_later(wait_s, self._time_up, loop, waiting, wait_s)
+
+    def _time_up(self, loop: asyncio.AbstractEventLoop, waiting: _Waiting, wait_s: float) -> None:
+        """Wait on for what is coming, or no longer."""
+        come = self._read_for(waiting) - waiting.read
+        if come > wait_s * LEAST_BYTES_PER_S and loop.time() < waiting.ends_s:
+            self._set_timer(loop, waiting, min(wait_s, 1.0))
+        else:
+            self._give_up(waiting, None)
+
+    def _read_for(self, waiting: _Waiting) -> int:
+        """What has been read so far on the connections that a batch's payloads are to come on."""
+        links = {self._links.get(client) for client, _ in waiting.missing}
+        return sum(link.bytes_in for link in (links - {None}) or {self.scheduler} if link is not None)
+
     def _give_up(self, waiting: _Waiting, client: int | None) -> None:
         """Wait no longer for the payloads of a client, or of all."""
         for key in [key for key in waiting.missing if client is None or key[0] == client]:
@@ -240,25 +269,34 @@ class Inbox:
         if waiting.whole is not None:
             waiting.batch.blob = waiting.whole
         else:
-            waiting.batch.blob = memoryview(b"".join([waiting.payloads[i] for i in waiting.batch.present()]))
+            # Not joined: that takes seconds for large ones, in which this loop would answer nobody.
+            waiting.batch.blob = [waiting.payloads[i] for i in waiting.batch.present()]
         self._on_complete(waiting.batch)
 
     # Answers
 
-    def answer(self, batch: Batch, result: BatchResult) -> tuple[bytes, list[memoryview]]:
+    def answer(self, batch: Batch, result: BatchResult, scheduler: Connection) -> tuple[bytes, list[Any]]:
         """Send large answers to their clients; returns the rows of DONE, and the answers left for it."""
+        links = np.full(len(result.sizes), -1, np.int32)
         large = result.sizes > self.inline_bytes
-        links = np.full(len(large), -1, np.int32)
-        parts: list[memoryview] = []
-        for client in np.unique(batch.clients[large]).tolist() if large.any() else ():
-            connection = self._links.get(client)
-            if connection is not None and not connection.closed:
-                at = np.flatnonzero(large & (batch.clients == client))
-                parts = parts or codec.split(result.blob, result.sizes)
-                connection.send([ANSWER, column(batch.ids[at]), column(result.sizes[at])], *[parts[i] for i in at])
-                links[at] = connection.peer.link
+        if not large.any() and codec.blob_bytes(result.blob) <= PART_BYTES:
+            done = pack_rows(DONE_ROW, len(links), bytes=result.sizes, link=links)
+            return done, [*result.blob] if isinstance(result.blob, list) else [result.blob]
+        if int(result.sizes[~large].sum()) > PART_BYTES:
+            large = result.sizes > 0
+        parts = codec.split(result.blob, result.sizes)
+        for client in np.unique(batch.clients[large]).tolist():
+            connection, first = self._links.get(client), []
+            if connection is None or connection.closed:
+                connection, first = scheduler, [client]
+            at = np.flatnonzero(large & (batch.clients == client))
+            for some in in_parts(result.sizes[at].tolist()):
+                mine = at[some]
+                frame = [ANSWER, *first, column(batch.ids[mine]), column(result.sizes[mine])]
+                connection.send(frame, *[parts[i] for i in mine])
+            links[at] = RELAYED if first else connection.peer.link
         done = pack_rows(DONE_ROW, len(links), bytes=result.sizes, link=links)
-        return done, [parts[i] for i in np.flatnonzero(links < 0)] if parts else [result.blob]
+        return done, [parts[i] for i in np.flatnonzero(links < 0)]
 
     # Connections
 

@@ -84,7 +84,7 @@ def group_of(payload: bytes | memoryview) -> Any:
     return None if entries is None else (entries.named, *_sorted(entries))
 
 
-def mismatch(expected: bytes, payload: bytes) -> str:
+def mismatch(expected: bytes, payload: bytes | memoryview) -> str:
     """How a sample differs from its model's ``signature``; empty if it does not.
 
     A list passes for a tuple, names may come in any order, and arrays and tensors of one dtype and shape pass for each
@@ -108,23 +108,27 @@ def mismatch(expected: bytes, payload: bytes) -> str:
     return ""
 
 
-def stack(blob: memoryview, sizes: npt.NDArray[np.int64]) -> Any | None:
+def stack(blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> Any | None:
     """The n samples of a batch as a dict, or a tuple, of one array or CPU tensor of shape (n, ...) for each entry.
 
     They own their memory. None unless all n >= 1 samples have one signature, dicts in one order.
     """
     n = len(sizes)
-    if n == 0 or not np.all(sizes == sizes[0]):
+    if n == 0 or not np.all(sizes == sizes[0]) or codec.blob_bytes(blob) != n * int(sizes[0]):
         return None
     size = int(sizes[0])
-    view = memoryview(blob).cast("B")
-    entries = entries_of(view[:size]) if len(view) == n * size else None
+    payloads = codec.split(blob, sizes)
+    entries = entries_of(payloads[0])
     if entries is None:
         return None
     template = _template(entries)
     if template.size != size:
         return None
-    rows = np.frombuffer(view, np.uint8).reshape(n, size)
+    if isinstance(blob, list):
+        same = all(payload[at : at + len(text)] == text for payload in payloads for at, text in template.texts)
+        parts = [[payload[start:end] for payload in payloads] for start, end in template.data]
+        return _made(entries, [_column(column) for column in parts]) if same else None
+    rows = np.frombuffer(memoryview(blob).cast("B"), np.uint8).reshape(n, size)
     if not all((rows[:, at : at + len(text)] == np.frombuffer(text, np.uint8)).all() for at, text in template.texts):
         return None
     columns = [rows[:, start:end].copy() for start, end in template.data]
@@ -136,11 +140,15 @@ def join(payloads: list[memoryview]) -> Any:
     samples = [codec.parts(payload) for payload in payloads]
     entries = entries_of(payloads[0])
     assert entries is not None
-    columns = []
-    for name, _ in entries.headers:
-        data = bytearray().join(sample[name].data for sample in samples)
-        columns.append(np.frombuffer(data, np.uint8).reshape(len(samples), -1))
-    return _made(entries, columns)
+    return _made(entries, [_column([sample[name].data for sample in samples]) for name, _ in entries.headers])
+
+
+def _column(parts: list[memoryview]) -> npt.NDArray[np.uint8]:
+    """Parts of one size as rows, copied without the interpreter's lock."""
+    column = np.empty((len(parts), len(parts[0])), np.uint8)
+    for row, part in zip(column, parts, strict=True):
+        row[:] = np.frombuffer(part, np.uint8)
+    return column
 
 
 def obstacle(payload: bytes | memoryview) -> str:
@@ -193,8 +201,8 @@ class _Template(NamedTuple):
     texts: tuple[tuple[int, bytes], ...]
     data: tuple[tuple[int, int], ...]
 
-    def fits(self, payload: bytes) -> bool:
-        return len(payload) == self.size and all(payload.startswith(text, at) for at, text in self.texts)
+    def fits(self, payload: bytes | memoryview) -> bool:
+        return len(payload) == self.size and all(payload[at : at + len(text)] == text for at, text in self.texts)
 
 
 @lru_cache(maxsize=256)

@@ -15,7 +15,10 @@ malformed closes the connection.
 Workers have a lane server too, for payloads too large to pass through the scheduler. A client keeps such a payload
 (``held``); PLACE says to which worker it goes, and DATA brings it there, on the client's own connection or by way of
 the scheduler. An answer that left on such a connection is named in DONE and RESULT by the number that the client gave
-the connection (``link``, -1: the answer is in the blob).
+the connection (``link``, -1: the answer is in the blob, RELAYED: it came as ANSWER by way of the scheduler).
+
+Payloads and answers travel in frames of about ``PART_BYTES``, are never joined, and leave in slices, so that a loop
+that moves gigabytes still answers pings.
 
     op       direction            fields                                                      blob
     HELLO    to a server          {token, version, role, ...}                                 to the scheduler from a
@@ -34,12 +37,15 @@ the connection (``link``, -1: the answer is in the blob).
              worker to scheduler  slot, batch: so it is; no batch of the slot is begun before RESUME
     RESUME   scheduler to worker  slot, model that stays aside (-1: it does not): batches from here on are to run
     ANSWER   worker to client     ids i8[], bytes i8[]                                        answers
+             worker to scheduler to client
+                                  client, ids i8[], bytes i8[]; to the client without the first  answers
     DONE     worker to scheduler  batch, slot, queued_ns, run_ns, held_ns, DONE_ROW[],        answers not sent on links
                                   {index: text}, lost i8[]: indices whose payload did not come
     RESULT   scheduler to client  RESULT_ROW[], {index: [error, text]}                        answers not sent on links
 
 Back-pressure: an end that serves clients (``Connection.bounded``) stops reading from a client that leaves more than
-``PAUSE_BYTES`` unread, until that is read, and hangs up on one that leaves more than ``MAX_UNSENT_BYTES``. Clients read
+``PAUSE_BYTES`` unread, until that is read, and hangs up on one that leaves more than ``MAX_UNSENT_BYTES`` and reads too
+slowly, or more than ``MOST_UNSENT_BYTES``. Clients read
 always, and scheduler and workers always read each other, so no two ends can wait for each other; what is under way
 between the latter is bounded by the two batches that a slot may have.
 """
@@ -53,7 +59,8 @@ import ssl
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from secrets import compare_digest
 from typing import Any, cast
 
@@ -66,7 +73,7 @@ from symphony_dask.errors import BadInput
 logger = logging.getLogger(__name__)
 
 #: Raised by one when frames change their meaning; both ends must agree.
-VERSION = 6
+VERSION = 7
 
 HELLO, WELCOME, PING, PONG, SUBMIT, CANCEL, RESULT, EXECUTE, DONE, PLACE, DATA, GONE, ANSWER, ASIDE, RESUME = range(
     1, 16
@@ -81,11 +88,20 @@ MAX_HELLO_BYTES = 1 << 12
 #: No list in a header has more entries. Without a limit, 1,000 nested ones in 64 KiB take msgpack 0.2 s.
 _MAX_LIST = 64
 
+#: A frame of payloads or answers ends with the one that reaches so many bytes.
+PART_BYTES = 1 << 24
+
+#: In place of a link's number: the answer comes by way of the scheduler.
+RELAYED = (1 << 31) - 1
+
 #: A server reads no more from a client that leaves so much unread, bytes.
 PAUSE_BYTES = 1 << 24
 
-#: It hangs up on a client that leaves so much unread, bytes; the frame that passes the limit is still sent.
-MAX_UNSENT_BYTES = 1 << 28
+#: A client that leaves so much unread, bytes, must read at this rate, bytes/s, and pause no longer than so many s.
+MAX_UNSENT_BYTES, LEAST_READ_BYTES_PER_S, UNREAD_S = 1 << 28, 1 << 22, 1.0
+
+#: It is hung up on at once if it leaves so much unread; the frame that passes the limit is still sent.
+MOST_UNSENT_BYTES = 1 << 31
 
 #: What a peer has not read so long after the connection was closed is thrown away, s.
 CLOSE_S = 10.0
@@ -107,6 +123,9 @@ _LARGE_BYTES = 1 << 14
 #: What is smaller leaves in one write; what is larger is written in pieces, so that little of it is ever copied.
 _JOIN_BYTES = 1 << 16
 _WRITE_BYTES = 1 << 18
+
+#: After so many bytes, sent or read, others have their turn. A peer that reads as fast would keep the loop for ever.
+_TURN_BYTES = 1 << 21
 
 Buffer = bytes | bytearray | memoryview
 
@@ -180,6 +199,27 @@ def read_data(fields: list[Any], blob: memoryview) -> tuple[int, int, list[int],
     return batch, client, ids.tolist(), sizes.tolist()
 
 
+def in_parts(sizes: list[int]) -> Iterator[slice]:
+    """Which payloads, of these sizes, go into one frame each."""
+    start = filled = 0
+    for i, size in enumerate(sizes):
+        filled += max(size, 0)
+        if filled >= PART_BYTES:
+            yield slice(start, i + 1)
+            start, filled = i + 1, 0
+    if start < len(sizes):
+        yield slice(start, len(sizes))
+
+
+def read_answers(ids_raw: bytes, sizes_raw: bytes, blob: memoryview) -> list[tuple[int, memoryview]]:
+    """(id, payload) of an ANSWER frame; raises ``BadInput`` if they do not fit each other and the blob."""
+    ids, sizes = read_column(ids_raw).tolist(), read_column(sizes_raw).tolist()
+    if len(ids) != len(sizes) or min(sizes, default=0) < 0 or sum(sizes) != len(blob):
+        raise BadInput(f"lane ANSWER has {len(ids)} ids, {len(sizes)} sizes and {len(blob)} bytes")
+    ends = accumulate(sizes)
+    return [(i, blob[end - size : end]) for i, size, end in zip(ids, sizes, ends, strict=True)]
+
+
 class Connection(asyncio.BufferedProtocol):
     """One end of a lane connection.
 
@@ -224,6 +264,12 @@ class Connection(asyncio.BufferedProtocol):
         self.on_drained: Callable[[], None] | None = None
         self.bytes_in = 0
         self.bytes_out = 0
+        #: How often the peer was found to have read what it, or the network, had not taken before.
+        self.taken = 0
+        # Since more is unread than a client may leave without reading on: bytes that had left, and how long ago, s.
+        self._behind: tuple[int, float] | None = None
+        self._taken_s = 0.0  # when something was last taken, by the loop's clock
+        self._ends = False  # closed, and what was sent before leaves still
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none, and has all its methods
@@ -239,7 +285,9 @@ class Connection(asyncio.BufferedProtocol):
         self._on_lost(self, exc)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._small[self._filled :] if self._large is None else self._large[self._filled :]
+        if self._large is None:
+            return self._small[self._filled :]
+        return self._large[self._filled : self._filled + _TURN_BYTES]
 
     def buffer_updated(self, nbytes: int) -> None:
         self.bytes_in += nbytes
@@ -313,7 +361,9 @@ class Connection(asyncio.BufferedProtocol):
         """
         if self.closed:
             return
-        if self.bounded and self._unsent > MAX_UNSENT_BYTES:
+        if not self._unsent:
+            self._taken_s = self._loop.time()
+        elif self.bounded and self._reads_too_little():
             self._hang_up()
             return
         header = msgpack.packb(fields)
@@ -327,12 +377,20 @@ class Connection(asyncio.BufferedProtocol):
 
     def _flush(self) -> None:
         self._flush_due = False
-        if self._transport is None or self._transport.is_closing():
+        transport = self._transport
+        if transport is None or transport.is_closing():
             self._forget_output()
             return
-        while self._out and not self.stuck:
-            self._write_some(self._transport)
-        self._mind_the_unread(self._transport)
+        most = self.bytes_out + _TURN_BYTES
+        while self._out and not self.stuck and self.bytes_out < most:
+            self._write_some(transport)
+        if self._out and not self.stuck:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+        elif self._ends and not self._out:
+            self._end(transport)
+        else:
+            self._mind_the_unread(transport)
 
     def _write_some(self, transport: asyncio.Transport) -> None:
         """Hand the transport small buffers together, or a piece of a large one."""
@@ -354,6 +412,7 @@ class Connection(asyncio.BufferedProtocol):
                 out.appendleft(whole[_WRITE_BYTES:])
         self._unsent -= len(piece)
         self.bytes_out += len(piece)
+        self._taken_s = self._loop.time()
         if len(piece):
             transport.write(piece)
 
@@ -371,20 +430,37 @@ class Connection(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self.stuck = False
-        if not self.closed:
-            self._flush()
-            if self.on_drained is not None and not self.stuck:
+        self.taken += 1
+        if not self.closed or self._ends:
+            if not self._flush_due:
+                self._flush()
+            if self.on_drained is not None and not self.stuck and not self.closed:
                 self.on_drained()
+
+    def mind_slow_reader(self, seconds: float) -> None:
+        """Hang up on a client that has much to read, and reads it too slowly; to be called every ``seconds``."""
+        if not self.bounded or self._unsent <= MAX_UNSENT_BYTES:
+            self._behind = None
+            return
+        since, age_s = self._behind or (self.bytes_out, 0.0)
+        if self.bytes_out - since < (age_s - 2 * UNREAD_S) * LEAST_READ_BYTES_PER_S:
+            self._hang_up()
+        else:
+            self._behind = since, age_s + seconds
+
+    def _reads_too_little(self) -> bool:
+        pauses = self._unsent > MAX_UNSENT_BYTES and self._loop.time() - self._taken_s > UNREAD_S
+        return pauses or self._unsent > MOST_UNSENT_BYTES
 
     def _hang_up(self) -> None:
         assert self._transport is not None
-        text = "lane connection with %s closed: it left %d bytes unread, the most is %d"
-        logger.warning(text, self.describe(), self._unsent, MAX_UNSENT_BYTES)
+        text = "lane connection with %s closed: it left %d bytes unread, and does not read them"
+        logger.warning(text, self.describe(), self._unsent)
         self.abort()
 
     def abort(self) -> None:
         """Close at once, whatever has not left."""
-        self.closed = True
+        self.closed, self._ends = True, False
         self._forget_output()
         if self._transport is not None:
             self._transport.abort()
@@ -396,14 +472,18 @@ class Connection(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Close after what was sent has left."""
         if not self.closed and self._transport is not None:
-            self.stuck = False
-            while self._out and not self._transport.is_closing():
-                self._write_some(self._transport)
-            self._forget_output()
-            self.closed = True
-            self._transport.close()
-            if self._transport.get_write_buffer_size():
-                self._loop.call_later(CLOSE_S, self._transport.abort)
+            self.closed = self._ends = True
+            if not self._flush_due:
+                self._flush()
+            self._loop.call_later(CLOSE_S, self._abort_if_open)
+
+    def _end(self, transport: asyncio.Transport) -> None:
+        self._ends = False
+        transport.close()
+
+    def _abort_if_open(self) -> None:
+        if self._transport is not None and (self._ends or self._transport.get_write_buffer_size()):
+            self.abort()
 
     def describe(self) -> str:
         """Address of the peer, for logs."""

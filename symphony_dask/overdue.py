@@ -9,8 +9,9 @@ Rule 2. A batch is *hung* when none of its requests is waited for any longer (ru
         Batches that waited behind it return to their queues, none of them begun; requests of the hung one are not run
         again.
 Rule 3. A worker that has a batch that is late by its plan is pinged. It is *silent* when it has not answered for
-        SILENT_NS, and then lost: what it has returns to its queues, as if it had died. It may connect again. A batch
-        counts as hung only at a worker that answers within ANSWERS_NS.
+        SILENT_NS, and has not sent anything either, nor taken what waited for it; and then lost: what it has returns to
+        its queues, as if it had died. It may connect again. A batch counts as hung only at a worker that answers within
+        ANSWERS_NS.
 Rule 4. A look that comes STILL_NS after the last one judges nobody: this process stood still, and has not read yet what
         it was told meanwhile. Delays that were measured across such a time are no delays of others.
 """

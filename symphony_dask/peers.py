@@ -47,6 +47,8 @@ class Worker:
     #: from the predicted end to the answer at the scheduler
     reply: Latency = field(default_factory=lambda: Latency(FIRST_ROUND_TRIP_NS // 2))
     pinged_ns: int = 0  #: since when it answers no ping; 0: it does, or was not asked
+    moved: tuple[int, int] = (0, 0)  #: bytes that came, and how often it took what had to wait, when last looked at
+    moved_ns: int = 0  #: when that changed
     heard: int = 0  #: samples of ``reply`` at the last look
     gpus: list[int] = field(default_factory=list)
     draining: bool = False  #: takes nothing new

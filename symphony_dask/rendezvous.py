@@ -40,10 +40,10 @@ class Guests:
         self._names = names
         self._loop = loop
         self._start = start
-        self._arrived: dict[int, tuple[bytes, asyncio.Future[Any]]] = {}
+        self._arrived: dict[int, tuple[bytes | memoryview, asyncio.Future[Any]]] = {}
         self._absent = {place: LATE for place, name in names.items() if not name}
 
-    def arrive(self, name: str, payload: bytes, answer: asyncio.Future[Any]) -> None:
+    def arrive(self, name: str, payload: bytes | memoryview, answer: asyncio.Future[Any]) -> None:
         self._arrived[self.places[name]] = (payload, answer)
         self._settle(name)
 
@@ -65,25 +65,25 @@ class Guests:
 
         What was lost on the way to the batch has no answer, and no error here.
         """
-        here = batch.sizes.copy()
-        here[list(batch.lost)] = 0
-        payloads: list[Any] = list(codec.split(batch.blob, here))
-        for place, (payload, _) in self._arrived.items():
+        payloads: list[Any] = [b""] * len(batch.sizes)
+        for place, payload in zip(batch.present(), codec.split(batch.blob, batch.present_sizes()), strict=True):
             payloads[place] = payload
+        for place, (sample, _) in self._arrived.items():
+            payloads[place] = sample
         present = [i for i in range(len(payloads)) if i not in self._absent and i not in batch.lost]
         errors = dict(self._absent)
         answers: list[Any] = [b""] * len(payloads)
         spent = 0, 0
         if present:
             lengths = np.array([len(payloads[i]) for i in present], np.int64)
-            result = runner.run(memoryview(b"".join(payloads[i] for i in present)), lengths)
+            result = runner.run([payloads[i] for i in present], lengths)
             for i, answer in zip(present, codec.split(result.blob, result.sizes), strict=True):
                 answers[i] = answer
             errors |= {present[k]: text for k, text in result.errors.items()}
             spent = result.input_ns, result.output_ns
         self._answer({i: errors.get(i) for i in self._arrived}, answers)
         kept = [b"" if i in self._names else answer for i, answer in enumerate(answers)]
-        return BatchResult(memoryview(b"".join(kept)), np.array([len(a) for a in kept], np.int64), errors, *spent)
+        return BatchResult(kept, np.array([len(a) for a in kept], np.int64), errors, *spent)
 
     def fail(self, text: str) -> None:
         """End the tasks that arrived when the batch could not be run."""
@@ -130,7 +130,7 @@ class Rendezvous:
     def __init__(self, state: Any) -> None:
         self._state = state
         self._seats: set[str] = set()
-        self._alone: dict[str, tuple[bytes, asyncio.Future[Any]]] = {}
+        self._alone: dict[str, tuple[bytes | memoryview, asyncio.Future[Any]]] = {}
         self._expected: dict[str, Guests] = {}
         #: The last that left: of some the batch is still on its way, or the task that Dask gave up has yet to start.
         self._gone: dict[str, None] = {}

@@ -61,7 +61,7 @@ RECONNECT_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 #: From so many bytes of payloads on, a batch is stacked and sent to its device ahead, while the one before runs.
 STAGE_BYTES = 1 << 18
 
-#: The answers of a batch together, bytes; the rest of a frame is for its header.
+#: The largest answer, bytes; the rest of a frame is for its header.
 MAX_ANSWER_BYTES = MAX_FRAME_BYTES - (1 << 24)
 
 
@@ -363,7 +363,7 @@ class SlotWorker:
             result = target.runners[model_id].run(memoryview(example), np.array([len(example)], np.int64))
             if result.errors:
                 raise DeploymentError(f"model failed on its example:\n{result.errors[0]}")
-            return codec.form(result.blob)
+            return codec.form(codec.split(result.blob, result.sizes)[0])
 
         return await asyncio.wrap_future(target.call(run))
 
@@ -403,7 +403,7 @@ class SlotWorker:
         return measured.to_dict()
 
     def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
-        self.connection = connection
+        self.connection = self.inbox.scheduler = connection
         if op == EXECUTE:
             self.inbox.execute(fields, blob)
         elif op == DATA:
@@ -446,7 +446,9 @@ class SlotWorker:
         slot, connection = self.slots[batch.slot], self.connection
         if batch.tasks:
             self.rendezvous.gather(batch.tasks, lambda guests: slot.post(self._run, connection, batch, guests))
-        elif len(batch.blob) >= STAGE_BYTES and isinstance(runner := slot.runners.get(batch.model_id), Staging):
+        elif codec.blob_bytes(batch.blob) >= STAGE_BYTES and isinstance(
+            runner := slot.runners.get(batch.model_id), Staging
+        ):
             slot.post_ahead(self._stage, connection, batch, runner)
         else:
             slot.post(self._run, connection, batch)
@@ -522,12 +524,10 @@ class SlotWorker:
             result, n = rest(), len(sizes)
         else:
             result, n = runner.run(batch.blob, sizes) if len(sizes) else _no_answers(0), len(sizes)
-        if len(result.sizes) != n or int(result.sizes.sum()) != len(result.blob):
-            got = f"{len(result.sizes)} answers of {len(result.blob)} bytes"
+        if len(result.sizes) != n or int(result.sizes.sum()) != codec.blob_bytes(result.blob):
+            got = f"{len(result.sizes)} answers of {codec.blob_bytes(result.blob)} bytes"
             raise ValueError(f"the model's runner gave {got} for {n} requests")
-        if len(result.blob) > MAX_ANSWER_BYTES:
-            raise ValueError(f"the answers of a batch have {len(result.blob)} bytes: at most {MAX_ANSWER_BYTES}")
-        return result
+        return _without_too_large(result)
 
     def _answer(self, connection: Connection, batch: Batch, result: BatchResult, times: Times) -> None:
         """Send what a batch came to. Whatever happens, DONE leaves: without it the slot would get no batch any more."""
@@ -541,7 +541,7 @@ class SlotWorker:
             self._send_done(connection, batch, _no_answers(len(batch.sizes), plain(text, LEAST_CHARS)), times)
 
     def _send_done(self, connection: Connection, batch: Batch, result: BatchResult, times: Times) -> None:
-        rows, parts = self.inbox.answer(batch, result)
+        rows, parts = self.inbox.answer(batch, result, connection)
         held_ns, lost = now_ns() - batch.received_ns, column(sorted(batch.lost))
         fields = [DONE, batch.number, batch.slot, times.queued_ns, times.run_ns, held_ns, rows, result.errors, lost]
         connection.send([*fields, times.spent_ns], *parts)
@@ -588,11 +588,11 @@ class _BetweenBatches:
     def clock(self) -> int:
         return self._ran_ns
 
-    def run(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> BatchResult:
+    def run(self, blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> BatchResult:
         """See ``backends.Runner.run``."""
         return self._slot.call(self._timed, blob, sizes).result()
 
-    def _timed(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> BatchResult:
+    def _timed(self, blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> BatchResult:
         start = time.perf_counter_ns()
         result = self._runner.run(blob, sizes)
         self._ran_ns += time.perf_counter_ns() - start
@@ -603,12 +603,28 @@ def _no_answers(n: int, error: str = "") -> BatchResult:
     return BatchResult(memoryview(b""), np.zeros(n, np.int64), dict.fromkeys(range(n), error))
 
 
+def _without_too_large(result: BatchResult) -> BatchResult:
+    """The answers without those that fit no frame, whose requests fail."""
+    large = np.flatnonzero(result.sizes > MAX_ANSWER_BYTES).tolist()
+    if not large:
+        return result
+    answers = codec.split(result.blob, result.sizes)
+    errors = {i: f"the answer has {len(answers[i])} bytes: the most is {MAX_ANSWER_BYTES}" for i in large}
+    answers = [memoryview(b"") if i in errors else answer for i, answer in enumerate(answers)]
+    sizes = np.array([len(answer) for answer in answers], np.int64)
+    return replace(result, blob=answers, sizes=sizes, errors=result.errors | errors)
+
+
 def _spread(result: BatchResult, batch: Batch) -> BatchResult:
     """The answers of the requests that ran, as answers of the whole batch."""
     ran = batch.present()
     sizes = np.zeros(len(batch.sizes), np.int64)
     sizes[ran] = result.sizes
-    return replace(result, sizes=sizes, errors={ran[i]: text for i, text in result.errors.items()})
+    blob = result.blob
+    if isinstance(blob, list):
+        answers = dict(zip(ran, codec.split(blob, result.sizes), strict=True))
+        blob = [answers.get(i, memoryview(b"")) for i in range(len(sizes))]
+    return replace(result, blob=blob, sizes=sizes, errors={ran[i]: text for i, text in result.errors.items()})
 
 
 def gpu_class_of(worker: Any) -> str:

@@ -355,3 +355,15 @@ def no_negatives() -> Any:
 
 def lengths(batch: list[Any]) -> list[int]:
     return [len(sample) for sample in batch]
+
+
+def five_mib(batch: Any) -> list[bytes]:
+    """Five MiB of each sample's first byte."""
+    return [bytes(sample[:1]) * (5 << 20) for sample in batch]
+
+
+def sixty_mib(batch: Any) -> list[Any]:
+    """An array of 60 MiB for each sample."""
+    import numpy as np
+
+    return [np.zeros(60 << 20, np.uint8) for _ in batch]

@@ -319,7 +319,7 @@ def test_who_does_not_read_answers_is_read_from_no_more_until_it_does(monkeypatc
 def test_who_leaves_too_much_unread_is_hung_up_on(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(lane, "MAX_UNSENT_BYTES", 20_000_000)
+    monkeypatch.setattr(lane, "MOST_UNSENT_BYTES", 20_000_000)
 
     async def main() -> None:
         server, client = Echo(), Server()
@@ -334,7 +334,93 @@ def test_who_leaves_too_much_unread_is_hung_up_on(
             connection.close()
 
     asyncio.run(main())
-    assert "bytes unread, the most is 20000000" in caplog.text
+    assert "bytes unread, and does not read them" in caplog.text
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_who_has_much_to_read_may_take_its_time_but_must_read(monkeypatch: pytest.MonkeyPatch, reads: bool) -> None:
+    monkeypatch.setattr(lane, "MAX_UNSENT_BYTES", 20_000_000)
+    monkeypatch.setattr(lane, "LEAST_READ_BYTES_PER_S", 1_000_000)
+
+    async def main() -> None:
+        server, client = Server(), Server()
+        async with listening(server.accept) as port:
+            _, connection = await asyncio.get_running_loop().create_connection(client.accept, "127.0.0.1", port)
+            await until(lambda: server.connections and server.connections[0]._transport)
+            (sender,) = server.connections
+            sender.bounded = True
+            assert connection._transport is not None
+            connection._transport.pause_reading()
+            for i in range(40):
+                sender.send([RESULT, i], bytes(1_000_000))
+            await until(lambda: sender.stuck)
+            for _ in range(6):  # six seconds, as the doorway counts them
+                sender.mind_slow_reader(1.0)
+                if reads and not sender.closed:
+                    before = sender.bytes_out
+                    connection._transport.resume_reading()
+                    await until(lambda: sender.bytes_out >= before + 1_000_000)  # noqa: B023
+                    connection._transport.pause_reading()
+            assert sender.closed is not reads
+            connection._transport.resume_reading()
+            if reads:
+                await until(lambda: len(client.frames) == 40)
+            connection.abort()
+            sender.abort()
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_reads_as_fast_as_it_is_sent_to_leaves_others_their_turn() -> None:
+    async def main() -> None:
+        server, client = Server(), Server()
+        async with listening(server.accept) as port:
+            _, connection = await asyncio.get_running_loop().create_connection(client.accept, "127.0.0.1", port)
+            await until(lambda: server.connections and server.connections[0]._transport)
+            (sender,) = server.connections
+            most = 0
+            write = sender._write_some
+
+            def counted(transport: Any) -> None:
+                nonlocal written
+                write(transport)
+                written += 1
+
+            written = 0
+            sender._write_some = counted  # type: ignore[method-assign]
+            sender.send([RESULT, 0], bytes(100_000_000))
+            while not client.frames:
+                written = 0
+                await asyncio.sleep(0)
+                most = max(most, written)
+            assert 1 <= most <= lane._TURN_BYTES // lane._WRITE_BYTES + 2
+            connection.abort()
+            sender.abort()
+
+    asyncio.run(main())
+
+
+def test_closing_sends_what_was_sent_before_however_much_it_is_and_takes_nothing_new() -> None:
+    async def main() -> None:
+        server, client = Server(), Server()
+        async with listening(server.accept) as port:
+            await asyncio.get_running_loop().create_connection(client.accept, "127.0.0.1", port)
+            await until(lambda: server.connections and server.connections[0]._transport)
+            (sender,) = server.connections
+            sender.send([RESULT, 0], bytes(50_000_000))
+            sender.close()
+            sender.send([RESULT, 1])
+            await until(lambda: client.lost and server.lost)
+            assert [fields for _, fields, _ in client.frames] == [[0]]
+
+    asyncio.run(main())
+
+
+def test_payloads_go_into_frames_that_end_with_the_one_that_fills_them() -> None:
+    mib = 1 << 20
+    found = list(lane.in_parts([mib, 20 * mib, -1, 15 * mib, mib, 3]))
+    assert [(part.start, part.stop) for part in found] == [(0, 2), (2, 5), (5, 6)]
+    assert list(lane.in_parts([])) == []
 
 
 def test_who_has_not_said_hello_cannot_reserve_memory() -> None:

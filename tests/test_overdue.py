@@ -14,6 +14,7 @@ from symphony_dask.client import Model, Serving
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import NoAnswer
 from symphony_dask.lane import (
+    ANSWER,
     ASIDE,
     DONE,
     DONE_ROW,
@@ -265,6 +266,20 @@ def test_a_silent_worker_is_given_up_and_another_runs_what_it_had() -> None:
         await until(lambda: 1 in client.ended)
         assert client.ended[1][1] == "ok"
         assert not said
+
+    on_stage(main)
+
+
+def test_a_worker_whose_answer_to_a_ping_is_behind_others_lives_as_long_as_it_sends() -> None:
+    async def main(made: Dispatcher, worker: End, client: End, said: list[Any]) -> None:
+        worker.connection._on_frame = lambda *frame: None  # answers no pings any more
+        client.submit(1, slos=10_000 * MS)
+        await until(lambda: made.in_flight("w"))
+        for _ in range(25):
+            worker.connection.send([ANSWER, 10**6, b"", b""])  # of nobody
+            await asyncio.sleep(0.1)
+        assert list(made.workers) == ["w"]
+        await until(lambda: not made.workers)
 
     on_stage(main)
 

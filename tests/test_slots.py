@@ -82,6 +82,25 @@ def test_a_large_batch_is_staged_while_the_one_before_runs() -> None:
     asyncio.run(run())
 
 
+def test_the_answers_of_a_batch_of_which_one_was_lost_are_those_of_the_others() -> None:
+    async def run() -> None:
+        slot = Slot(0, None)
+        slot.runners[7] = BatchRunner(lambda samples: [f"{int(x[0])}" for x in samples])
+        worker = SlotWorker("tcp://w", [slot], "cpu", rendezvous=None)  # type: ignore[arg-type]
+        worker._loop = asyncio.get_running_loop()
+        worker.connection = answers = Answers(1)  # type: ignore[assignment]
+        worker._start_batch(batch(3, 3, lost={1}))
+        async with asyncio.timeout(60):
+            await answers.all_here.wait()
+        slot.stop()
+        fields, blob = answers.frames[0]
+        sizes = read_rows(fields[6], DONE_ROW)["bytes"]
+        assert (fields[7], sizes[1]) == ({}, 0)
+        assert [codec.decode(p) for p in codec.split(blob, sizes[[0, 2]])] == ["3", "3"]
+
+    asyncio.run(run())
+
+
 class Hangs:
     """Runs until it is let go."""
 

@@ -23,14 +23,14 @@ BatchCallable = Callable[[Any], Any]
 class BatchResult:
     """The answers to a batch of n samples.
 
-    blob: the encoded answers, concatenated in the order of the samples.
+    blob: the encoded answers in the order of the samples, joined or a list.
     sizes: (n,) length of each answer in bytes, 0 for a sample that failed.
     errors: traceback by index of each sample that failed, as ``text.error_text`` has it.
     input_ns, output_ns: what the batch took beside the model: to decode and stack samples and have them on the device,
         and to encode answers. 0 where a runner does not measure it.
     """
 
-    blob: memoryview
+    blob: codec.Blob
     sizes: npt.NDArray[np.int64]
     errors: dict[int, str] = field(default_factory=dict)
     input_ns: int = 0
@@ -40,8 +40,8 @@ class BatchResult:
 class Runner(Protocol):
     """Runs batches of one model, in one thread at a time."""
 
-    def run(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> BatchResult:
-        """The answers to the concatenated payloads in ``blob``, whose lengths in bytes are ``sizes`` (n,).
+    def run(self, blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> BatchResult:
+        """The answers to the payloads in ``blob``, joined or a list, whose lengths in bytes are ``sizes`` (n,).
 
         What the model raises is returned, not raised. Raises ``BadInput`` if the sizes do not add up to the blob.
         """
@@ -52,7 +52,7 @@ class Runner(Protocol):
 class Staging(Runner, Protocol):
     """A runner that can do a part of a batch ahead, in another thread, while the batch before runs."""
 
-    def stage(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> Callable[[], BatchResult]:
+    def stage(self, blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> Callable[[], BatchResult]:
         """Decode and stack the samples, and have them on the device; what is returned runs them, as ``run`` does."""
         ...
 
@@ -77,11 +77,11 @@ class BatchRunner:
         """The sizes to which batches are padded, rising; empty if they are not."""
         return getattr(self.call, "batch_sizes", ())
 
-    def run(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> BatchResult:
+    def run(self, blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> BatchResult:
         """See ``Runner.run``."""
         return self.stage(blob, sizes)()
 
-    def stage(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> Callable[[], BatchResult]:
+    def stage(self, blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> Callable[[], BatchResult]:
         """See ``Staging.stage``."""
         n = len(sizes)
         watch = _Watch()
@@ -97,7 +97,7 @@ class BatchRunner:
             return lambda: self._run_groups(codec.split(blob, sizes), watch)
         return lambda: self._run_stacked(samples, n, watch)
 
-    def _stack(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> Any | None:
+    def _stack(self, blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> Any | None:
         if self.takes == "list":
             return None
         samples = codec.stack(blob, sizes)
@@ -120,7 +120,7 @@ class BatchRunner:
         for i, payload in enumerate(payloads):
             groups.setdefault(self._group_of(payload), []).append(i)
 
-        answers = [b""] * len(payloads)
+        answers: list[memoryview] = [memoryview(b"")] * len(payloads)
         errors: dict[int, str] = {}
         for members in groups.values():
             try:
@@ -133,13 +133,12 @@ class BatchRunner:
                     watch.lap("model")
                     result = encode_answers(outputs, len(members))
                     for i, answer in zip(members, codec.split(result.blob, result.sizes), strict=True):
-                        answers[i] = bytes(answer)
+                        answers[i] = answer
                     errors |= {members[k]: text for k, text in result.errors.items()}
                     watch.lap("output")
             except Exception as error:
                 errors |= dict.fromkeys(members, error_text(error))
-        result = BatchResult(memoryview(b"".join(answers)), np.array([len(a) for a in answers], np.int64), errors)
-        return watch.told(result)
+        return watch.told(BatchResult(answers, np.array([len(a) for a in answers], np.int64), errors))
 
     def _group_of(self, payload: memoryview) -> Any:
         """Equal for samples that share a call."""
@@ -155,7 +154,7 @@ class BatchRunner:
         """The samples of a group stacked; None if they do not stack."""
         if self.takes == "inputs" and inputs.group_of(group[0]) is not None:
             return inputs.join(group)
-        return self._stack(memoryview(b"".join(group)), np.array([len(payload) for payload in group], np.int64))
+        return self._stack(group, np.array([len(payload) for payload in group], np.int64))
 
 
 class _Watch:
@@ -187,19 +186,19 @@ def encode_answers(outputs: Any, n: int) -> BatchResult:
     codec.check_count(outputs, n)
     if codec.is_uniform(outputs):
         return BatchResult(*codec.encode_batch(outputs, n))
-    answers: list[bytes] = []
+    answers: list[memoryview] = []
     errors: dict[int, str] = {}
     for i, output in enumerate(outputs):
         try:
             if isinstance(output, BaseException):
                 errors[i] = error_text(output)
-            answers.append(b"" if i in errors else codec.encode(output))
+            answers.append(memoryview(b"" if i in errors else codec.encode_payload(output)))
         except Exception as error:
             errors[i] = error_text(error)
-            answers.append(b"")
+            answers.append(memoryview(b""))
     if len(answers) != n:
         raise ValueError(f"model returned {len(answers)} results, though their len() is {n}")
-    return BatchResult(memoryview(b"".join(answers)), np.array([len(a) for a in answers], np.int64), errors)
+    return BatchResult(answers, np.array([len(a) for a in answers], np.int64), errors)
 
 
 def _all_failed(n: int, error: BaseException) -> BatchResult:

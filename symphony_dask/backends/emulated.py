@@ -54,7 +54,7 @@ class Emulated:
         except ValueError as error:
             raise BadInput(str(error)) from None
 
-    def run(self, blob: memoryview, sizes: npt.NDArray[np.int64]) -> BatchResult:
+    def run(self, blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> BatchResult:
         """See ``backends.Runner.run``."""
         n = len(sizes)
         sleep_until(time.perf_counter_ns() + round((self.alpha_ms * n + self.beta_ms) * NS_PER_MS))

@@ -17,7 +17,7 @@ def sample_signature(example: Any) -> bytes | None:
     return codec.signature(payload) or inputs.signature(payload)
 
 
-def check_sample(model: str, expected: bytes | None, payload: bytes) -> None:
+def check_sample(model: str, expected: bytes | None, payload: bytes | memoryview) -> None:
     """Raises ``BadInput`` if the encoded ``payload`` differs from ``expected`` in its entries, or in dtype or shape.
 
     Arrays and tensors of one dtype and shape pass for each other, a list for a tuple, and names come in any order.
@@ -29,7 +29,7 @@ def check_sample(model: str, expected: bytes | None, payload: bytes) -> None:
         if wrong := inputs.mismatch(expected, payload):
             raise BadInput(f"model {model!r} takes {inputs.read(expected)}; {wrong}")
         return
-    if payload.startswith(expected):
+    if payload[: len(expected)] == expected:
         return
     takes, got = codec.describe(expected), inputs.describe(payload)
     if takes != got:
