@@ -215,6 +215,19 @@ def test_any_value_of_a_header_is_answered(gateway: GatewayProcess, deploy: Depl
             assert answer.startswith(b"HTTP/1.1 200 "), answer  # as curl --http2 and Java's client ask
 
 
+def test_requests_that_offer_another_protocol_are_answered_each(gateway: GatewayProcess, deploy: Deploy) -> None:
+    name = deploy(models.double, example=PAIR, profile="0.1,0.5").name
+    body = json.dumps({"inputs": [tensor([1, 2], [1, 2])]}).encode()
+    offer = b"Host: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+    head = f"POST /v2/models/{name}/infer HTTP/1.1\r\nContent-Length: {len(body)}\r\n".encode()
+    chunked = f"POST /v2/models/{name}/infer HTTP/1.1\r\nTransfer-Encoding: chunked\r\n".encode()
+    chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    last = b"GET /v2/health/live HTTP/1.1\r\nConnection: close, Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    found = exchange(gateway, (head + offer + b"\r\n" + body) * 2 + chunked + offer + b"\r\n" + chunks + last)
+    assert (found.count(b"HTTP/1.1 200 "), found.count(b"[2.0,4.0]"), found.count(b"live")) == (4, 3, 1)
+    assert exchange(gateway, b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
 def exchange(gateway: GatewayProcess, data: bytes) -> bytes:
     """What comes back until the gateway closes the connection."""
     host, port = gateway.host.split(":")

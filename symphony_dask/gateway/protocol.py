@@ -73,14 +73,16 @@ class _Parser:
         self._parser = httptools.HttpRequestParser(protocol)
 
     def feed_data(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            if self._parser.get_method() == b"CONNECT":
-                raise httptools.HttpParserError("CONNECT is for proxies") from None
-            head = self._protocol.head_without_upgrade(self._parser.get_method())
-            self._parser = httptools.HttpRequestParser(self._protocol)
-            self._parser.feed_data(head + data[offer.args[0] :])
+        while data:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                method = self._parser.get_method()
+                if method == b"CONNECT":
+                    raise httptools.HttpParserError("CONNECT is for proxies") from None
+                self._parser = httptools.HttpRequestParser(self._protocol)
+                data = self._protocol.head_without_upgrade(method) + data[offer.args[0] :]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._parser, name)

@@ -86,7 +86,7 @@ class Bodies:
                 "parameters": {"slo": "1s", "priority": 3, "timeout": 5},
             },
             {"instances": [{"x": [1, 2], "n": 3}], "parameters": {"slo": 1.5}},
-            {"instances": [[1.5, 2], [3, 4]], "signature_name": "s"},
+            {"instances": [[1.5, 2], [3, 4]], "signature_name": "serving_default"},
             {"inputs": {"x": [[1, 2]], "n": [3]}},
             {"instances": [{"b64": "eHg="}]},
         ]
