@@ -71,7 +71,10 @@ class DaskCluster:
                 self._client = Client(self.address, **options)
             if not self._known:
                 # A scheduler that compiles its engine answers this one only, when it has.
-                if not self._sync("info"):
+                info = self._sync("info")
+                if isinstance(info, dict) and "error" in info:
+                    raise NotServing(info["error"][1])
+                if not info:
                     self.close()
                     text = f"the scheduler at {self.address} does not run Symphony"
                     raise NotServing(f"{text}: start it with --preload symphony_dask, or deploy a model first")

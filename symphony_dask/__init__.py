@@ -20,7 +20,7 @@ _WHERE = {
     "infer": "symphony_dask.graph",
     "LatencyProfile": "symphony_dask.scheduling.profile",
     "SymphonyPlugin": "symphony_dask.plugin",
-    "dask_setup": "symphony_dask.plugin",
+    "dask_setup": "symphony_dask.preload",
 }
 __all__ = [
     "Ensemble",

@@ -445,6 +445,8 @@ class Serving:
             if not await scheduler.get_metadata(keys=["symphony"], default=None):
                 await self._install()
             info = await scheduler.symphony_info()
+            if "error" in info:
+                raise NotServing(info["error"][1])
             await self._lane.open(get_address_host(scheduler.address), info)
 
     async def _install(self) -> None:

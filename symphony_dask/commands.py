@@ -107,6 +107,8 @@ def status(scheduler: str, as_json: bool) -> None:
     console = Console()
     console.print(models)
     console.print(workers)
+    for text in found["problems"]:
+        click.echo(text)
     for key, drain in found["drains"].items():
         text = f"{drain['state']} for {drain['age_s']:.0f} s, {drain['in_flight']} batches in flight: {drain['why']}"
         click.echo(f"{key}: {text}")

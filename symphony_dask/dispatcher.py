@@ -172,6 +172,8 @@ class Dispatcher:
         #: The last batches and seconds.
         self.recent = Recent()
         self._flights: dict[int, Flight] = {}
+        #: When a request last came, 0 if none has.
+        self.asked_ns = 0
         self._requests = RequestTable(max_requests)
         self._waiting = Waiting(wait_ns, max_requests)
         #: What answers are taken to need back, and how much of it is for estimates that stray.
@@ -412,6 +414,16 @@ class Dispatcher:
 
     def _n_queued(self) -> int:
         return sum(self.engine.queued(m.index) for m in self.models.values())
+
+    def is_busy(self) -> bool:
+        """Whether somebody waits for an answer, or for a GPU."""
+        return bool(self._flights) or self._waiting.counts.total() > 0 or self._n_queued() > 0
+
+    def used_ns(self, address: str) -> int:
+        """When a worker last got a batch, 0 if it never did."""
+        connection = self.workers.get(address)
+        gpus = connection.peer.gpus if connection is not None else []
+        return max((m.used_ns.get(gpu, 0) for m in self.models.values() for gpu in gpus), default=0)
 
     def in_flight(self, address: str) -> int:
         """Batches at a worker."""
@@ -671,7 +683,7 @@ class Dispatcher:
     def _submit(
         self, connection: Connection, client: Client, fields: list[Any], blob: memoryview, *, may_wait: bool = True
     ) -> None:
-        now = now_ns()
+        now = self.asked_ns = now_ns()
         if not self._serves and may_wait and self._waiting.keep(now, connection, client, fields, blob):
             return
         rows = read_rows(fields[0], SUBMIT_ROW)

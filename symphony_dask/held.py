@@ -105,6 +105,9 @@ class HeldTasks:
             ts.loose_restrictions = False
             ts.priority = (_FIRST, *ts.priority[1:])
 
+    def holds(self, key: Any) -> bool:
+        return key in self._tasks
+
     def moved(self, key: Any, finish: str) -> None:
         """A task of Dask's came into another state; looked at when all of this event's transitions are done."""
         held = self._tasks.get(key)

@@ -131,6 +131,11 @@ class Loader:
         except Exception as error:
             logger.info("worker %s does not say what it has loaded: %s", worker.address, error)
 
+    def is_loading(self, address: str) -> bool:
+        """Whether a worker on the lane loads models, or has just come."""
+        worker = self.workers.get(address)
+        return worker is not None and (not worker.up or any(slot.loading for slot in worker.slots))
+
     def leave(self, address: str) -> None:
         self.workers.pop(address, None)
 

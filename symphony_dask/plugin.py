@@ -11,18 +11,18 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import dask.config
 from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
-from distributed.protocol.pickle import dumps
 
 from symphony_dask import config, dashboard, metrics, saved
 from symphony_dask.deployments import Deployment, Deployments, Versions
 from symphony_dask.dispatcher import Dispatcher
-from symphony_dask.errors import BadInput, DeploymentError, SymphonyError
+from symphony_dask.errors import BadInput, DeploymentError, NotServing, SymphonyError
 from symphony_dask.fleets import Fleets
 from symphony_dask.held import HeldTasks
 from symphony_dask.lane import DONE_ROW, SUBMIT_ROW, Connection, pack_rows, read_rows
@@ -32,13 +32,18 @@ from symphony_dask.replies import Reply, failure
 from symphony_dask.requests import RequestTable
 from symphony_dask.scheduling.intake import LATENCY_BINS
 from symphony_dask.scheduling.profile import LatencyProfile
-from symphony_dask.text import MOST_NAME, check_name, plain
+from symphony_dask.starting import Attempts
+from symphony_dask.text import MOST_NAME, brief, check_name, plain
 from symphony_dask.trace import Outcome
 from symphony_dask.tracing import Tracing
 from symphony_dask.units import parse_duration_ns
-from symphony_dask.worker import SymphonyWorkerPlugin
+from symphony_dask.use import Use, stay_awake
+from symphony_dask.worker_setup import install_on_workers
 
 logger = logging.getLogger(__name__)
+
+#: A scheduler that closes waits so long for us, s; a recording may go to a store that does not answer.
+_CLOSE_S = 30.0
 
 
 class SymphonyPlugin(SchedulerPlugin):
@@ -52,43 +57,48 @@ class SymphonyPlugin(SchedulerPlugin):
 
     def __init__(self, policy: str | None = None) -> None:
         self.policy = policy
+        #: What does not work though the rest serves, by what it is.
+        self.problems: dict[str, str] = {}
         self._held: HeldTasks | None = None  # until the dispatcher runs
-        self._forget_metrics: Callable[[], None] = lambda: None
+        self._use: Use | None = None
+        self._attempts: Attempts | None = None
+        self._resources: AsyncExitStack | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, scheduler: Any) -> None:
-        """Open the lane server and register the RPCs; called by Dask, at the scheduler's start or when installed later.
+        """Have serving start; called by Dask, at the scheduler's start or when installed later.
 
-        A starting scheduler answers nobody before this returns, and clients give up after 30 s: there the rest goes on
-        beside it, and only who asks where the lane is waits.
+        A starting scheduler answers nobody before this returns, and goes on whatever becomes of us: there the rest goes
+        on beside it, and is tried again, and only who asks where the lane is waits. Where a client installs the plugin,
+        it is told if that fails: raises ``NotServing``.
         """
         other = scheduler.handlers.get("symphony_info")
         if other is not None:  # another client is installing the plugin
             await other()
             return
+        self.scheduler = scheduler
+        self._attempts = Attempts(self._start, "Symphony cannot start, and the scheduler goes on without it")
         # From here on whoever asks where the lane is waits for it.
         scheduler.handlers["symphony_info"] = self._info
-        self._starting = asyncio.ensure_future(self._start(scheduler))
-        if scheduler.status is not Status.running:
-            self._watching = asyncio.ensure_future(self._watch_start(scheduler))
-            return
-        try:
-            await self._starting
-        except BaseException:
+        if scheduler.status is Status.running and (why := await self._attempts.outcome()):
+            self._attempts.stop()
             del scheduler.handlers["symphony_info"]
-            raise
+            raise NotServing(why)
 
-    async def _watch_start(self, scheduler: Any) -> None:
-        """End a scheduler that was to run Symphony and cannot, as any preload that fails does."""
+    async def _start(self) -> None:
+        """Open the lane server and register the RPCs; leaves nothing behind if it raises."""
+        awake = asyncio.ensure_future(stay_awake(self.scheduler))  # compiling may take longer than its idle time-out
         try:
-            await asyncio.shield(self._starting)
-        except Exception as error:
-            logger.exception("Symphony could not start, so the scheduler ends: %s", error)
-            await scheduler.close(reason=f"symphony-could-not-start-{type(error).__name__}")
+            async with AsyncExitStack() as stack:
+                await self._serve(stack)
+                self._resources = stack.pop_all()
+        finally:
+            awake.cancel()
 
-    async def _start(self, scheduler: Any) -> None:
+    async def _serve(self, stack: AsyncExitStack) -> None:
+        scheduler = self.scheduler
         config.load()
-        self.scheduler = scheduler
+        self.problems.clear()
         wait = dask.config.get("symphony.wait-for-gpu")
         self._state_file = dask.config.get("symphony.state")
         self._saving = asyncio.Lock()
@@ -104,26 +114,37 @@ class SymphonyPlugin(SchedulerPlugin):
         }
         # Compiling the engine, where it is not in the disk cache yet, takes seconds: not on the event loop.
         options |= {"on_worker": self._on_worker, "on_aside": self._on_aside, "on_back": self._on_back}
-        self.dispatcher = await asyncio.to_thread(Dispatcher, **options)
+        self.dispatcher = dispatcher = await asyncio.to_thread(Dispatcher, **options)
         load_timeout_s = parse_duration_ns(dask.config.get("symphony.load-timeout"), "symphony.load-timeout") / 1e9
-        self.loader = Loader(self.dispatcher, scheduler.rpc, load_timeout_s, self._is_drained)
-        self.deployments = Deployments(self.dispatcher, self.loader, self._spawn, self._save)
+        self.loader = Loader(dispatcher, scheduler.rpc, load_timeout_s, self._is_drained)
+        self.deployments = Deployments(dispatcher, self.loader, self._spawn, self._save)
         self.pipelines = Pipelines(lambda: (versions.name for versions in self.deployments), self._save, pipelines)
-        self.dispatcher.reserve_ids(next_model_id)
+        dispatcher.reserve_ids(next_model_id)
         for versions in names:
             self.deployments.restore(versions)
-        self._spawn(self.loader.follow())
         share = dask.config.get("symphony.tracing")
-        self.dispatcher.tracing = Tracing(float(share)) if share else None
-        self._held = HeldTasks(scheduler, self.dispatcher, asyncio.get_running_loop())
-        self._fleets = Fleets(scheduler, self.dispatcher, admit=self.loader.admit_again, loading=self._loading)
+        dispatcher.tracing = Tracing(float(share)) if share else None
+        held = HeldTasks(scheduler, dispatcher, asyncio.get_running_loop())
+        self._fleets = Fleets(scheduler, dispatcher, admit=self.loader.admit_again, loading=self._loading)
+        use = Use(
+            scheduler,
+            dispatcher,
+            self._fleets.drains,
+            is_loading=self._is_loading,
+            is_held=held.holds,
+            admit=self.loader.admit_again,
+        )
         await asyncio.to_thread(warm_up)
         # What is here now stays; a full collection that walks all of it holds up every request for tens of ms.
         gc.collect()
         gc.freeze()
         ssl_context = scheduler.security.get_listen_args("scheduler").get("ssl_context")
         host = dask.config.get("symphony.lane.host") or config.listen_host(scheduler)
-        await self.dispatcher.start(host, int(dask.config.get("symphony.lane.port")), ssl_context)
+        stack.push_async_callback(dispatcher.stop)
+        stack.callback(self.loader.close)
+        stack.callback(self._cancel_tasks)
+        await dispatcher.start(host, int(dask.config.get("symphony.lane.port")), ssl_context)
+        self._spawn(self.loader.follow())
         operations = (
             "deploy",
             "undeploy",
@@ -135,6 +156,7 @@ class SymphonyPlugin(SchedulerPlugin):
             "stop_recording",
             "record_scaling",
             "set_policy",
+            "worker_problem",
         )
         for name in operations:
             scheduler.handlers[f"symphony_{name}"] = getattr(self, f"_{name}")
@@ -144,34 +166,58 @@ class SymphonyPlugin(SchedulerPlugin):
             scheduler.handlers[f"symphony_pipeline_{name}"] = getattr(self.pipelines, name)
         for name in ("drain", "undrain", "retire", "fleet", "intend", "forget"):
             scheduler.handlers[f"symphony_{name}"] = getattr(self._fleets, name)
-        dispatcher = self.dispatcher
-        self._forget_metrics = metrics.expose(
-            dispatcher.signals, (dispatcher.metrics, dispatcher.status, self._fleets.status)
-        )
-        dashboard.install(scheduler, dispatcher, self._fleets.status)
+        self._show(stack)
+        use.start()
+        stack.callback(use.stop)
+        self._held, self._use = held, use
         # How clients learn that the plugin is here: asking for an operation that does not exist would be logged.
         scheduler.set_metadata(keys=["symphony"], value=True)
         directory = dask.config.get("symphony.trace.directory")
         if directory:
             folder = f"{directory}/{time.strftime('%Y%m%d-%H%M%S')}-{scheduler.id.lower()}"
-            self.dispatcher.start_recording(folder, {})
-        await scheduler.register_worker_plugin(
-            None, plugin=dumps(SymphonyWorkerPlugin()), name=SymphonyWorkerPlugin.name, idempotent=True
-        )
+            with self._noted("recording", f"cannot be recorded into symphony.trace.directory {directory!r}"):
+                dispatcher.start_recording(folder, {})
+        self._spawn(install_on_workers(scheduler))
+
+    def _show(self, stack: AsyncExitStack) -> None:
+        """On Dask's metrics and dashboard, which serving can do without."""
+        dispatcher, fleets = self.dispatcher, self._fleets
+        with self._noted("metrics", "cannot be shown on Dask's /metrics"):
+            stack.callback(metrics.expose(dispatcher.signals, (dispatcher.metrics, dispatcher.status, fleets.status)))
+        with self._noted("dashboard", "cannot be shown on Dask's dashboard"):
+            dashboard.install(self.scheduler, dispatcher, fleets.status)
+
+    @contextmanager
+    def _noted(self, what: str, trouble: str) -> Iterator[None]:
+        """Serve without what fails in here, and say so in the log and in ``status``."""
+        try:
+            yield
+        except Exception as error:
+            logger.exception("%s", trouble)
+            self.problems[what] = f"{trouble}: {brief(error)}"
 
     async def close(self) -> None:
-        self._starting.cancel()
+        """Called by a scheduler that closes, which must not be held up: raises nothing, and ends in time."""
+        if self._attempts is not None:
+            self._attempts.stop()
+        self._held = self._use = None
+        if self._resources is not None:
+            try:
+                await asyncio.wait_for(self._resources.aclose(), _CLOSE_S)
+            except Exception:
+                logger.exception("Symphony did not close as it should")
+
+    def _cancel_tasks(self) -> None:
         for task in self._tasks:
             task.cancel()
-        self._forget_metrics()
-        if self._held is not None:
-            self.loader.close()
-            await self.dispatcher.stop()
 
     def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
+        self.problems.pop(worker, None)
         if self._held is not None:
-            self.dispatcher.drop_worker(worker)
-            self.loader.leave(worker)
+            try:
+                self.dispatcher.drop_worker(worker)
+            finally:
+                self.loader.leave(worker)
 
     def update_graph(self, scheduler: Any, *, tasks: list[Any], **kwargs: Any) -> None:
         if self._held is not None:
@@ -181,10 +227,23 @@ class SymphonyPlugin(SchedulerPlugin):
         if self._held is not None:
             self._held.moved(key, finish)
 
+    def valid_workers_downscaling(self, scheduler: Any, workers: list[Any]) -> list[Any]:
+        """Those that Dask may take away where it scales down. It has no guard round this one."""
+        if self._use is None:
+            return workers
+        try:
+            return [worker for worker in workers if not self._use.serves(worker.address)]
+        except Exception:
+            logger.exception("workers that serve could not be told from others")
+            return workers
+
     # RPCs, as ``replies`` has them.
 
     async def _info(self) -> Reply:
-        await asyncio.shield(self._starting)
+        assert self._attempts is not None
+        if why := await self._attempts.outcome():
+            text = f"Symphony could not start on the scheduler, and is tried again from time to time: {why}"
+            return failure(NotServing(text))
         return {"port": self.dispatcher.port, "token": self.dispatcher.token, "scheduler": self.scheduler.id}
 
     async def _status(self) -> Reply:
@@ -205,10 +264,20 @@ class SymphonyPlugin(SchedulerPlugin):
                 model["slots"] = self.loader.where(deployment.model_id)
         status["loading"] = self._loading()
         status["loads"], status["evictions"] = self.loader.loads, self.loader.evictions
+        status["problems"] = list(self.problems.values())
         return {"ok": status | self._fleets.status()}
+
+    async def _worker_problem(self, worker: str, why: str) -> None:
+        """A worker that has GPUs cannot serve, or ("") can now."""
+        self.problems.pop(worker, None)
+        if why and worker in self.scheduler.workers:
+            self.problems[worker] = f"worker {worker} serves no models: {plain(why)}"
 
     def _is_drained(self, address: str) -> bool:
         return self._fleets.drains.of(address) is not None
+
+    def _is_loading(self, address: str | None) -> bool:
+        return bool(self._loading()) if address is None else self.loader.is_loading(address)
 
     def _loading(self) -> list[str]:
         return [v.name for v in self.deployments if v.pending is not None]
@@ -370,10 +439,9 @@ class SymphonyPlugin(SchedulerPlugin):
         if self._state_file:
             async with self._saving:
                 data = saved.pack(self.deployments, self.dispatcher.next_model_id, self.pipelines.declared)
-                try:
+                self.problems.pop("state", None)
+                with self._noted("state", f"what is deployed cannot be kept in symphony.state {self._state_file!r}"):
                     await asyncio.to_thread(saved.write, self._state_file, data)
-                except OSError:
-                    logger.exception("what is deployed could not be written to symphony.state %s", self._state_file)
 
     def _on_worker(self, connection: Connection) -> None:
         """A worker said HELLO on the lane: bring it up to date."""
@@ -441,11 +509,3 @@ def _handle(number: int, deployment: Deployment) -> dict[str, Any]:
         "profiles": {c: p.to_dict() for c, p in deployment.profiles.items()},
         "signature": deployment.signature,
     }
-
-
-async def dask_setup(scheduler: Any) -> None:
-    """Called by ``dask scheduler --preload symphony_dask``."""
-    plugin = SymphonyPlugin()
-    scheduler.add_plugin(plugin, name=plugin.name)
-    if scheduler.status == Status.running:  # plugins added from here on are not started by the scheduler
-        await plugin.start(scheduler)

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ from symphony_dask import codec, config
 from symphony_dask.backends import BatchResult, ModelSpec, Runner, Staging, free_memory, load, memory_of
 from symphony_dask.backends.emulated import Emulated
 from symphony_dask.doorway import Patience
-from symphony_dask.errors import BadInput, DeploymentError
+from symphony_dask.errors import BadInput, DeploymentError, NotServing
 from symphony_dask.graph import held_name
 from symphony_dask.inbox import Batch, Inbox
 from symphony_dask.lane import (
@@ -50,10 +50,14 @@ from symphony_dask.lane import (
 )
 from symphony_dask.profiling import is_out_of_memory, profile_runner
 from symphony_dask.rendezvous import Guests, Rendezvous
+from symphony_dask.starting import Attempts
 from symphony_dask.text import LEAST_CHARS, MOST_NAME, bounded, brief, error_text, plain
 from symphony_dask.worker_metrics import SlotCounts, expose
 
 logger = logging.getLogger(__name__)
+
+#: The scheduler has so long to hear that a worker cannot serve, s.
+_TELL_S = 10.0
 
 #: Waits between attempts to reach the lane server, s.
 RECONNECT_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -283,6 +287,8 @@ class SlotWorker:
 
             try:
                 info = await scheduler.symphony_info()
+                if "error" in info:
+                    raise NotServing(info["error"][1])
                 hello = {
                     "token": info["token"],
                     "version": VERSION,
@@ -649,20 +655,46 @@ class SymphonyWorkerPlugin(WorkerPlugin):
     idempotent = True
     _slot_worker: SlotWorker | None = None
     _forget_metrics: Callable[[], None] | None = None
+    _attempts: Attempts | None = None
+    _told = False
 
     async def setup(self, worker: Any) -> None:
+        """Serve, or say why not and try again; the worker is Dask's, and goes on in any case."""
         units = int(worker.state.total_resources.get("GPU", 0))
-        if units < 1:
-            return
+        if units >= 1:
+            what = "Symphony cannot serve from this worker, and the worker goes on without it"
+            self._attempts = Attempts(partial(self._try, worker, units), what)
+            await self._attempts.outcome()
+
+    async def _try(self, worker: Any, units: int) -> None:
+        try:
+            await self._serve(worker, units)
+        except Exception as error:
+            await self._tell(worker, brief(error))
+            raise
+        if self._told:
+            await self._tell(worker, "")
+
+    async def _tell(self, worker: Any, why: str) -> None:
+        """Have the scheduler's status say why this worker does not serve."""
+        self._told = bool(why)
+        try:
+            async with asyncio.timeout(_TELL_S):
+                await worker.scheduler.symphony_worker_problem(worker=worker.address, why=why)
+        except Exception as error:
+            logger.info("the scheduler could not be told: %s", brief(error))
+
+    async def _serve(self, worker: Any, units: int) -> None:
         config.load()
         gpu_class = await asyncio.to_thread(gpu_class_of, worker)
+        memory, patience = config.memory_bytes("symphony.gpu.memory"), config.patience()
+        config.ports("symphony.lane.worker-port")
         slots = [Slot(i, None) for i in range(units)]
         self._state = worker.state
         self._held: dict[Any, str] = {}
         self.rendezvous = Rendezvous(worker.state)
-        memory = config.memory_bytes("symphony.gpu.memory")
         self._slot_worker = slot_worker = SlotWorker(
-            worker.address, slots, gpu_class, self.rendezvous, memory=memory, patience=config.patience()
+            worker.address, slots, gpu_class, self.rendezvous, memory=memory, patience=patience
         )
         worker.handlers["symphony_load"] = slot_worker.load
         worker.handlers["symphony_unload"] = slot_worker.unload
@@ -671,7 +703,10 @@ class SymphonyWorkerPlugin(WorkerPlugin):
         worker.handlers["symphony_profile"] = slot_worker.profile
         await slot_worker.listen(worker)
         slot_worker.start(worker.scheduler, worker.security)
-        self._forget_metrics = expose(slot_worker)
+        try:
+            self._forget_metrics = expose(slot_worker)
+        except Exception:
+            logger.exception("slots cannot be shown on Dask's /metrics")
 
     def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
         """Watch when held tasks come and go; called by Dask for every task. What has gone has no ``run_spec``."""
@@ -689,7 +724,12 @@ class SymphonyWorkerPlugin(WorkerPlugin):
                 self.rendezvous.forget(name)
 
     async def teardown(self, worker: Any) -> None:
-        if self._slot_worker is not None:
-            self._slot_worker.close()
-        if self._forget_metrics is not None:
-            self._forget_metrics()
+        """Raises nothing: a worker that closes would not end."""
+        if self._attempts is not None:
+            self._attempts.stop()
+        for take_down in (None if self._slot_worker is None else self._slot_worker.close, self._forget_metrics):
+            try:
+                if take_down is not None:
+                    take_down()
+            except Exception:
+                logger.exception("Symphony did not leave this worker as it should")
