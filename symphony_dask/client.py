@@ -23,6 +23,7 @@ from distributed.protocol.pickle import dumps
 from symphony_dask import codec, config, errors, inputs
 from symphony_dask.backends import as_spec, check_sample, sample_signature
 from symphony_dask.backends.emulated import Emulated
+from symphony_dask.backends.sample import ANY_SHAPE
 from symphony_dask.deadlines import remaining_ns
 from symphony_dask.direct import Direct
 from symphony_dask.errors import (
@@ -211,7 +212,7 @@ class Serving:
             "canary": canary,
             "memory": config.parse_memory(memory, "memory") if memory is not None else None,
             "pinned": bool(pinned),
-            "signature": sample_signature(example) if example is not None and collate is None else None,
+            "signature": None if example is None else sample_signature(example) if collate is None else ANY_SHAPE,
             "declared": declared,
         }
         return self._sync(self._change, name, "deploy", request)
@@ -295,7 +296,8 @@ class Serving:
         """What serves on the cluster, whoever deployed it: a list of dicts.
 
         name, version, model_id (its number on the lane), slo_ns, max_batch, slots (that serve now), takes and gives
-        (``codec.form`` of sample and answer, None where there was no example).
+        (``codec.form`` of sample and answer, None where there was no example), any_shape (their arrays may have another
+        shape, as with ``collate``).
         """
         return self._sync(self._call, "models")
 

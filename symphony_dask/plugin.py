@@ -20,6 +20,7 @@ from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from symphony_dask import config, dashboard, metrics, saved
+from symphony_dask.backends.sample import ANY_SHAPE
 from symphony_dask.deployments import Deployment, Deployments, Versions
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import BadInput, DeploymentError, NotServing, SymphonyError
@@ -304,6 +305,7 @@ class SymphonyPlugin(SchedulerPlugin):
             "max_batch": min((p.max_batch for p in deployment.profiles.values()), default=deployment.max_batch),
             "slots": self.loader.where(deployment.model_id),
             "takes": deployment.form,
+            "any_shape": deployment.signature == ANY_SHAPE,
             "gives": deployment.answer,
         }
 

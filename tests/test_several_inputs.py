@@ -205,3 +205,24 @@ def test_named_tensors_of_any_length_are_taken_where_there_is_no_example(
         ids, mask = (tensor([1] * n, [1, n], "INT64", what) for what in ("input_ids", "attention_mask"))
         outputs = {o["name"]: o["data"] for o in gateway.infer(name, ids, mask).json["outputs"]}
         assert (outputs["pooled"], outputs["length"]) == ([n] * 4, [n])
+
+
+def test_named_tensors_of_any_length_are_taken_where_samples_are_collated(
+    gateway: GatewayProcess, deploy: Deploy
+) -> None:
+    name = deploy(models.encoder(), collate=models.pad, example=tokens(0, 0, 0), profile="1,1").name
+    about = gateway.get(f"/v2/models/{name}").json
+    assert [(i["name"], i["datatype"], i["shape"]) for i in about["inputs"]] == [
+        ("input_ids", "INT64", [-1, -1]),
+        ("attention_mask", "INT64", [-1, -1]),
+    ]
+    ids, mask = (tensor([2, 1, 2, 1], [2, 2], "INT64", what) for what in ("input_ids", "attention_mask"))
+    outputs = {o["name"]: o["data"] for o in gateway.infer(name, ids, mask).json["outputs"]}
+    assert outputs["pooled"] == [5] * 8
+    rows = [{"input_ids": [1] * n, "attention_mask": [1] * n} for n in (1, 4)]
+    predictions = gateway.post(f"/v1/models/{name}:predict", {"instances": rows}).json["predictions"]
+    assert [row["length"] for row in predictions] == [1, 4]
+    refused = gateway.infer(name, ids, tensor([1] * 8, [2, 2, 2], "INT64", "attention_mask"))
+    assert "the model takes [-1] for one sample, or [n, -1] for n" in refused.error
+    refused = gateway.post(f"/v1/models/{name}:predict", {"instances": [rows[0] | {"input_ids": [[1]]}]})
+    assert "input 'input_ids' has shape [1, 1]: the model takes [-1]" in refused.error

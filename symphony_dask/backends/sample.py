@@ -7,6 +7,9 @@ from typing import Any
 from symphony_dask import codec, inputs
 from symphony_dask.errors import BadInput
 
+#: The signature where the example tells what samples are made of, and not their shape: it lets everything pass.
+ANY_SHAPE = b""
+
 
 def sample_signature(example: Any) -> bytes | None:
     """The signature that requests must have: of an array or tensor, or of several in a dict, tuple or list.
@@ -21,9 +24,9 @@ def check_sample(model: str, expected: bytes | None, payload: bytes | memoryview
     """Raises ``BadInput`` if the encoded ``payload`` differs from ``expected`` in its entries, or in dtype or shape.
 
     Arrays and tensors of one dtype and shape pass for each other, a list for a tuple, and names come in any order.
-    ``expected`` None lets everything pass.
+    ``expected`` None or ``ANY_SHAPE`` lets everything pass.
     """
-    if expected is None:
+    if expected is None or expected == ANY_SHAPE:
         return
     if expected[0] == codec.PLAIN:
         if wrong := inputs.mismatch(expected, payload):

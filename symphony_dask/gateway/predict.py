@@ -94,8 +94,9 @@ def _value(port: Port, value: Any) -> Any:
         except UnicodeDecodeError:
             raise bad(f"input {port.name!r} has bytes that are no UTF-8 text, and the model takes text") from None
     values = numbers(port.name, port.datatype, value)
+    port = port.fitted(values.shape)
     if values.shape != port.shape:
-        raise bad(f"input {port.name!r} has shape {list(values.shape)}: the model takes {list(port.shape)}")
+        raise bad(f"input {port.name!r} has shape {list(values.shape)}: the model takes {port.dims}")
     if port.kind != "array":
         return values.item()
     return codec.Part(port.header, memoryview(raw(port.datatype, values)))

@@ -195,9 +195,9 @@ async def _on_bug(request: Request, error: Any) -> Response:
 
 
 def _tensors(interface: Interface | None) -> list[dict[str, Any]]:
-    """v2's metadata of the tensors of samples: -1 is the batch."""
+    """v2's metadata of the tensors of samples. -1 is the batch, and each dimension where it may have any length."""
     ports = interface.ports if interface is not None else ()
-    return [{"name": p.name, "datatype": p.datatype, "shape": [-1, *p.shape]} for p in ports]
+    return [{"name": p.name, "datatype": p.datatype, "shape": [-1, *p.dims]} for p in ports]
 
 
 def _element_wise(tensor: dict[str, Any]) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def _config(model: Served) -> dict[str, Any]:
             {
                 "name": p.name,
                 "data_type": _CONFIG_TYPES.get(p.datatype, f"TYPE_{p.datatype}"),
-                "dims": list(p.shape) or [1],
+                "dims": p.dims or [1],
             }
             for p in (interface.ports if interface is not None else ())
         ]

@@ -35,9 +35,9 @@ _PLAIN = {"bytes": "BYTES", "str": "BYTES", "bool": "BOOL", "int": "INT64", "flo
 
 
 class Port(NamedTuple):
-    """One tensor of a model. shape: of one sample, and None where the form does not tell.
+    """One tensor of a model. shape: of one sample; any_shape: or another one of as many dimensions.
 
-    header: how its samples begin (``codec``), None for plain values; kind: "array", or the type of these.
+    header: how its samples begin (``codec``), empty for plain values; kind: "array", or the type of these.
     """
 
     name: str
@@ -45,6 +45,21 @@ class Port(NamedTuple):
     shape: tuple[int, ...]
     kind: str
     header: bytes = b""
+    any_shape: bool = False
+
+    @property
+    def dims(self) -> list[int]:
+        """The shape for metadata, where -1 is any length."""
+        return [-1] * len(self.shape) if self.any_shape else list(self.shape)
+
+    def fitted(self, shape: tuple[int, ...]) -> Port:
+        """The port for a sample of ``shape``, or for some of a shape after a batch dimension; itself unless it fits."""
+        left = len(shape) - len(self.shape)
+        if not self.any_shape or self.kind != "array" or not self.shape or left not in (0, 1):
+            return self
+        kind, dtype, _, _ = codec.read_header(self.header)
+        header = codec.header_of(dtype if kind == codec.TENSOR else dtype.str, shape[left:], kind)
+        return self._replace(shape=shape[left:], header=header)
 
     @property
     def row_bytes(self) -> int:
@@ -63,8 +78,13 @@ class Interface(NamedTuple):
     obstacle: str = ""
 
 
-def interface_of(form: list[Any] | None, name: str) -> Interface:
+def interface_of(form: list[Any] | None, name: str, any_shape: bool = False) -> Interface:
     """Of what ``codec.form`` says; ``name`` is that of the only port, and the prefix of numbered ones."""
+    interface = _interface_of(form, name)
+    return interface._replace(ports=tuple(port._replace(any_shape=any_shape) for port in interface.ports))
+
+
+def _interface_of(form: list[Any] | None, name: str) -> Interface:
     if form is None:
         return Interface("any")
     kind = form[0]
@@ -114,15 +134,16 @@ def samples_of(interface: Interface, inputs: Sequence[Tensor]) -> tuple[list[byt
         return _samples_of_any(inputs)
     ports = interface.ports
     if len(ports) == 1 and len(inputs) == 1 and interface.layout == "one":
-        rows, batched = rows_of(ports[0], inputs[0])
-        if ports[0].kind == "array":
-            header = ports[0].header
+        port = ports[0].fitted(inputs[0].shape)
+        rows, batched = rows_of(port, inputs[0])
+        if port.kind == "array":
+            header = port.header
             return [header + row for row in rows], batched
         return [codec.encode(row) for row in rows], batched
     given = _by_name(ports, inputs)
     columns: list[Sequence[Any]] = []
     shapes: set[tuple[int, bool]] = set()
-    for port in ports:
+    for port in (port.fitted(given[port.name].shape) for port in ports):
         rows, batched = rows_of(port, given[port.name])
         shapes.add((len(rows), batched))
         columns.append([codec.Part(port.header, row) for row in rows] if port.kind == "array" else rows)
@@ -164,7 +185,7 @@ def rows_of(port: Port, tensor: Tensor) -> tuple[Sequence[Any], bool]:
     elif shape[1:] == port.shape or (not port.shape and len(shape) == 2 and shape[1] == 1):
         n, batched = shape[0], True
     else:
-        takes = ", ".join(map(str, port.shape))
+        takes = ", ".join(map(str, port.dims))
         samples = f"[{takes}] for one sample, or [n{', ' if takes else ''}{takes}] for n"
         raise bad(f"input {tensor.name!r} has shape {list(shape)}: the model takes {samples}")
     _check_count(tensor, n)

@@ -163,8 +163,9 @@ class Upstream:
     async def _read(self, serving: Serving) -> None:
         table: dict[str, list[Served]] = {}
         for entry in await asyncio.wait_for(serving.deployed(), _CALL_S):
-            takes = interface_of(entry["takes"], "input")
-            gives = interface_of(entry["gives"], "output") if entry["gives"] is not None else None
+            any_shape = entry["any_shape"]
+            takes = interface_of(entry["takes"], "input", any_shape)
+            gives = interface_of(entry["gives"], "output", any_shape) if entry["gives"] is not None else None
             known = {name: entry[name] for name in ("name", "version", "model_id", "slo_ns", "max_batch", "slots")}
             table.setdefault(entry["name"], []).append(Served(**known, takes=takes, gives=gives))
         for name, declared in (await asyncio.wait_for(serving.pipelines(), _CALL_S)).items():
