@@ -423,7 +423,7 @@ class Serving:
         ends = loop.time() + timeout_s
         while True:
             status = await self._call("status")
-            ready = sum(worker.get("serving") or 0 for worker in status["workers"].values())
+            ready = sum(worker.get("answering") or 0 for worker in status["workers"].values())
             known = model is None or model in status["models"]
             if known and ready >= gpus:
                 return int(ready)

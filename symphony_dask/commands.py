@@ -101,7 +101,8 @@ def status(scheduler: str, as_json: bool) -> None:
     for address, w in found["workers"].items():
         if "slots" not in w:  # it has just gone
             continue
-        state = w.get("error") or ("draining" if w["draining"] else "serving" if w["serving"] else "loading")
+        takes = "serving" if w["answering"] else "stalled" if w["serving"] else "loading"
+        state = w.get("error") or ("draining" if w["draining"] else takes)
         latency = format_duration(w["control_ns"])
         workers.add_row(address, w["gpu_class"], str(w["slots"]), str(w["in_flight"]), latency, state)
     console = Console()

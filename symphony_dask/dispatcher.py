@@ -57,7 +57,17 @@ from symphony_dask.lane import (
     read_rows,
 )
 from symphony_dask.latency import Latency
-from symphony_dask.overdue import ANSWERS_NS, LOOK_S, SILENT_NS, STILL_NS, due_back_ns, is_hung, is_late, is_overdue
+from symphony_dask.overdue import (
+    ANSWERS_NS,
+    LOOK_S,
+    SILENT_NS,
+    STILL_NS,
+    due_back_ns,
+    is_hung,
+    is_late,
+    is_overdue,
+    is_stalled,
+)
 from symphony_dask.peers import FIRST_ROUND_TRIP_NS, Client, Worker, worker_of
 from symphony_dask.recent import Facts, ModelCounts, Recent, Spent, Tally, spent_by
 from symphony_dask.requests import RequestTable, Rows, Settled
@@ -429,6 +439,16 @@ class Dispatcher:
         """Batches at a worker."""
         connection = self.workers.get(address)
         return sum(self.engine.in_flight(g) for g in connection.peer.gpus) if connection is not None else 0
+
+    def answering(self, connection: Connection) -> list[int]:
+        """The slots of a worker that take batches, and return what they have taken."""
+        worker: Worker = connection.peer
+        if connection.closed or (worker.draining and not worker.closing):
+            return []
+        now = now_ns()
+        flights = [f for f in self._flights.values() if f.gpu in worker.gpus]
+        stalled = {f.gpu for f in flights if is_stalled(f, now, MAX_WAIT_NS if f.held else 0)}
+        return [slot for slot, gpu in enumerate(worker.gpus) if gpu not in stalled]
 
     def drop_worker(self, address: str) -> None:
         """Forget a worker at once; its requests return to their queues."""
@@ -1225,6 +1245,7 @@ class Dispatcher:
                 "gpu_class": c.peer.gpu_class,
                 "slots": c.peer.slots,
                 "serving": len(c.peer.gpus),
+                "answering": len(self.answering(c)),
                 "draining": c.peer.draining,
                 "closing": c.peer.closing,
                 "ranks": [int(engine.state.gpu["home_rank"][g]) for g in c.peer.gpus],

@@ -463,9 +463,14 @@ class Loader:
     # Observation
 
     def health(self, worker: WorkerPlaces) -> list[dict[str, Any]]:
-        """Each slot's state, what it has loaded, and what failed, why, and when it is tried again."""
+        """Each slot's state, what it has loaded, and what failed, why, and when it is tried again.
+
+        States are "ready"; "loading" a model; "failed" to load one; "stalled" behind a batch that does not come back;
+        "draining"; and "lost", as the worker's connection is.
+        """
         names = self._served | self._coming
         now = now_ns()
+        gpus, answering = worker.connection.peer.gpus, self._dispatcher.answering(worker.connection)
 
         def label(m: int) -> str:
             return names[m].label if m in names else str(m)
@@ -481,6 +486,10 @@ class Loader:
                 for m, f in slot.failed.items()
             }
             state = "loading" if slot.loading or not worker.up else "failed" if failed else "ready"
+            if worker.connection.closed:
+                state = "lost"
+            elif gpus and slot.number not in answering:
+                state = "draining" if worker.connection.peer.draining else "stalled"
             found.append(
                 {
                     "state": state,
@@ -494,8 +503,9 @@ class Loader:
         return found
 
     def where(self, model_id: int) -> int:
-        """In how many slots a model is loaded."""
-        return sum(model_id in slot.loaded for worker in self.workers.values() for slot in worker.slots)
+        """How many slots that answer have a model loaded."""
+        answering = ((w.slots[i] for i in self._dispatcher.answering(w.connection)) for w in self.workers.values())
+        return sum(model_id in slot.loaded for slots in answering for slot in slots)
 
 
 async def until(condition: Callable[[], bool]) -> None:

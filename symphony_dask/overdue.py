@@ -60,3 +60,12 @@ def is_hung(flight: Flight, now: int) -> bool:
     """Rule 2."""
     run = flight.planned[1] - flight.planned[0]
     return now > flight.due_back_ns + max(OVERDUE_NS, HUNG * run)
+
+
+def is_stalled(flight: Flight, now: int, wait_ns: int) -> bool:
+    """Whether a batch is so late by its plan that its slot cannot be said to answer, whatever deadlines say.
+
+    wait_ns: for how long it may wait for payloads.
+    """
+    run = flight.planned[1] - flight.planned[0]
+    return now > flight.planned[1] + max(OVERDUE_NS, HUNG * run) + wait_ns

@@ -11,12 +11,12 @@ import pytest
 
 from symphony_dask.backends import BatchRunner
 from symphony_dask.client import Model, Serving
-from symphony_dask.errors import BadInput, DeploymentError, ModelError
+from symphony_dask.errors import BadInput, DeploymentError, ModelError, NoGPUWorker
 from symphony_dask.lane import DONE
 from symphony_dask.text import MOST_CHARS
 from symphony_dask.worker import Slot, SlotWorker
 from tests import models
-from tests.cluster import Cluster
+from tests.cluster import Cluster, wait_until
 from tests.gateway import GatewayProcess, tensor
 from tests.test_slots import Answers, on_slot, small
 
@@ -205,6 +205,28 @@ def test_over_http_an_answer_that_is_an_exception_is_500_with_its_text(gateway: 
     answer = gateway.infer(model.name, tensor([-1, 2], [1, 2]))
     assert (answer.status, answer.error.strip()) == (500, "ValueError: negative")
     assert gateway.infer(model.name, tensor([1, 2], [1, 2])).status == 200
+
+
+def test_slots_behind_batches_that_do_not_come_back_are_not_ready_until_they_do(
+    gateway: GatewayProcess, serving: Serving, deploy: Deploy, gate: models.Gate
+) -> None:
+    model = deploy(gate.model(), profile=PROFILE, max_batch=1)
+
+    def states() -> set[str]:
+        return {slot["state"] for worker in serving.status()["workers"].values() for slot in worker["health"]}
+
+    wait_until(lambda: gateway.get(f"/v2/models/{model.name}/ready").status == 200, "the model to be ready")
+    assert (states(), gateway.get("/v2/health/ready").status) == ({"ready"}, 200)
+    futures = model.map([np.ones(1)] * 4)  # two at each slot
+    wait_until(lambda: states() == {"stalled"}, "the slots to be stalled")
+    wait_until(lambda: gateway.get(f"/v2/models/{model.name}/ready").status == 503, "the model not to be ready")
+    assert gateway.get("/v2/health/ready").error == "no GPU serves any of the models that are deployed"
+    with pytest.raises(NoGPUWorker):
+        serving.wait_ready(timeout="50ms")
+    gate.open()
+    assert [future.result(LIMIT_S) for future in futures] == [[2.0]] * 4
+    assert serving.wait_ready(gpus=2) == 2
+    wait_until(lambda: gateway.get("/v2/health/ready").status == 200, "the gateway to be ready")
 
 
 # A slot

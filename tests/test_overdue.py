@@ -350,3 +350,18 @@ def test_when_the_scheduler_stands_still_requests_end_within_a_second_of_their_d
         finally:
             cluster.scheduler.send_signal(18)  # SIGCONT
         wait_until(lambda: model.submit(np.array([3.0])).exception(LIMIT_S) is None, "an answer")
+
+
+def test_a_slot_behind_a_batch_that_does_not_come_back_is_not_said_to_answer() -> None:
+    async def main(made: Dispatcher, worker: End, client: End, said: list[Any]) -> None:
+        connection = made.workers["w"]
+        client.submit(1, slos=10_000 * MS)
+        await until(lambda: worker.batches)
+        assert made.answering(connection) == [0]
+        await until(lambda: made.answering(connection) == [])  # long before the deadline
+        worker.done(worker.batches[0][0])
+        await until(lambda: made.answering(connection) == [0])
+        made.drain_workers(["w"])
+        assert made.answering(connection) == []
+
+    on_stage(main)

@@ -48,6 +48,8 @@ def rest(upstream: Upstream, metrics: Metrics, draining: Callable[[], bool]) -> 
         if draining():
             raise later(503, "the gateway is about to end")
         upstream.check_connected()
+        if upstream.models and not any(served.slots for served in upstream.models):
+            raise later(503, "no GPU serves any of the models that are deployed")
         return _json({"ready": True})
 
     async def of_model(request: Request) -> Response:
