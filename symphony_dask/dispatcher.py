@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from symphony_dask.canary import Canary, split
 from symphony_dask.doorway import Doorway, Patience
+from symphony_dask.drop_reasons import why_dropped
 from symphony_dask.errors import BadInput
 from symphony_dask.lane import (
     ANSWER,
@@ -189,6 +190,8 @@ class Dispatcher:
         #: What answers are taken to need back, and how much of it is for estimates that stray.
         self._reply_ns, self._reply_care_ns = FIRST_ROUND_TRIP_NS // 2, 0
         self._doorway = Doorway(self._frame, self._lost, patience=patience)
+        #: Whether requests were dropped lately that only the delays to and from workers leave no time for.
+        self._refused_for_delays = False
         self._timer_lateness = Latency(FIRST_TIMER_LATENESS_NS)
         self._round_trip = Latency()  # of all clients
         self._set_slack(FIRST_ROUND_TRIP_NS // 2)
@@ -906,19 +909,25 @@ class Dispatcher:
             connection.send([GONE, client.index])
 
     def _drop(self, slots: npt.NDArray[np.int32]) -> None:
-        indices = self.engine.state.req["model"][slots]
+        req, now = self.engine.state.req, now_ns()
+        indices = req["model"][slots]
         for index in np.unique(indices).tolist():
-            model = self._by_index[index]
-            text = (
-                f"no GPU could answer within the SLO of model {model.name!r}, {format_duration(model.slo_ns)}: "
-                "add GPUs, offer fewer requests, or raise the SLO"
-            )
-            if not any(self.engine.can_run(index, gpu) for gpu in self._gpu_worker):
-                text = (
-                    f"no GPU had loaded model {model.name!r} in time to answer within its SLO, "
-                    f"{format_duration(model.slo_ns)}: see serving.status(), give it pinned=True, or more GPU memory"
-                )
-            self._end(slots[indices == index], model, Outcome.DROPPED, "DeadlineExceeded", text)
+            model, mine = self._by_index[index], slots[indices == index]
+            declared, planned = self.engine.alone_ns(now, index)
+            arrivals = self._requests.arrival[mine]
+            slos = self._requests.deadline[mine] - arrivals
+            # What the engine was given is earlier than the deadline by the ways, and not more than the SLO.
+            networks = slos - (req["deadline"][mine] - arrivals) + int(self.engine.state.g["control"][0])
+            self._refused_for_delays |= bool(((declared <= slos) & (slos < declared + networks)).any())
+            of_model = slos == model.slo_ns
+            groups = [mine[of_model]] if of_model.any() else []
+            for group in [*groups, *mine[~of_model].reshape(-1, 1)]:
+                first = int(np.flatnonzero(mine == group[0])[0])
+                text = why_dropped(
+                    model.name, model.slo_ns, int(slos[first]), int(networks[first]),
+                    declared if declared < NEVER else None, planned,
+                )  # fmt: skip
+                self._end(group, model, Outcome.DROPPED, "DeadlineExceeded", text)
 
     def _done(self, connection: Connection, worker: Worker, fields: list[Any], blob: memoryview) -> None:
         """A batch came back: correct the engine, answer the clients, record."""
@@ -1071,8 +1080,10 @@ class Dispatcher:
         for connection in self.workers.values():
             worker: Worker = connection.peer
             if worker.heard == worker.reply.samples:
-                worker.control.relax()
-                worker.reply.relax()
+                for delay in (worker.control, worker.reply):
+                    delay.relax()
+                    if self._refused_for_delays:
+                        delay.halve()
             worker.heard = worker.reply.samples
             for gpu in worker.gpus:
                 control.append(int(worker.control.mean_ns))
@@ -1080,6 +1091,7 @@ class Dispatcher:
                 reply_care.append(worker.reply.spread_ns())
                 spread.append(worker.control.spread_ns() + worker.reply.spread_ns())
                 self.engine.set_control(now, control[-1], gpu)
+        self._refused_for_delays = False
         if control:
             self._reply_ns, self._reply_care_ns = sorted(reply)[len(reply) // 2], sorted(reply_care)[len(reply) // 2]
             self.engine.set_control(now, sorted(control)[len(control) // 2])
@@ -1174,8 +1186,7 @@ class Dispatcher:
         state = self.engine.state
         models, gpus = {}, {}
         for model_id, m in self.models.items():
-            entries = int(state.mod["max_batch"][m.index]) + 2
-            tables = {c: state.lat[m.index, self._gpu_class(c), :entries] for c in m.profiles}
+            tables = {c: self.engine.latency_ns(m.index, self._gpu_class(c)) for c in m.profiles}
             models[model_id] = ModelFacts(m.label, m.slo_ns, self._queued(m), tables)
         for key in self._gpu_keys():
             address, gpu = key

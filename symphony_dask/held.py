@@ -36,7 +36,6 @@ from symphony_dask.lane import (
     read_rows,
 )
 from symphony_dask.rendezvous import GATHER_S, LATE
-from symphony_dask.units import format_duration
 
 logger = logging.getLogger(__name__)
 
@@ -227,9 +226,6 @@ class HeldTasks:
         elif kind == "WorkerLost":  # Dask counts lost workers for itself, and says when there were too many
             self._request_again(held)
         elif kind != "ModelError":  # the task itself raises that, or ended before
-            if kind == "DeadlineExceeded" and isinstance(held.wish, Wish) and held.wish.slo_ns:
-                name, slo = held.wish.model.name, format_duration(held.wish.slo_ns)
-                text = f"no GPU could answer within this task's SLO for model {name!r}, {slo}: raise it, or add GPUs"
             self._err(held, getattr(errors, kind, RequestError)(text))
 
     def _request_again(self, held: Held) -> None:

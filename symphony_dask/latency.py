@@ -32,6 +32,11 @@ class Latency:
         self.deviation_ns *= 0.9
         self.mean_ns *= 0.99
 
+    def halve(self) -> None:
+        """Requests are refused for what is expected, and nothing else could show whether it still holds."""
+        self.deviation_ns /= 2
+        self.mean_ns /= 2
+
     def bound_ns(self) -> int:
         """Mean plus four deviations, as TCP's time-out: what nearly all samples stay below."""
         return int(self.mean_ns) + self.spread_ns()

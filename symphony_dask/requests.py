@@ -58,6 +58,7 @@ class RequestTable:
         #: Views of the entries' fields.
         self.client: npt.NDArray[np.int32] = np.asarray(self._entries["client"])
         self.id: npt.NDArray[np.int64] = np.asarray(self._entries["id"])
+        self.arrival: npt.NDArray[np.int64] = np.asarray(self._entries["arrival"])
         self.deadline: npt.NDArray[np.int64] = np.asarray(self._entries["deadline"])
         self.retries: npt.NDArray[np.int8] = np.asarray(self._entries["retries"])
         self.client[:] = -1

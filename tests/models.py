@@ -47,6 +47,12 @@ def die_on_load() -> Callable[[Any], Any]:
     raise AssertionError
 
 
+def sleepy(batch: Any) -> Any:
+    """Takes 32 ms, whatever its size."""
+    time.sleep(0.032)
+    return batch
+
+
 def slow(batch: Any) -> Any:
     time.sleep(0.5)
     return batch

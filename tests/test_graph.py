@@ -216,7 +216,7 @@ def test_a_dropped_request_is_an_error_that_names_the_slo(client: Client, servin
         future = client.submit(model, b"")
     error = future.exception(LIMIT_S)
     assert isinstance(error, DeadlineExceeded)
-    assert "this task's SLO for model" in str(error)
+    assert "within what this request had left" in str(error)
     assert "20ms" in str(error)
     assert isinstance(client.submit(model, b"1", slo="20ms").exception(LIMIT_S), DeadlineExceeded)
     expect(serving, model, {"dropped": 2})

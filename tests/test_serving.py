@@ -242,9 +242,28 @@ def test_an_answer_after_the_deadline_comes_and_is_late(deploy: Deploy) -> None:
 def test_a_request_that_cannot_meet_its_deadline_is_dropped(serving: Serving, deploy: Deploy) -> None:
     model = deploy(Emulated(0.0, 50.0))
     future = model.submit(b"", slo="20ms")
-    with pytest.raises(DeadlineExceeded, match="no GPU could answer within the SLO"):
+    with pytest.raises(DeadlineExceeded, match="within what this request had left, 20ms"):
         future.result(LIMIT_S)
     assert future.outcome == "dropped"
+
+
+def test_one_models_wrong_profile_costs_another_no_request(serving: Serving, deploy: Deploy) -> None:
+    tight = deploy(Emulated(4.0, 80.0), slo="200ms")
+
+    def answered() -> int:
+        return sum(tight.submit(b"").exception(LIMIT_S) is None for _ in range(10))
+
+    assert answered() == 10
+    wrong = deploy(models.sleepy, profile="0.04,8", slo="2s")  # takes four times as long
+    for _ in range(5):
+        for future in wrong.map([np.zeros(2)] * 60):
+            future.exception(LIMIT_S)
+    assert answered() == 10
+    status = serving.status()
+    assert status["models"][tight.name]["drift"] == {"cpu": 1.0}
+    assert all(pace == 1.0 for worker in status["workers"].values() for pace in worker["pace"])
+    serving.undeploy(wrong.name)
+    assert answered() == 10
 
 
 def test_under_impossible_load_some_are_answered_and_the_rest_dropped(serving: Serving, deploy: Deploy) -> None:

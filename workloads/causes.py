@@ -9,6 +9,7 @@ Dropped:
     no-time       as above
     no-gpu        no GPU was ready from its arrival until it was dropped
     all-busy      every ready GPU was busy from the opening of its window until it was dropped
+    estimates     batches of its model had taken so much longer than its profile says that it was thought to be late
     left-out      it could still have run alone, but a batch of its model was formed without it, which would have missed
                   its deadline with it
     not-taken     a GPU was idle in its window, but did not take it: of too slow a class, or given to others first
@@ -48,12 +49,16 @@ CAUSES = {
         "no-time": "arrived with less than l(1) left",
         "no-gpu": "no GPU was ready",
         "all-busy": "all GPUs busy from window opening to closing",
+        "estimates": "batches of its model took longer than its profile, so it was thought to be late",
         "left-out": "a batch of its model left without it",
         "not-taken": "a GPU was idle but did not take it in time",
     },
 }
 
 LIVE_GAP_NS = 1_000_000
+
+#: What batches of a model took is told from so many of them.
+_RECENT = 5
 
 #: Dropped requests are looked at so many at a time.
 _SLICE = 2_000_000
@@ -197,6 +202,7 @@ class _Drops:
         means = run.batches.group_by("model").agg(pl.col("size").mean()).collect(engine="streaming")
         self._mean = dict(means.iter_rows())
         self._tables = {name: fastest_ns(run, name) for name in profiles(run)}
+        self._ratios = _observed(run, self._tables)
 
     def causes(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The columns of ``SCHEMA`` for dropped requests with those of ``_DROP_COLUMNS``."""
@@ -218,12 +224,21 @@ class _Drops:
                 deadline - arrival < l1,
                 ~self._idle.ready_between(arrival, ended),
                 ~self._idle.idle_between(opens, ended),
+                deadline - arrival < l1 * self._ratio_then(rows["model"], ended),
                 (ended < deadline - l1) & self._formed_then(rows["model"], ended),
             ],
-            ["no-time", "no-gpu", "all-busy", "left-out"],
+            ["no-time", "no-gpu", "all-busy", "estimates", "left-out"],
             "not-taken",
         )
         return rows.select("id", "model", "arrival_ns").with_columns(pl.Series("cause", cause, pl.String))
+
+    def _ratio_then(self, models: pl.Series, times: Ints) -> npt.NDArray[np.float64]:
+        """How many times as long as its profile says the last batches of each model had taken by then; 1 for none."""
+        asked = pl.DataFrame({"model": models, "time": times}).with_row_index("row").sort("time")
+        found = asked.join_asof(
+            self._ratios, left_on="time", right_on="end_ns", by="model", check_sortedness=False
+        ).sort("row")
+        return found["ratio"].fill_null(1.0).to_numpy()
 
     def _formed_then(self, models: pl.Series, times: Ints) -> npt.NDArray[np.bool_]:
         """Whether a batch of each model was dispatched just then, or less than a gap before."""
@@ -233,6 +248,22 @@ class _Drops:
         ).sort("row")
         near = (found["time"] - found["dispatch_ns"]) <= self._gap_ns
         return near.fill_null(False).to_numpy()
+
+
+def _observed(run: Run, tables: dict[str, Ints | None]) -> pl.DataFrame:
+    """After each batch: its model, when it ended, and the mean of what the last ``_RECENT`` took over the profile."""
+    parts = [pl.DataFrame(schema={"model": pl.String, "end_ns": pl.Int64, "ratio": pl.Float64})]
+    ran = run.batches.select("model", "size", "start_ns", "end_ns").drop_nulls().collect(engine="streaming")
+    for (name,), batches in ran.sort("end_ns").group_by("model", maintain_order=True):
+        table = tables.get(str(name))
+        if table is None:
+            continue
+        given = pl.Series(table[np.clip(batches["size"].to_numpy(), 1, len(table) - 1)])
+        ratio = ((batches["end_ns"] - batches["start_ns"]) / given.clip(lower_bound=1)).rolling_mean(
+            _RECENT, min_samples=1
+        )
+        parts.append(batches.select("model", "end_ns", ratio=ratio))
+    return pl.concat(parts).sort("end_ns")
 
 
 @dataclass(frozen=True)

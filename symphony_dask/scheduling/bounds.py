@@ -101,7 +101,7 @@ def _check_scalars(s: State) -> None:
     for name, most in {
         "n_slots": requests, "n_dirty": models, "n_batches": gpus * DEPTH, "n_members": requests, "n_drops": requests,
         "live_gpus": gpus, "n_slow": gpus, "policy": _POLICIES - 1, "exact": 1, "fleet_changed": 1, "opened": 1,
-        "crowded": 1, "evicted_model": models - 1, "n_unable": models * gpus, "heard": MOST_INT, "waiting": 1.0,
+        "crowded": 1, "evicted_model": models - 1, "n_unable": models * gpus, "observed": 1, "waiting": 1.0,
         "slack_share": MOST_SHARE, "fraction": 1.0, "seq": LATEST, "next_batch": LATEST,
     }.items():  # fmt: skip
         within(name, s.g[name], 0, most)
@@ -133,12 +133,12 @@ def _check_records(s: State, p: Profiles) -> None:
         ("under", 0, 1), ("urgent", 0, 1), ("slo", 0, LONGEST), ("limit", 0, MOST_INT), ("rate_n", 0, MOST_INT),
         ("excess", 0, _HUGE), ("rate", 0, _HUGE), ("used", -_HUGE, _HUGE), ("served", 0, _HUGE), ("dropped", 0, _HUGE),
         *((name, -LATEST, LATEST) for name in ("key", "open", "close", "ready_since", "rate_since", "first_at")),
-        ("last_at", -LATEST, LATEST),
+        ("last_at", -LATEST, LATEST), ("try_at", -LATEST, LATEST),
     ):  # fmt: skip
         within(f"{name} of a model", s.mod[name], low, high)
     for name, low, high in (
         ("gpu_class", 0, classes - 1), ("state", ABSENT, DRAINING), ("n_flight", 0, DEPTH), ("draining", 0, 1),
-        ("slow", 0, 1), ("pace", _TINY, _HUGE), ("acting_pace", _TINY, _HUGE), ("heard", 0, MOST_INT),
+        ("slow", 0, 1), ("pace", _TINY, _HUGE), ("heard", 0, MOST_INT),
         ("control", -LONGEST, LONGEST), *((name, -LATEST, LATEST) for name in ("key", "free_at", "rank")),
     ):  # fmt: skip
         within(f"{name} of a GPU", s.gpu[name], low, high)
@@ -149,6 +149,9 @@ def _check_records(s: State, p: Profiles) -> None:
     within("given l(b)", p.given, -1, LONGEST)
     for name in ("drift", "acting"):
         within(name, getattr(p, name), _TINY, _HUGE)
+    within("heard_at", p.heard_at, -LATEST, LATEST)
+    for name, counts in (("heard_on", p.heard_on), ("unread", p.unread)):
+        within(name, counts, 0, MOST_INT)
 
 
 def _check_gpus(s: State) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.scheduling import able, bounds, handle, kernels, pace, priorities, window
+from symphony_dask.scheduling import able, bounds, handle, kernels, pace, priorities, trials, window
 from symphony_dask.scheduling.events import Journal
 from symphony_dask.scheduling.state import (
     ABSENT,
@@ -16,6 +16,7 @@ from symphony_dask.scheduling.state import (
     EVICTED,
     IDLE,
     NEVER,
+    ONE,
     REMOVED,
     UNUSED,
     Profiles,
@@ -24,6 +25,7 @@ from symphony_dask.scheduling.state import (
     grown_profiles,
     make_profiles,
     make_state,
+    pairs,
     records,
     unable_rows,
 )
@@ -188,7 +190,10 @@ class Engine:
     def _set_table(self, m: int, gpu_class: int, table: Ints) -> None:
         for tables in (self.profiles.given, self.state.lat):
             tables[m, gpu_class, : len(table)] = table
+        self.state.lat[m, gpu_class, 0] = ONE
         self.profiles.drift[m, gpu_class] = self.profiles.acting[m, gpu_class] = 1.0
+        self.profiles.heard_at[m, gpu_class] = self.profiles.heard_on[m, gpu_class] = 0
+        pairs(self.state)[self.state.gpu["gpu_class"] == gpu_class, m] = 0
 
     def remove_model(self, now: int, model: int) -> Slots:
         """Forget a model; returns the slots of its queued requests, now free. Batches in flight end as usual."""
@@ -296,7 +301,7 @@ class Engine:
         return bool(handle.completed(self.handle, self._profiles_handle, now, gpu, batch, start_ns, end_ns))
 
     def pace(self, gpu: int) -> float:
-        """Execution time of a GPU over that of its class as observed, smoothed; 1 before anything was."""
+        """Execution time of a GPU over that of its class as several models observed it; 1 until they agree."""
         return float(self.state.gpu["pace"][self._gpu(gpu)])
 
     def is_slow(self, gpu: int) -> bool:
@@ -308,6 +313,17 @@ class Engine:
         if not 0 <= gpu_class < self.profiles.drift.shape[1]:
             raise ValueError(f"GPU class {gpu_class} is not there: they are 0 to {self.profiles.drift.shape[1] - 1}")
         return float(self.profiles.drift[self._model(model), gpu_class])
+
+    def latency_ns(self, model: int, gpu_class: int = 0) -> Ints:
+        """l(b) of a model on a GPU class as it is planned with, (max_batch + 2,) in ns; entry 0 is 0."""
+        table = self.state.lat[self._model(model), gpu_class, : int(self.state.mod["max_batch"][model]) + 2].copy()
+        table[0] = 0
+        return table
+
+    def alone_ns(self, now: int, model: int) -> tuple[int, int]:
+        """l(1) of a model in ns on the best GPU for it, as declared and as planned; NEVER where no GPU can run it."""
+        declared, planned = trials.alone(self.state, self._model(model), now)
+        return int(declared), int(planned)
 
     def advance(self, now: int) -> Decisions:
         """Decide all that is due at ``now``."""
@@ -435,7 +451,7 @@ class Engine:
         for c in range(s.lat.shape[1]):
             given = self.profiles.given[m, c, : mod["max_batch"] + 2]
             acting = np.floor(given * self.profiles.acting[m, c] + 0.5)
-            assert (given[1] < 0) or (s.lat[m, c, : len(given)] == acting).all(), (
+            assert (given[1] < 0) or (s.lat[m, c, 1 : len(given)] == acting[1:]).all(), (
                 f"l(b) of model {m} is not its drift's"
             )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from symphony_dask.scheduling import able, heap, matching, pace, queue, share, window
+from symphony_dask.scheduling import able, heap, matching, pace, queue, share, trials, window
 from symphony_dask.scheduling.compiled import compiled, inlined, wide
 from symphony_dask.scheduling.state import (
     ABSENT,
@@ -182,7 +182,12 @@ def completed(s: State, p: Profiles, now: int, g: int, batch: int, start: int, e
     base = g * DEPTH
     for i in range(gpu.n_flight):
         if s.flight[base + i].batch == batch:
-            pace.observe(s, p, g, wide(s.flight[base + i].model), int(s.flight[base + i].n), end - start)
+            ran = s.flight[base + i]
+            m = wide(ran.model)
+            pace.observe(s, p, now, g, m, int(ran.n), end - start, ran.tried == 1)
+            if ran.tried == 1:
+                in_time = end <= s.req[s.fly[ran.row, 0]].deadline
+                trials.ended(s, m, now, end - start, int(ran.end - ran.start), in_time)
             matching.finish(s, g, i)
             free_at = end
             for j in range(gpu.n_flight):
@@ -319,6 +324,7 @@ def add_model(s: State, now: int, m: int, slo: int, max_batch: int, limit: int) 
     mod.dropped = 0.0
     mod.under = 0
     mod.urgent = 0
+    mod.try_at = now
     mod.state = IDLE
     s.g[0].fleet_changed = 1
 
@@ -333,6 +339,7 @@ def remove_model(s: State, now: int, m: int) -> None:
     mod.state = REMOVED if mod.in_flight > 0 else UNUSED
     s.lat[m, :, :] = -1
     able.forget_model(s, m)
+    pace.forget_model(s, m)
 
 
 @inlined
@@ -364,6 +371,8 @@ def advance(s: State, now: int) -> None:
     m = due(s, now)
     while m >= 0:
         if s.mod[m].state != UNUSED and s.mod[m].state != REMOVED:
+            if trials.is_refused(s, m, now):
+                matching.try_refused(s, now, m)
             window.refresh(s, m, now)
         m = due(s, now)
     while heap.size(s.busy) > 0 and heap.first_key(s.busy) <= now:

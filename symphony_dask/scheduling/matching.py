@@ -12,12 +12,13 @@ Rule 4. Policy adaptive only. ``waiting`` is the smoothed share of batches that 
         that spans several would otherwise settle into small batches that keep all busy, as buses bunch.
 Rule 5. A slow GPU (``pace``) is used last, and its batches leave to faster ones the requests that it cannot serve in
         time. So that it is noticed when it is fast again, every PROBE_NS it gets what it can serve of the batch whose
-        window opens next; where it could not serve even a new request, what is thought of its pace is lowered.
+        window opens next.
+Rule 6. A request that only estimates refuse is tried now and then on an idle GPU (``trials``).
 """
 
 from __future__ import annotations
 
-from symphony_dask.scheduling import able, heap, pace, priorities, queue, window
+from symphony_dask.scheduling import able, heap, pace, priorities, queue, trials, window
 from symphony_dask.scheduling.compiled import compiled, inlined, wide
 from symphony_dask.scheduling.state import (
     ABSENT,
@@ -40,8 +41,8 @@ from symphony_dask.scheduling.state import (
 #: three levels. Found by simulation over the grid of docs/results.md.
 FULL_SHARE, HOLD, LOOK = 0.002, 1.4, 21
 
-#: How often slow GPUs are tried, ns, and what is left of the pace of one that nothing could be given (rule 5).
-PROBE_NS, HOPE = 500_000_000, 0.95
+#: How often slow GPUs are tried, ns (rule 5).
+PROBE_NS = 500_000_000
 
 
 @inlined
@@ -110,20 +111,26 @@ def settle(s: State, g: int, now: int) -> None:
 
 @inlined
 def _dispatch(s: State, now: int, m: int, g: int) -> bool:
-    """Give the model's batch to the GPU, which is in no heap; False when no request could meet its deadline there."""
+    """Give the model's batch to the GPU, which is in no heap; False when no request could meet its deadline there, and
+    none is to be tried.
+    """
     gpu = s.gpu[g]
     mod = s.mod[m]
     latency = s.lat[m, gpu.gpu_class]
-    if gpu.acting_pace != 1.0:
-        latency = s.lat[pace.scale(s, m, g), 0]
+    factor = pace.of(s, m, g, now) if s.g[0].observed == 1 else 1.0
+    if factor != 1.0:
+        latency = s.lat[pace.scale(s, m, g, factor), 0]
     start = max(now + gpu.control, gpu.free_at)
     waited = 1.0 if mod.state == READY and now > mod.ready_since else 0.0
     # A GPU on which a window that is drawn for another would be missed must not drop what that one can serve.
-    keep = gpu.acting_pace > 1.0 or latency[1] > s.lat[m, mod.gpu_class, 1]
+    keep = latency[1] > s.lat[m, mod.gpu_class, 1]
     chosen = keep or mod.raised > 0
     size = priorities.form_chosen(s, m, latency, start, keep) if chosen else window.form(s, m, latency, start)
+    tried = 0
     if size == 0:
-        return False
+        if not trials.is_due(s, m, g, now):
+            return False
+        size, tried, chosen = 1, 1, False
     out = s.g[0]
     out.waiting += (waited - out.waiting) * window.WAITING_STEP
     mod.ready_since = now
@@ -145,6 +152,7 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     flight.end = row.end
     flight.model = m
     flight.n = size
+    flight.tried = tried
     # Of a GPU's two rows the one that its other batch has not.
     flight.row = g * DEPTH if gpu.n_flight == 0 else 2 * g * DEPTH + 1 - s.flight[g * DEPTH].row
     if not chosen:
@@ -159,6 +167,7 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     mod.in_flight += 1
     mod.used += row.end - start
     mod.served += size
+    mod.try_at = now + trials.LEAST_NS
     gpu.state = ABSENT
     place_gpu(s, g, now)
     return True
@@ -246,7 +255,7 @@ def start_early(s: State, now: int) -> None:
 
 @compiled
 def probe(s: State, now: int) -> None:
-    """Rule 5: give each idle slow GPU a batch ahead of its window, or hope that it became faster."""
+    """Rule 5: give each idle slow GPU a batch ahead of its window."""
     s.g[0].probe_at = now + PROBE_NS
     for g in range(len(s.gpu)):
         gpu = s.gpu[g]
@@ -260,6 +269,13 @@ def probe(s: State, now: int) -> None:
             window.look(s, m, now)
         else:
             heap.push(s.open, s.gpu, g, gpu.rank)
-            if gpu.control + s.lat[m, gpu.gpu_class, 1] * gpu.acting_pace > s.mod[m].slo:
-                gpu.pace *= HOPE
-                pace.follow_pace(s, g)
+
+
+@compiled
+def try_refused(s: State, now: int, m: int) -> None:
+    """Rule 6, for a model whose first request is about to be dropped."""
+    g = trials.idle_gpu(s, m, now)
+    if g >= 0:
+        heap.remove(s.open, g)
+        if not _give(s, now, m, g):
+            heap.push(s.open, s.gpu, g, s.gpu[g].rank)

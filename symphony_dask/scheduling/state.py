@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.scheduling import memory
+from symphony_dask.scheduling.compiled import inlined
 from symphony_dask.scheduling.heap import grown_heap, make_heap
 from symphony_dask.scheduling.memory import LINE
 
@@ -22,6 +23,9 @@ NEVER = np.int64(2**62)
 #: "None of them", as an int64: numba takes the literal -1 for a type of its own, and compiles what is called with it
 #: once more.
 NONE = np.int64(-1)
+
+#: Ratios are kept as integers in units of 1/ONE where a float has no place.
+ONE = 1 << 16
 
 #: Levels of the deadline queues' skip lists; 4**LEVELS requests of one model are found in O(log n).
 LEVELS = 6
@@ -82,6 +86,7 @@ MODEL = np.dtype(
         ("dropped", "f4"),
         ("under", "i4"),  #: 1: in overload, and uses less GPU time than others (``share``)
         ("urgent", "i4"),  #: 1: stands in the heap ``urgent`` instead of ``ready`` while it is READY
+        ("try_at", "i8"),  #: from when on a request that estimates refuse is tried, ns (``trials``)
     ],
     align=True,
 )
@@ -92,10 +97,9 @@ GPU = np.dtype(
         ("free_at", "i8"),  #: when it has run all it has, as predicted, ns
         ("control", "i8"),  #: from dispatch to start of execution, ns
         ("rank", "i8"),  #: that of the open heap: ``home_rank``, or behind all others while it is slow
-        ("pace", "f8"),  #: observed execution time over that of its class, smoothed (``pace``)
-        ("acting_pace", "f8"),  #: the pace that batches are formed by
+        ("pace", "f8"),  #: execution time over that of its class, as several models say (``pace``)
         ("home_rank", "i4"),
-        ("heard", "i4"),  #: batches whose times were observed
+        ("heard", "i4"),  #: batches whose times were observed since its pace was reviewed
         ("gpu_class", "i2"),
         ("state", "i1"),
         ("n_flight", "i1"),
@@ -105,10 +109,10 @@ GPU = np.dtype(
     align=True,
 )
 
-# ``n`` requests, in row ``row`` of ``State.fly``. Every numpy record has an attribute ``size``, which would hide a
-# field of that name where the kernels run as Python.
+# ``n`` requests, in row ``row`` of ``State.fly``; ``tried``: 1 where estimates refuse it (``trials``). Every numpy
+# record has an attribute ``size``, which would hide a field of that name where the kernels run as Python.
 FLIGHT = np.dtype(
-    [("batch", "i8"), ("start", "i8"), ("end", "i8"), ("model", "i4"), ("n", "i4"), ("row", "i4"), ("pad", "i4")],
+    [("batch", "i8"), ("start", "i8"), ("end", "i8"), ("model", "i4"), ("n", "i4"), ("row", "i4"), ("tried", "i4")],
     align=True,
 )
 
@@ -148,7 +152,7 @@ SCALARS = np.dtype(
         ("live_gpus", "i4"),
         ("fleet_changed", "i4"),  #: 1: GPUs, models or profiles came or went since the last ``advance``
         ("opened", "i4"),  #: 1: a GPU became OPEN since the last ``advance``
-        ("heard", "i4"),  #: batches observed since paces were last reviewed
+        ("observed", "i4"),  #: 1: times of batches were observed (``pace``)
         ("n_slow", "i4"),  #: GPUs that are slow
         ("probe_at", "i8"),  #: when slow GPUs are next tried, ns
         ("ticked_at", "i8"),  #: when shares were last looked at, ns (``share``)
@@ -177,6 +181,9 @@ class Profiles(NamedTuple):
     given: Any  # (M, C, B + 2) int64, ns; ``State.lat`` is this times ``acting``
     drift: Any  # (M, C) float64: observed execution time over the given one, smoothed
     acting: Any  # (M, C) float64
+    heard_at: Any  # (M, C) int64, ns: when a batch of the model last ran on the class, 0 for never
+    heard_on: Any  # (M, C) int32: on how many GPUs of the class it was heard at the last review
+    unread: Any  # (M, C) int32: batches since then
 
 
 class State(NamedTuple):
@@ -189,7 +196,9 @@ class State(NamedTuple):
     mod: Any  # (M,) MODEL
     head: Any  # (M + 1, LEVELS) int32; row M is scratch of the queue search
     tail: Any  # (M, LEVELS) int32
-    lat: Any  # (M + 1, C, B + 2) int64: l(b) in ns, -1 where no profile is known; row M is scratch
+    # (M + 1, C, B + 2) int64: l(b) in ns, -1 where no profile is known; row M is scratch. Entry 0 is no time, but how
+    # many times as long as declared the others are, in units of 1/ONE.
+    lat: Any
     present: Any  # (C,) int32: GPUs of each class that take batches
     gpu: Any  # (G,) GPU
     flight: Any  # (G * DEPTH,) FLIGHT, oldest first for each GPU
@@ -200,7 +209,8 @@ class State(NamedTuple):
     busy: Any  # heap of BUSY GPUs by the time they can take a batch
     open: Any  # heap of OPEN GPUs by rank
     dirty: Any  # (M,) int32
-    aside: Any  # (M + G + G * ceil(M / 16),) int32: scratch of the matching loop; behind it ``unable_rows``
+    # (M + G + G * (ceil(M / 16) + 2 * M),) int32: scratch of the matching loop; behind it ``unable_rows`` and ``pairs``
+    aside: Any
     batches: Any  # (G * DEPTH,) BATCH: output
     members: Any  # (R,) int32: output
     drops: Any  # (R,) int32: output
@@ -285,19 +295,34 @@ def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: i
     state.slots[:] = np.arange(requests - 1, -1, -1)
     state.g["n_slots"] = requests
     state.g["evicted"] = -1
-    state.gpu["pace"] = state.gpu["acting_pace"] = 1.0
+    state.gpu["pace"] = 1.0
     state.mod["first"] = state.mod["first_raised"] = -1
     return state
 
 
 def aside_words(models: int, gpus: int) -> int:
-    return models + gpus + gpus * -(-models // 16)
+    return models + gpus + gpus * (-(-models // 16) + 2 * models)
 
 
 def unable_rows(state: State) -> npt.NDArray[np.int32]:
     """A bit for each model that a GPU cannot run, (G, ceil(M / 16)): bit m % 16 of word m // 16 (``able``)."""
-    rows: npt.NDArray[np.int32] = state.aside[len(state.mod) + len(state.gpu) :].reshape(len(state.gpu), -1)
+    begin, gpus = len(state.mod) + len(state.gpu), len(state.gpu)
+    rows: npt.NDArray[np.int32] = state.aside[begin : begin + gpus * -(-len(state.mod) // 16)].reshape(gpus, -1)
     return rows
+
+
+def pairs(state: State) -> npt.NDArray[np.int32]:
+    """What was observed of each GPU and model, (G, M, 2); see ``pace``."""
+    gpus, models = len(state.gpu), len(state.mod)
+    found: npt.NDArray[np.int32] = state.aside[len(state.aside) - 2 * gpus * models :].reshape(gpus, models, 2)
+    return found
+
+
+@inlined
+def pairs_at(s: State, m: int, g: int) -> int:
+    """Where in ``aside`` the two words of a model and a GPU are; ``pairs`` is the same to Python."""
+    models = len(s.mod)
+    return models + len(s.gpu) * (1 + ((models + 15) >> 4)) + 2 * (g * models + m)
 
 
 def make_profiles(models: int, classes: int, max_batch: int) -> Profiles:
@@ -305,6 +330,9 @@ def make_profiles(models: int, classes: int, max_batch: int) -> Profiles:
         given=memory.array((models, classes, max_batch + 2), np.int64, -1),
         drift=memory.array((models, classes), np.float64, 1),
         acting=memory.array((models, classes), np.float64, 1),
+        heard_at=memory.array((models, classes), np.int64),
+        heard_on=memory.array((models, classes), np.int32),
+        unread=memory.array((models, classes), np.int32),
     )
 
 
@@ -313,8 +341,8 @@ def grown_profiles(old: Profiles, models: int, classes: int, max_batch: int) -> 
     new = make_profiles(models, classes, max_batch)
     m, c, b = old.given.shape
     new.given[:m, :c, :b] = old.given
-    new.drift[:m, :c] = old.drift
-    new.acting[:m, :c] = old.acting
+    for before, after in zip(old[1:], new[1:], strict=True):
+        after[:m, :c] = before
     return new
 
 
@@ -336,6 +364,7 @@ def grown(old: State, requests: int, models: int, gpus: int, classes: int, max_b
     new.g[:] = old.g
     unable = unable_rows(old)
     unable_rows(new)[: len(unable), : unable.shape[1]] = unable
+    pairs(new)[: len(old.gpu), : len(old.mod)] = pairs(old)
     free = int(old.g["n_slots"][0])
     extra = requests - len(old.req)
     new.slots[:extra] = np.arange(requests - 1, len(old.req) - 1, -1, dtype=np.int32)

@@ -138,7 +138,7 @@ def unlist(s: State, m: int) -> None:
 
 
 @inlined
-def _head_at(s: State, m: int) -> int:
+def head_at(s: State, m: int) -> int:
     """Deadline of the first request queued."""
     mod = s.mod[m]
     return int(mod.first_at if mod.skipped == 0 else s.req[s.head[m, 0]].deadline)
@@ -198,7 +198,7 @@ def refresh(s: State, m: int, now: int) -> None:
     control = s.g[0].control
     _sample_rate(s, m, now)
     start = now + control
-    while mod.n > 0 and start + latency[1] > _head_at(s, m):
+    while mod.n > 0 and start + latency[1] > head_at(s, m):
         drop(s, m)
     if mod.n == 0:
         unlist(s, m)
@@ -210,7 +210,7 @@ def refresh(s: State, m: int, now: int) -> None:
     b = min(rest, mod.max_batch)
     mod.open = frontrun(latency, deadline, b, control + _slack(s, m))
     mod.close = latest(latency, deadline, min(mod.target, rest), control)
-    expiry = latest(latency, _head_at(s, m), 1, control)
+    expiry = latest(latency, head_at(s, m), 1, control)
     policy = s.g[0].policy
     if policy == LATEST:
         mod.open = mod.close

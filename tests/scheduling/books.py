@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from symphony_dask.scheduling import pace
 from symphony_dask.scheduling.engine import NEVER, QUEUE_FULL, Engine, Ints
 from symphony_dask.scheduling.state import DEPTH, READY
 
@@ -117,13 +118,11 @@ class Books:
 
     def _on(self, model: Model, g: int) -> Ints:
         """l(b) on one GPU."""
-        return scaled(self._drifted(model, self.gpus[g].gpu_class), self._acting_pace(g))
-
-    def _acting_pace(self, g: int) -> float:
-        return float(self.engine.state.gpu["acting_pace"][g])
+        factor = pace.of(self.engine.state, model.index, g, self.now)
+        return scaled(self._drifted(model, self.gpus[g].gpu_class), factor)
 
     def _leaves_to_faster_ones(self, model: Model, g: int) -> bool:
-        return self._acting_pace(g) > 1 or bool(self._on(model, g)[1] > self._fastest(model)[1])
+        return bool(self._on(model, g)[1] > self._fastest(model)[1])
 
     def _rank(self, g: int) -> tuple[bool, int, int]:
         return self.engine.is_slow(g), self.gpus[g].rank, g
@@ -160,19 +159,25 @@ class Books:
         last = max(self.queued[slot].deadline for slot in queue)
 
         kept = [slot for slot in queue if slot not in drops]
-        if any(self.queued[slot].priority for slot in queue):
+        flights = self.engine.state.flight
+        tried = not self.exact and flights["tried"][flights["batch"] == row["batch"]][-1] == 1
+        if tried:
+            self._check_trial(model, g, queue, slots)
+        elif any(self.queued[slot].priority for slot in queue):
             self._check_choice(kept, slots, end)
         else:
             at = kept.index(slots[0]) if self._leaves_to_faster_ones(model, g) else 0
             assert slots == kept[at : at + len(slots)], "a batch is not the queue's head"
         assert 1 <= len(slots) <= model.max_batch
-        assert all(end <= self.queued[slot].deadline for slot in slots), "a batch ends after a deadline"
+        assert tried or all(end <= self.queued[slot].deadline for slot in slots), "a batch ends after a deadline"
         assert end == start + latency[len(slots)]
         assert start == self.now + gpu.control, "a batch waits at its GPU"
         assert start >= gpu.free_at, "two batches overlap"
         assert gpu.is_open(self.now)
         assert (m, g) not in self.unable, "a GPU was given a model that it cannot run"
-        probe = self.engine.is_slow(g)
+        # What windows' estimates would have dropped goes to an idle GPU, which may be of a higher rank.
+        refused = self.now + self.control + self._fastest(model)[1] > self.queued[queue[0]].deadline
+        probe = tried or refused or self.engine.is_slow(g)
         for o, other in self.gpus.items():
             able = (m, o) not in self.unable
             if able and other.is_open(self.now) and self._rank(o) < self._rank(g) and not probe:
@@ -185,6 +190,13 @@ class Books:
             self.flying[slot] = self.queued.pop(slot)
         gpu.flights.append(Flight(int(row["batch"]), start, end, slots))
         gpu.free_at = end
+
+    def _check_trial(self, model: Model, g: int, queue: list[int], slots: list[int]) -> None:
+        """The first request alone, on an idle GPU that could answer it in time by the profile as it was declared."""
+        assert slots == queue[:1], "a trial is not of the first request"
+        assert not self.gpus[g].flights, "a trial is on a GPU that has a batch"
+        declared = model.tables[self.gpus[g].gpu_class][1]
+        assert self.now + declared <= self.queued[slots[0]].deadline + 1, "a trial that was hopeless as declared"
 
     def _check_choice(self, queue: list[int], slots: list[int], end: int) -> None:
         """Of all that could be in the batch it holds those of the highest priorities, of equals the earliest."""

@@ -82,6 +82,16 @@ def test_a_late_request_has_the_cause_of_its_largest_delay(
     assert explain(run, 0)["cause"] == cause
 
 
+def test_a_request_that_estimates_refused_on_an_idle_gpu_is_told_so(tmp_path: Path) -> None:
+    ran = {"arrival": 0, "deadline": 25, "dispatch": 1, "start": 2, "end": 23, "reply": 24, "outcome": Outcome.OK}
+    never = {"batch": -1, "gpu": -1, "dispatch": -1, "start": -1, "end": -1}
+    dropped = {"arrival": 40, "deadline": 55, "reply": 41, "outcome": Outcome.DROPPED, **never}
+    # A batch of one took 21 ms where its profile says 7 (of 2): l(1) = 6 is thought to be 18, and 15 are left.
+    run = live(tmp_path / "run", [ran, dropped], {**BATCH, "end": 23})
+    assert [found["cause"] for found in top(run, "dropped")] == ["estimates"]
+    assert "took longer than its profile" in "\n".join(explain(run, 1)["sentences"])
+
+
 def test_what_a_run_is_stands_in_its_label(tmp_path: Path) -> None:
     row = {"arrival": 0, "deadline": 10, "dispatch": 1, "start": 2, "end": 9, "reply": 12}
     assert label(live(tmp_path / "live", [row], BATCH)) == "live"
