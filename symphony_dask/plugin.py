@@ -64,6 +64,7 @@ class SymphonyPlugin(SchedulerPlugin):
         self._use: Use | None = None
         self._attempts: Attempts | None = None
         self._resources: AsyncExitStack | None = None
+        self._installing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, scheduler: Any) -> None:
@@ -81,6 +82,9 @@ class SymphonyPlugin(SchedulerPlugin):
         self._attempts = Attempts(self._start, "Symphony cannot start, and the scheduler goes on without it")
         # From here on whoever asks where the lane is waits for it.
         scheduler.handlers["symphony_info"] = self._info
+        if scheduler.status is not Status.running:
+            # Before workers join, so that Dask hands it to them, and none has to be asked.
+            self._installing = asyncio.get_running_loop().create_task(install_on_workers(scheduler))
         if scheduler.status is Status.running and (why := await self._attempts.outcome()):
             self._attempts.stop()
             del scheduler.handlers["symphony_info"]
@@ -201,6 +205,8 @@ class SymphonyPlugin(SchedulerPlugin):
         """Called by a scheduler that closes, which must not be held up: raises nothing, and ends in time."""
         if self._attempts is not None:
             self._attempts.stop()
+        if self._installing is not None:
+            self._installing.cancel()
         self._held = self._use = None
         if self._resources is not None:
             try:
