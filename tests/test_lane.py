@@ -41,6 +41,7 @@ from symphony_dask.lane import (
 )
 from symphony_dask.latency import Latency
 from symphony_dask.scheduling.profile import LatencyProfile
+from symphony_dask.trace import Outcome
 
 Frame = tuple[int, list[Any], bytes]
 
@@ -773,6 +774,26 @@ def test_requests_left_without_a_gpu_end_at_their_deadline() -> None:
         made.drop_worker("w")
         assert await bench.answered(1) == [b""]
         assert made.status()["models"]["short"]["outcomes"]["dropped"] == 1
+
+    on_bench(main)
+
+
+def test_delays_for_which_all_is_refused_are_soon_thought_to_be_over() -> None:
+    async def main(bench: Bench) -> None:
+        made = bench.dispatcher
+        made.add_model(made.new_model_id(), "tight", 30_000_000, {"cpu": LatencyProfile(1.0, 20.0, 8)})
+        client = await bench.connect()
+        worker = made.workers["w"].peer
+        worker.reply.mean_ns, worker.reply.deviation_ns = 5e9, 0.0  # no 9 ms are left of the SLO
+        worker.control.mean_ns = 5e9
+        counts = made.models[1].counts
+        loop, end = asyncio.get_running_loop(), asyncio.get_running_loop().time() + 10
+        while not counts[Outcome.OK] + counts[Outcome.LATE] and loop.time() < end:
+            bench.submit(client, [1], [b"a"], model=1)
+            bench.answers.clear()
+            await bench.answered(1)
+        assert counts[Outcome.OK] + counts[Outcome.LATE] > 0
+        assert counts[Outcome.DROPPED] > 0
 
     on_bench(main)
 
