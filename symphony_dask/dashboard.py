@@ -14,9 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from symphony_dask.colours import GREY, Colours, is_busy
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.lane import now_ns
-from symphony_dask.overview import GPU_COLUMNS, MODEL_COLUMNS, fleet_lines, gpu_row, model_row, percent, several
+from symphony_dask.overview import (
+    GPU_COLUMNS,
+    MODEL_COLUMNS,
+    by_activity,
+    fleet_lines,
+    gpu_row,
+    model_row,
+    percent,
+    several,
+)
 from symphony_dask.recent import HISTORY_S, REASONS, RECENT_S, reasons
 from symphony_dask.units import NS_PER_MS, NS_PER_S
 
@@ -26,10 +36,6 @@ PATH = "/symphony"
 
 #: How often an open page is brought up to date, ms.
 UPDATE_MS = 1000
-
-#: Colours that the colour-blind can tell apart (Okabe, Ito); models beyond them share a grey one.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
-GREY = "#8C8C8C"
 
 #: Most batches in the timeline, and most dots among the windows. With more batches the time shown is shorter, one of
 #: these, s; of the dots every so many are left out.
@@ -75,8 +81,7 @@ class Page:
         from bokeh.models import ColumnDataSource, Div, FixedTicker, Range1d
 
         self._dispatcher, self._fleets = dispatcher, fleets
-        #: Colours by model, which keep theirs while the page is open.
-        self._colours: dict[str, str] = {}
+        self._colours = Colours()
         self._summary = Div(name="symphony-summary", sizing_mode="stretch_width", margin=(4, 10, 2, 10))
         source = ColumnDataSource
         self._lines = source({"model": [], "colour": [], "seconds": [], "goodput": [], "attainment": []})
@@ -126,10 +131,12 @@ class Page:
     def update(self) -> None:
         """Take in what is now."""
         recent, overview, now = self._dispatcher.recent, self._dispatcher.overview() | self._fleets(), now_ns()
+        overview = overview | {"models": by_activity(overview["models"])}
         ids = {m["name"]: m["model_id"] for m in overview["models"]}
-        self._choose_colours(overview["models"])
+        self._colours.choose(overview["models"])
         self._summary.text = summary(overview)
-        shown = [m["name"] for m in overview["models"] if self._colours[m["name"]] != GREY]
+        # The busiest are drawn last, above the others.
+        shown = [m["name"] for m in reversed(overview["models"]) if self._colours[m["name"]] != GREY or is_busy(m)]
         histories = {name: recent.history(ids[name]) for name in shown}
         self._lines.data = {
             "model": list(histories),
@@ -153,14 +160,6 @@ class Page:
         self._timeline_title.text = f"GPU timeline by rank, last {span_s:g} s"
         self._windows_title.text = f"Dispatches within their windows, %, last {span_s:g} s"
         self._show_tables(overview)
-
-    def _choose_colours(self, models: list[dict[str, Any]]) -> None:
-        there = {m["name"] for m in models}
-        self._colours = {name: colour for name, colour in self._colours.items() if name in there}
-        for model in sorted(models, key=lambda m: -m["rate_hz"]):
-            if self._colours.get(model["name"], GREY) == GREY:
-                free = [c for c in COLOURS if c not in self._colours.values()]
-                self._colours[model["name"]] = free[0] if free else GREY
 
     # Figures
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from symphony_dask.colours import is_busy
 from symphony_dask.units import NS_PER_MS, format_duration
 
 #: Keys of ``model_row`` and of ``gpu_row``, and their titles.
@@ -42,6 +43,18 @@ def model_row(model: dict[str, Any]) -> dict[str, str]:
         "queued": f"{model['queued']:,}",
         "batch": "-" if model["mean_batch"] is None else f"{model['mean_batch']:.1f}",
     }
+
+
+def by_activity(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Models of ``Dispatcher.overview``, the busy ones first: by the power of two of their rate, so that rows of about
+    one rate do not change places at every look; then by name.
+    """
+
+    def key(model: dict[str, Any]) -> tuple[int, str]:
+        rate_hz = max(model["rate_hz"], model["ended_hz"])
+        return (-round(math.log2(1 + rate_hz)) - is_busy(model), model["name"])
+
+    return sorted(models, key=key)
 
 
 def gpu_row(gpu: dict[str, Any]) -> dict[str, Any]:

@@ -97,12 +97,12 @@ def _models(models: list[dict[str, Any]]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    from symphony_dask.overview import MODEL_COLUMNS, model_row
+    from symphony_dask.overview import MODEL_COLUMNS, by_activity, model_row
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name, title in MODEL_COLUMNS:
         table.add_column(title, justify="left" if name == "model" else "right", no_wrap=name != "model")
-    for model in models:
+    for model in by_activity(models):
         row: dict[str, Any] = dict(model_row(model))
         row["attainment"] = Text(row["attainment"], style=_mark(model["attainment"]))
         if model["p99_ns"] is not None and model["p99_ns"] > model["slo_ns"]:
