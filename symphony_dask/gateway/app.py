@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from symphony_dask.client import MAX_SAMPLE_BYTES
 from symphony_dask.errors import BadInput, RequestError, Undeployed, UnknownModel
 from symphony_dask.gateway import predict
-from symphony_dask.gateway.bodies import COMPRESS_BYTES, THREAD_BYTES, coding_of, compress, decompress, too_large
+from symphony_dask.gateway.bodies import COMPRESS_BYTES, aside, coding_of, compress, decompress, too_large
 from symphony_dask.gateway.infer import InferRequest, read_header_length, read_infer, write_infer
 from symphony_dask.gateway.metrics import Metrics
 from symphony_dask.gateway.parameters import Terms
@@ -214,10 +214,7 @@ class Gateway:
             if encoding not in (b"gzip", b"deflate"):
                 shown = encoding[:40].decode("latin-1")
                 raise Refusal(415, f"Content-Encoding {shown!r} is not offered: gzip, deflate or identity")
-            if len(body) > THREAD_BYTES:
-                body = await asyncio.to_thread(decompress, body, most)
-            else:
-                body = decompress(body, most)
+            body = await aside(len(body), decompress, body, most)
         if self._body_bytes + len(body) > _BODIES * most:
             raise self._full()
         self._body_bytes += len(body)
@@ -250,7 +247,7 @@ class Gateway:
             raise Refusal(408, text, headers={"connection": "close"}) from None
         finally:
             self._body_bytes -= size
-        return b"".join(parts)
+        return await aside(size, b"".join, parts)
 
     def _full(self) -> Refusal:
         return later(429, f"{self._body_bytes} bytes of requests are under way here, which is the most")
@@ -261,21 +258,16 @@ class Gateway:
         """v2: the pieces of the answer's body, and how many bytes of it are JSON if not all."""
         heads = exchange.heads
         _check_type(heads, (b"application/json", b"application/octet-stream"))
-        request = read_infer(body, read_header_length(heads.header_length, len(body)))
-        if request.raw is not None:
-            payloads, batched = [sample_of_raw(served.takes, request.raw)], True
-        else:
-            payloads, batched = samples_of(served.takes, request.inputs)
+        request, payloads, batched = await aside(len(body), _read_infer, served, body, heads)
         answers = await self._ask(served, payloads, request.terms, exchange)
-        return write_infer(served.name, served.version, request, _outputs(answers, batched, request))
+        return await aside(sum(map(len, answers)), _write_infer, served, request, answers, batched)
 
     async def _predict(self, served: Served, body: bytes, exchange: _Exchange) -> tuple[list[Any], int | None]:
         """v1; as ``_infer``."""
         _check_type(exchange.heads, (b"application/json",))
-        payloads, terms, in_rows = predict.read_predict(body, served.takes)
+        payloads, terms, in_rows = await aside(len(body), predict.read_predict, body, served.takes)
         answers = await self._ask(served, payloads, terms, exchange)
-        rows = [outputs_of([answer], batched=False) for answer in answers]
-        return [predict.write_predict(rows, in_rows)], None
+        return [await aside(sum(map(len, answers)), _write_predict, answers, in_rows)], None
 
     async def _ask(
         self, served: Served, payloads: list[bytes], terms: Terms, exchange: _Exchange
@@ -323,19 +315,34 @@ class Gateway:
         return max(exchange.slo_ns - gone_ns - min(ways_ns, exchange.slo_ns // 4), 1000)
 
     async def _answer(self, send: Send, heads: _Heads, pieces: list[Any], json_bytes: int | None) -> None:
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        body = pieces[0] if len(pieces) == 1 else await aside(sum(map(len, pieces)), b"".join, pieces)
         headers = [_JSON if json_bytes is None else _BINARY]
         if json_bytes is not None:
             headers.append((b"inference-header-content-length", b"%d" % json_bytes))
         if heads.accept_encoding and len(body) >= COMPRESS_BYTES and (coding := coding_of(heads.accept_encoding)):
-            if len(body) > THREAD_BYTES:
-                body = await asyncio.to_thread(compress, body, coding)
-            else:
-                body = compress(body, coding)
+            body = await aside(len(body), compress, body, coding)
             headers.append((b"content-encoding", coding))
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def _read_infer(served: Served, body: bytes, heads: _Heads) -> tuple[InferRequest, list[bytes], bool]:
+    """A v2 request, its samples as payloads, and whether its tensors have a batch dimension."""
+    request = read_infer(body, read_header_length(heads.header_length, len(body)))
+    if request.raw is not None:
+        return request, [sample_of_raw(served.takes, request.raw)], True
+    return request, *samples_of(served.takes, request.inputs)
+
+
+def _write_infer(
+    served: Served, request: InferRequest, answers: Sequence[memoryview], batched: bool
+) -> tuple[list[Any], int | None]:
+    return write_infer(served.name, served.version, request, _outputs(answers, batched, request))
+
+
+def _write_predict(answers: Sequence[memoryview], in_rows: bool) -> bytes:
+    return predict.write_predict([outputs_of([answer], batched=False) for answer in answers], in_rows)
 
 
 def _outputs(answers: Sequence[memoryview], batched: bool, request: InferRequest) -> Any:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from symphony_dask.gateway.refusal import Refusal, bad
+
+T = TypeVar("T")
 
 #: Answers of less are not worth compressing, bytes.
 COMPRESS_BYTES = 2048
 
-#: More than this is (de)compressed in a thread, bytes.
+#: Bodies of more bytes are read, written, joined and (de)compressed in threads.
 THREAD_BYTES = 1 << 18
+
+
+async def aside(size: int, function: Callable[..., T], *args: Any) -> T:
+    """``function(*args)``, which has to do with ``size`` bytes: in a thread if these are many, as others wait here."""
+    return await asyncio.to_thread(function, *args) if size > THREAD_BYTES else function(*args)
 
 
 def too_large(most: int) -> Refusal:
