@@ -18,6 +18,7 @@ from symphony_dask.signals import gpu_seconds_per_request
 from symphony_dask.units import NS_PER_S, format_duration
 from workloads.fleet import GPU
 from workloads.pool import OnProgress, no_progress, run_all
+from workloads.simulated import check_length
 from workloads.workload import Workload, read_workload
 
 Floats = npt.NDArray[np.float64]
@@ -51,6 +52,7 @@ def asked(work: Workload, miss: float = 0.01) -> Asked:
 
     miss: share of the work that the peak fleet may miss in its worst ten seconds.
     """
+    check_length(work.arrivals_ns)
     steps = (work.arrivals_ns - work.arrivals_ns[0]) // (PEAK_S * NS_PER_S)
     n = int(steps[-1]) + 1
     models = len(work.models)

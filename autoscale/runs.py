@@ -13,6 +13,7 @@ from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.signals import gpu_seconds_per_request
 from symphony_dask.trace import Names, arrival_chunks, open_run
 from symphony_dask.units import NS_PER_S
+from workloads.simulated import check_length
 
 _STEP_NS = 60 * NS_PER_S
 
@@ -25,6 +26,7 @@ def demand_by_minute(
     names = Names()
     counts = np.zeros((0, 0))
     for rows in arrival_chunks(folder, names, ["model", "arrival_ns"]):
+        check_length(np.append(0, rows["arrival_ns"]))
         minutes = rows["arrival_ns"] // _STEP_NS
         size = (max(len(names), counts.shape[0]), max(int(minutes.max()) + 1, counts.shape[1]))
         counts = np.pad(counts, [(0, n - have) for n, have in zip(size, counts.shape, strict=True)])

@@ -216,8 +216,8 @@ def damage(run: Path, target: Path, seed: int) -> str:
         kind = rng.choice(kinds)
         try:
             kind(target, rng)
-        except (OSError, ValueError, KeyError, pa.ArrowException, OverflowError) as error:
-            done.append(f"{kind.__name__} not ({type(error).__name__})")  # of what was damaged already
+        except Exception as error:  # what was damaged already cannot always be damaged once more
+            done.append(f"{kind.__name__} not ({type(error).__name__})")
             continue
         done.append(kind.__name__)
     return ", ".join(done)
@@ -300,6 +300,8 @@ COMMANDS = {
     "simulate": "simulate RUN --gpus 2",
     "validate": "trace validate RUN",
     "info": "trace info RUN",
+    "scale": "trace scale RUN OUT --rate 2",
+    "autoscale": "autoscale simulate RUN",
 }
 
 
@@ -416,6 +418,7 @@ def main(run: Path, first: int, last: int, names: Sequence[str]) -> dict[str, An
                 kind = found.how or ("ok" if found.status == 0 else "one line")
                 ended[f"{name}: {kind}"] = ended.get(f"{name}: {kind}", 0) + 1
                 if found.how:
+                    print(seed, name, how, found.how, file=sys.stderr, flush=True)
                     faults.append([seed, name, how, found.how, found.said[-400:]])
     return {"ended": ended, "faults": faults}
 

@@ -178,7 +178,7 @@ def _ideal(work: Workload, name: str) -> float:
 def _peak(work: Workload) -> float:
     """Requests in the busiest second over the mean."""
     seconds = (work.arrivals_ns - work.arrivals_ns[0]) // NS_PER_S
-    return max(1.0, float(np.bincount(seconds).max()) / _mean_hz(work))
+    return max(1.0, float(np.unique(seconds, return_counts=True)[1].max()) / _mean_hz(work))
 
 
 def _needed(work: Workload, kind: _Class, fleets: _Fleets, attainment: float) -> dict[str, Any]:

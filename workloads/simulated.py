@@ -14,8 +14,11 @@ from symphony_dask.scheduling.profile import LONGEST_NS, LatencyProfile
 from symphony_dask.trace.schema import Outcome
 from symphony_dask.units import NS_PER_S
 
-#: Arrivals are up to here, ns: 36 years.
-LATEST_ARRIVAL_NS = 1 << 60
+#: Arrivals are up to here, ns: those that count from 1970 until 2043.
+LATEST_ARRIVAL_NS = 1 << 61
+
+#: A trace that is looked at step by step is so long at most, ns: somewhat over two years.
+LONGEST_TRACE_NS = 1 << 56
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,13 @@ def check_times(arrivals_ns: npt.NDArray[np.int64], slos_ns: npt.NDArray[np.int6
         raise BadInput(f"{text}: they must be from 0 to {LATEST_ARRIVAL_NS}; shift them, or mend the trace")
     if len(slos_ns) and int(slos_ns.max()) > LONGEST_NS:
         raise BadInput(f"an SLO is {slos_ns.max()} ns: the longest is {LONGEST_NS}; mend it, or the trace's deadlines")
+
+
+def check_length(arrivals_ns: npt.NDArray[np.int64]) -> None:
+    """Raise ``BadInput`` where arrivals, in order, span more than can be looked at step by step."""
+    if len(arrivals_ns) and int(arrivals_ns[-1]) - int(arrivals_ns[0]) > LONGEST_TRACE_NS:
+        text = f"arrivals run from {arrivals_ns[0]} to {arrivals_ns[-1]} ns"
+        raise BadInput(f"{text}, which is more than two years: cut the trace, or mend it")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from symphony_dask.scheduling.profile import LONGEST_NS, LatencyProfile
@@ -17,6 +18,8 @@ def wrong_info(info: Any) -> str | None:
     for key, kind in (("policy", str), ("label", str), ("clock", str), ("started_at", str), ("closed", bool)):
         if info.get(key) is not None and not isinstance(info[key], kind):
             return f"{key} is {info[key]!r:.60}"
+    if not _is_time(info.get("started_at")):
+        return f"started_at is {info['started_at']!r:.60}"
     for key, most in (("engine_clock_ns", _MOST_NS), ("lost_rows", _MOST_NS), ("bad_rows", _MOST_NS)):
         if not _is_count(info.get(key, 0), 0, most):
             return f"{key} is {info[key]!r:.60}"
@@ -46,6 +49,13 @@ def _wrong_model(model: Any) -> str | None:
         except ValueError as error:
             return f"the profile {name} on {gpu_class!r:.60} is none ({error})"
     return None
+
+
+def _is_time(text: str | None) -> bool:
+    try:
+        return text is None or bool(datetime.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def _encodable(text: str) -> bool:
