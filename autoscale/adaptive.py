@@ -29,6 +29,7 @@ import distributed
 from autoscale.policy import POLICIES, Fleet, Memory, Policy, Settings
 from autoscale.signals import Signals
 from symphony_dask.errors import BadInput, SymphonyError
+from symphony_dask.text import did_you_mean
 from symphony_dask.units import NS_PER_S, parse_duration_ns
 
 logger = logging.getLogger(__name__)
@@ -75,13 +76,15 @@ class Adaptive(_DaskAdaptive):
         policy: str | Policy = "load_proportional",
         settings: Settings | None = None,
         gpus_per_worker: int | None = None,
-        drain_deadline: str | float = "30s",
-        join_timeout: str | float = "15min",
+        drain_deadline: str = "30s",
+        join_timeout: str = "15min",
         **kwargs: Any,
     ) -> None:
         if isinstance(policy, str):
             if policy not in POLICIES:
-                raise BadInput(f"policy {policy!r} is unknown: choose one of {', '.join(POLICIES)}")
+                raise BadInput(
+                    f"policy {policy!r} is unknown: choose one of {', '.join(POLICIES)}{did_you_mean(policy, POLICIES)}"
+                )
             policy = POLICIES[policy]
         if gpus_per_worker is not None and gpus_per_worker < 1:
             raise BadInput(f"gpus_per_worker={gpus_per_worker!r}: give a whole number, at least 1")

@@ -83,8 +83,8 @@ class FleetCluster(_DaskCluster):
         port: int = 8786,
         lane_port: int = 8788,
         security: Security | None = None,
-        interval: str | float = "5s",
-        close_timeout: str | float = "2min",
+        interval: str = "5s",
+        close_timeout: str = "2min",
         asynchronous: bool = False,
         loop: Any = None,
     ) -> None:

@@ -13,6 +13,7 @@ import click
 from autoscale.fleet_options import Which, caps_options, seconds, which_options
 from symphony_dask.commands import command, json_option, print_json
 from symphony_dask.reach import check, scheduler_option
+from symphony_dask.text import did_you_mean
 from symphony_dask.unfinished import write_whole
 
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -329,7 +330,9 @@ def run(
     from symphony_dask.errors import BadInput
 
     if policy not in POLICIES:
-        raise BadInput(f"policy {policy!r} is unknown: choose one of {', '.join(POLICIES)}")
+        raise BadInput(
+            f"policy {policy!r} is unknown: choose one of {', '.join(POLICIES)}{did_you_mean(policy, POLICIES)}"
+        )
     settings = _settings(
         which, max_instances, max_usd_per_hour, settle_s=settle_s, drain_s=drain_s, join_timeout_s=join_timeout_s
     )

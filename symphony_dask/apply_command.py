@@ -11,7 +11,7 @@ import click
 from symphony_dask.errors import BadInput
 
 
-def apply_file(path: Path, scheduler: str, dry_run: bool, yes: bool, as_json: bool) -> None:
+def apply_file(path: Path, scheduler: str, dry_run: bool, yes: bool, as_json: bool, force: bool = False) -> None:
     """Show what a declaration file changes on a cluster, and do it; raises ``SymphonyError``."""
     from symphony_dask import declarations
     from symphony_dask.reach import connected
@@ -31,7 +31,7 @@ def apply_file(path: Path, scheduler: str, dry_run: bool, yes: bool, as_json: bo
         if applied and not yes:
             click.confirm(f"{len(todo)} of {len(actions)} models change; go on?", abort=True)
         for action in todo if applied else []:
-            carry_out(serving, action, wanted)
+            carry_out(serving, action, wanted, force)
             click.echo(f"{action.what} {action.name}: done", err=True)
     if as_json:
         from symphony_dask.commands import print_json
@@ -41,14 +41,16 @@ def apply_file(path: Path, scheduler: str, dry_run: bool, yes: bool, as_json: bo
         click.echo("nothing to do")
 
 
-def carry_out(serving: Any, action: Any, wanted: dict[str, Any]) -> None:
-    """Do what one action says; raises ``SymphonyError``."""
+def carry_out(serving: Any, action: Any, wanted: dict[str, Any], force: bool = False) -> None:
+    """Do what one action says (force: as of ``Serving.deploy`` and ``undeploy``); raises ``SymphonyError``."""
     from symphony_dask import declarations
 
     name = action.name
     if action.what in ("deploy", "update"):
-        serving.deploy(name, declarations.model_of(wanted[name]), **declarations.options_of(wanted[name]))
+        serving.deploy(name, declarations.model_of(wanted[name]), force=force, **declarations.options_of(wanted[name]))
     elif action.what == "share":
         serving.set_canary(name, wanted[name]["canary"])
+    elif action.what == "undeploy":
+        serving.undeploy(name, force=force)
     else:
-        {"promote": serving.promote, "rollback": serving.rollback, "undeploy": serving.undeploy}[action.what](name)
+        {"promote": serving.promote, "rollback": serving.rollback}[action.what](name)

@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
@@ -18,7 +20,6 @@ import dask.config
 import numpy as np
 from distributed import Client
 from distributed.comm.addressing import get_address_host
-from distributed.protocol.pickle import dumps
 
 from symphony_dask import codec, config, errors, inputs
 from symphony_dask.backends import as_spec, check_sample, sample_signature
@@ -63,9 +64,10 @@ from symphony_dask.names import name_list
 from symphony_dask.retries import RetriedFuture
 from symphony_dask.scheduling.engine import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY
 from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH, LatencyProfile
-from symphony_dask.text import brief, check_name
+from symphony_dask.shipping import pickled
+from symphony_dask.text import brief, check_name, did_you_mean, listed, shown
 from symphony_dask.trace.schema import Outcome
-from symphony_dask.units import format_duration, parse_duration_ns
+from symphony_dask.units import Seconds, format_duration, parse_duration_ns
 from symphony_dask.waits import AnsweringLoop, check_client, is_closed, loop_of
 
 if TYPE_CHECKING:
@@ -81,6 +83,14 @@ FRAME_BYTES = 1 << 24
 _REPR_S = 1.0
 _READY_POLL_S = 0.05
 
+#: Names of models that the text of a ``Serving`` shows.
+_MOST_SHOWN = 20
+
+_SPEC_REMEDY = (
+    "pass a loader function, which makes the model on the workers (def load(): ...; deploy(name, load, ...)), or take "
+    "out what cannot be pickled, such as locks, connections and open files"
+)
+
 #: Modules that the functions of a pipeline import must be imported in this, ns.
 _READ_STAGES_NS = 120_000_000_000
 
@@ -93,6 +103,8 @@ _WATCH_S = 0.1
 _LATE_LOOK_NS = 300_000_000
 
 W = TypeVar("W", bound=Waiting)
+
+_NUMBERED = re.compile(r"model (\d+) is not deployed")
 
 _OUTCOMES = {int(o): o.name.lower() for o in Outcome}
 
@@ -107,12 +119,16 @@ class Serving:
     """
 
     def __init__(self, client: Client) -> None:
+        if not isinstance(client, Client):
+            text = f"Serving({shown(client)}) is given a {type(client).__name__}: pass a Dask client"
+            raise BadInput(f"{text}, as in Serving(distributed.Client({_address(client)}))")
         config.load()
         check_client(client)
         self.client = client
         self._lane = _Lane(client)
         self._models: dict[str, Model] = {}
         self._pipelines: dict[str, Pipeline] = {}
+        self._seen: list[str] = []
         self._connecting: asyncio.Lock | None = None
         if not client.asynchronous:
             self._sync(self._connect)
@@ -129,18 +145,19 @@ class Serving:
         name: str,
         model: Any,
         *,
-        slo: str | float,
+        slo: str | Seconds,
         profile: LatencyProfile | str | tuple[float, float] | None = None,
         example: Any = None,
         max_batch: int = DEFAULT_MAX_BATCH,
         queue_limit: int = DEFAULT_QUEUE_LIMIT,
         optimize: str | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
-        timeout: str | float = "60s",
+        timeout: str = "60s",
         version: str | int | None = None,
         canary: float | None = None,
         memory: str | int | None = None,
         pinned: bool = False,
+        force: bool = False,
         declared: dict[str, Any] | None = None,
     ) -> Any:
         """Load ``model`` on the GPU workers and serve it under ``name``; returns a ``Model`` when it is ready.
@@ -154,7 +171,7 @@ class Serving:
             whose first dimension is n, or a list of n results. An exception in that list, as in ``[1.5,
             ValueError("no face found"), 2.5]``, fails that request alone: its future raises ``ModelError`` with its
             text.
-        slo: how soon after its submission a request must be answered, "25ms" or seconds.
+        slo: how soon after its submission a request must be answered, such as "25ms".
         profile: l(b), as a ``LatencyProfile``, "alpha,beta" or (alpha, beta) in ms; measured on a worker if not given.
         example: one sample. Needed to measure the profile; requests of another dtype or shape are refused. A sample of
             several inputs is a dict of arrays or tensors, each entry of which is checked. A torch module gets the
@@ -175,7 +192,10 @@ class Serving:
         memory: what the model needs in a GPU slot, "2GiB" or bytes; measured for torch modules. Where slots have a
             limit (the setting ``symphony.gpu.memory`` of workers), models are loaded and evicted as they are asked for.
         pinned: stay loaded in at least one slot.
+        force: also where ``example`` is no sample of the version that serves now, whose clients would fail.
         declared: what a file says of it; see ``symphony apply``.
+
+        Warns if the SLO is so near l(1) that the network leaves nothing of it.
 
         Raises ``BadInput``, ``NoGPUWorker``, or ``DeploymentError`` with the worker's traceback.
         """
@@ -201,7 +221,7 @@ class Serving:
             raise BadInput(f"model {name!r} cannot take its example: {why}")
         request = {
             "name": name,
-            "spec": dumps(spec),
+            "spec": pickled(spec, f"model {name!r}", _SPEC_REMEDY),
             "slo_ns": slo_ns,
             "profile": given.to_dict() if given is not None else None,
             "max_batch": max_batch,
@@ -214,10 +234,11 @@ class Serving:
             "pinned": bool(pinned),
             "signature": None if example is None else sample_signature(example) if collate is None else ANY_SHAPE,
             "declared": declared,
+            "force": bool(force),
         }
         return self._sync(self._change, name, "deploy", request)
 
-    def pipeline(self, name: str, stages: Any, *, slo: str | float, rate_hz: float | None = None) -> Any:
+    def pipeline(self, name: str, stages: Any, *, slo: str | Seconds, rate_hz: float | None = None) -> Any:
         """Serve models one after the other, and side by side, under one name with one SLO; returns a ``Pipeline``.
 
         stages: a list of names of models (or models), functions of one argument, which run on the client, and
@@ -243,7 +264,7 @@ class Serving:
         """The pipelines that were declared, by whomever: by name what they are made of, their SLO in ns and rate."""
         return self._sync(self._call, "pipeline_all")
 
-    def rollback(self, name: str, *, timeout: str | float = "60s") -> Any:
+    def rollback(self, name: str, *, timeout: str = "60s") -> Any:
         """Take the canary of a model away, or without one go back to the version before; returns its ``Model``.
 
         Raises ``UnknownModel``, ``BadInput`` if there is no version before, or as ``deploy``.
@@ -267,9 +288,12 @@ class Serving:
         """
         return self._sync(self._call, "versions", name=name)
 
-    def undeploy(self, name: str) -> Any:
-        """Stop serving a model, whose queued requests end as ``Undeployed``, or a pipeline. Raises ``UnknownModel``."""
-        return self._sync(self._undeploy, name)
+    def undeploy(self, name: str, *, force: bool = False) -> Any:
+        """Stop serving a model, whose queued requests end as ``Undeployed``, or a pipeline.
+
+        force: also a model that a pipeline asks. Raises ``UnknownModel``, ``BadInput``.
+        """
+        return self._sync(self._undeploy, name, force)
 
     def declared(self) -> Any:
         """What serves, by name, with what files of ``symphony apply`` said of it (``declarations.Running``)."""
@@ -280,8 +304,8 @@ class Serving:
         if name in self._models or name in self._pipelines:
             return self._models[name] if name in self._models else self._pipelines[name]
         if self.client.asynchronous:
-            text = f"model {name!r} was not deployed through this object, which knows {sorted(self._models)}"
-            raise errors.UnknownModel(f"{text}: use await serving.find(name)")
+            text = f"model {shown(name)} was not deployed through this object, which knows {listed(self._models)}"
+            raise errors.UnknownModel(f"{text}: use await serving.find(name){did_you_mean(name, self._known())}")
         found: Model | Pipeline = self.find(name)
         return found
 
@@ -299,7 +323,7 @@ class Serving:
         (``codec.form`` of sample and answer, None where there was no example), any_shape (their arrays may have another
         shape, as with ``collate``).
         """
-        return self._sync(self._call, "models")
+        return self._sync(self._deployed)
 
     @property
     def lane(self) -> _Lane:
@@ -310,7 +334,7 @@ class Serving:
         """Models, workers, queues, outcome counts and latency estimates, as a dict."""
         return self._sync(self._call, "status")
 
-    def wait_ready(self, model: str | None = None, *, gpus: int = 1, timeout: str | float = "60s") -> Any:
+    def wait_ready(self, model: str | None = None, *, gpus: int = 1, timeout: str = "60s") -> Any:
         """Wait until ``gpus`` GPU slots take batches and ``model``, if named, is deployed; returns how many slots do.
 
         Raises ``NoGPUWorker`` or ``UnknownModel``, whichever it lacked, after ``timeout``.
@@ -363,9 +387,7 @@ class Serving:
         """
         return self._sync(self._call, "undrain", workers=name_list(workers, "worker"), known=True)
 
-    def retire(
-        self, workers: str | int | Iterable[str | int], *, force: bool = False, timeout: str | float = "30s"
-    ) -> Any:
+    def retire(self, workers: str | int | Iterable[str | int], *, force: bool = False, timeout: str = "30s") -> Any:
         """Take drained workers off the cluster; returns the state of each, "retired" when its process may end.
 
         force: hand what is in flight there back to the queues; otherwise a worker that runs batches stays "draining".
@@ -400,18 +422,51 @@ class Serving:
         raise BadInput("a Serving cannot be sent: make a Serving(client) where it is needed; a Model can be sent")
 
     def __repr__(self) -> str:
-        address = self.client.scheduler.address if self.client.scheduler is not None else "closed"
-        return f"<Serving on {address}: {', '.join(sorted(self._models)) or 'no models'}>"
+        names = self._ask_briefly(self._all_names)
+        if names is not None:
+            shown_names = ", ".join(names[:_MOST_SHOWN]) or "no models"
+            return f"<Serving on {self._address()}: {shown_names}{', ...' if len(names) > _MOST_SHOWN else ''}>"
+        known = ", ".join(self._known()[:_MOST_SHOWN]) or "no models"
+        # An asynchronous client cannot be asked from here.
+        state = "known so far" if self._lane.connected else "it does not answer; known"
+        return f"<Serving on {self._address()}, {state}: {known}>"
 
     def _repr_html_(self) -> str:
-        address = str(self.client.scheduler.address) if self.client.scheduler is not None else "closed"
-        status = None
-        if self._lane.connected and not self.client.asynchronous:
-            try:
-                status = self._sync(self._call, "status", callback_timeout=_REPR_S)
-            except Exception:  # whatever keeps the cluster from answering, a notebook goes on
-                status = None
-        return serving_html(address, sorted(self._models), status)
+        async def ask() -> tuple[dict[str, Any], list[str]]:
+            return await self._call("status"), await self._all_names()
+
+        found = self._ask_briefly(ask)
+        if found is None:
+            return serving_html(self._address(), self._known(), None)
+        status, names = found
+        return serving_html(self._address(), [name for name in names if name not in status["models"]], status)
+
+    def _address(self) -> str:
+        scheduler: Any = self.client.scheduler
+        return "closed" if is_closed(self.client) or scheduler is None else str(scheduler.address)
+
+    def _known(self) -> list[str]:
+        """What is deployed, as last heard of."""
+        return sorted({*self._models, *self._pipelines, *self._seen})
+
+    def _ask_briefly(self, ask: Callable[[], Any]) -> Any:
+        """What the cluster says, for people; None where it does not in _REPR_S, or a coroutine would have to ask."""
+        try:
+            if not self._lane.connected or self.client.asynchronous:
+                return None
+            return self._sync(ask, callback_timeout=_REPR_S)
+        except Exception:  # whatever keeps the cluster from answering, who only looks at an object goes on
+            return None
+
+    async def _all_names(self) -> list[str]:
+        names = sorted({row["name"] for row in await self._deployed()} | {*await self._call("pipeline_all")})
+        self._seen = names
+        return names
+
+    async def _deployed(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = await self._call("models")
+        self._lane.names.update((row["model_id"], row["name"]) for row in rows)
+        return rows
 
     def _sync(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """As ``Client.sync``; raises ``ConnectionLost`` where that would never end, or find the client closed."""
@@ -431,11 +486,14 @@ class Serving:
                 break
             await asyncio.sleep(_READY_POLL_S)
         if not known:
-            raise UnknownModel(
-                f"model {model!r} is not deployed after {timeout_s:g} s; deployed are {list(status['models'])}"
+            text = (
+                f"model {shown(model)} is not deployed after {timeout_s:g} s; deployed are {listed(status['models'])}"
             )
-        text = f"{ready} of {gpus} GPU slots serve after {timeout_s:g} s: start workers with"
-        raise NoGPUWorker(f'{text} dask worker SCHEDULER --resources "GPU=1"')
+            raise UnknownModel(f"{text}{did_you_mean(model, status['models'])}")
+        there, with_gpu = status["dask_workers"]["all"], status["dask_workers"]["gpu"]
+        have = f"{with_gpu or 'none'} {'have' if with_gpu > 1 else 'has'} a GPU resource"
+        text = f"{ready} of {gpus} GPU slots serve after {timeout_s:g} s ({there} worker{'s' * (there != 1)}, {have})"
+        raise NoGPUWorker(f'{text}: start workers with dask worker SCHEDULER --resources "GPU=1"')
 
     async def _connect(self) -> None:
         if self._connecting is None:
@@ -450,6 +508,8 @@ class Serving:
             if "error" in info:
                 raise NotServing(info["error"][1])
             await self._lane.open(get_address_host(scheduler.address), info)
+        if self.client.asynchronous:  # whose text cannot be asked for from where it is shown
+            await self._all_names()
 
     async def _install(self) -> None:
         from symphony_dask.plugin import SymphonyPlugin
@@ -486,7 +546,10 @@ class Serving:
         return {name: Running(**row) for name, row in (await self._call("declared")).items()}
 
     async def _change(self, name: str, operation: str, request: dict[str, Any]) -> Model:
-        return self._keep(name, await self._call(operation, **request))
+        found = await self._call(operation, **request)
+        if found["warning"]:
+            warnings.warn(found["warning"], UserWarning, stacklevel=2)
+        return self._keep(name, found)
 
     async def _declare_pipeline(
         self, name: str, stages: Any, plain: dict[str, Any], slo_ns: int, rate_hz: float | None
@@ -532,12 +595,13 @@ class Serving:
         return model
 
     def _made(self, name: str, found: dict[str, Any]) -> Model:
+        self._lane.names[found["model_id"]] = name
         profiles = {c: LatencyProfile.from_dict(p) for c, p in found["profiles"].items()}
         what = (found["model_id"], found["slo_ns"], profiles, found["signature"], self._lane, found["version"])
         return Model(name, *what)
 
-    async def _undeploy(self, name: str) -> None:
-        await self._call("undeploy", name=name)
+    async def _undeploy(self, name: str, force: bool) -> None:
+        await self._call("undeploy", name=name, force=force)
         self._models.pop(name, None)
         self._pipelines.pop(name, None)
 
@@ -577,7 +641,9 @@ class Model:
         """The model's number on the lane, for tools that speak it themselves."""
         return self._id
 
-    def submit(self, x: Any, *, slo: str | float | None = None, priority: int = 0, retries: int = 0) -> InferenceFuture:
+    def submit(
+        self, x: Any, *, slo: str | Seconds | None = None, priority: int = 0, retries: int = 0
+    ) -> InferenceFuture:
         """Submit one sample; returns its future at once. From any thread.
 
         slo: of this request alone, instead of the model's. Within ``symphony_dask.deadline(...)`` no more than is left.
@@ -619,13 +685,13 @@ class Model:
         return future
 
     def map(
-        self, xs: Iterable[Any], *, slo: str | float | None = None, priority: int = 0, retries: int = 0
+        self, xs: Iterable[Any], *, slo: str | Seconds | None = None, priority: int = 0, retries: int = 0
     ) -> list[InferenceFuture]:
         """Submit every sample of ``xs``; returns their futures in order."""
         submit = partial(self.submit, slo=slo, priority=priority, retries=retries)
         return [submit(x) for x in xs]
 
-    def __call__(self, x: Any, *, slo: str | float | None = None) -> Any:
+    def __call__(self, x: Any, *, slo: str | Seconds | None = None) -> Any:
         """Submit one sample and wait for the answer.
 
         Raises ``WouldDeadlock`` in the thread of the event loop that answers, as in a coroutine of an asynchronous
@@ -677,6 +743,8 @@ class _Lane:
         self._answering: AnsweringLoop | None = None
         self._wait_ns = 0  # for so long the scheduler lets requests wait for a first GPU
         self.scheduler_id = ""
+        #: Names of models that were heard of, by their number here.
+        self.names: dict[int, str] = {}
 
     @property
     def connected(self) -> bool:
@@ -911,9 +979,18 @@ class _Lane:
                 continue
             if i in failed:
                 kind, text = failed[i]
-                future._finish(_OUTCOMES[outcome], None, getattr(errors, kind, errors.RequestError)(text))
+                error = getattr(errors, kind, errors.RequestError)(self._named(kind, text))
+                future._finish(_OUTCOMES[outcome], None, error)
             else:
                 future._answer(_OUTCOMES[outcome], payload)
+
+    def _named(self, kind: str, text: str) -> str:
+        """An error's text; one about a number that the scheduler no longer knows says the name that it was of."""
+        number = _NUMBERED.match(text) if kind == "UnknownModel" else None
+        if number is None or int(number[1]) not in self.names:
+            return text
+        remedy = "serving.deployed() has what is, and serving.find(name) a handle to what serves now"
+        return f"model {self.names[int(number[1])]!r} is not deployed any more: deploy it again ({remedy})"
 
     def _answered(self, request: int, outcome: str, payload: memoryview) -> None:
         future = self._pending.pop(request, None)
@@ -954,6 +1031,12 @@ async def _read_stages(name: str, plain: dict[str, Any]) -> Any:
         why = brief(error if error.__cause__ is None else error.__cause__)
         text = f"pipeline {name!r} cannot be led by this process, where its functions cannot be loaded: {why}"
         raise DeploymentError(f"{text}; install the modules that they import here too") from error
+
+
+def _address(client: Any) -> str:
+    """How the address of what was given in place of a client is written."""
+    address = client if isinstance(client, str) else getattr(client, "scheduler_address", None)
+    return shown(address) if isinstance(address, str) else '"tcp://HOST:8786"'
 
 
 def _measured(status: dict[str, Any]) -> Iterator[dict[str, Any]]:

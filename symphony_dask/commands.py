@@ -178,9 +178,10 @@ def profile(
 @scheduler_option()
 @click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Also versions that take other samples, and models that pipelines ask.")
 @json_option
 @command
-def apply(file: Path, scheduler: str, dry_run: bool, yes: bool, as_json: bool) -> None:
+def apply(file: Path, scheduler: str, dry_run: bool, yes: bool, force: bool, as_json: bool) -> None:
     """Have a cluster serve the models that FILE declares.
 
     FILE is YAML. What it changes is shown first: models that are new are deployed, those that are declared otherwise
@@ -188,7 +189,7 @@ def apply(file: Path, scheduler: str, dry_run: bool, yes: bool, as_json: bool) -
     """
     from symphony_dask.apply_command import apply_file
 
-    apply_file(file, scheduler, dry_run, yes, as_json)
+    apply_file(file, scheduler, dry_run, yes, as_json, force)
 
 
 @click.command()

@@ -42,7 +42,7 @@ class Completions:
         return None if self._ends_s is None else max(self._ends_s - time.monotonic(), 0.0)
 
 
-def as_completed(futures: Iterable[InferenceFuture], *, timeout: str | float | None = None) -> Completions:
+def as_completed(futures: Iterable[InferenceFuture], *, timeout: str | None = None) -> Completions:
     """``for future in as_completed(futures)``, or ``async for``: each future once it is answered, failed or cancelled.
 
     timeout: from now; then the loop raises ``TimeoutError``, and the requests go on. Raises ``BadInput``.

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 import yaml
@@ -28,7 +27,8 @@ from symphony_dask.config import parse_memory
 from symphony_dask.deployments import check_share, check_version
 from symphony_dask.errors import BadInput
 from symphony_dask.scheduling.profile import LatencyProfile
-from symphony_dask.units import format_duration, parse_duration_ns
+from symphony_dask.text import did_you_mean, shown
+from symphony_dask.units import NS_PER_S, Seconds, format_duration, parse_duration_ns
 
 #: A model's declaration, each value as it is compared: durations in ns, memory in bytes.
 Declared = dict[str, Any]
@@ -182,9 +182,8 @@ def _model(name: str, declared: Any) -> Declared:
 def _check_keys(found: Mapping[Any, Any], known: list[str], what: str) -> None:
     for key in found:
         if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it may have {', '.join(known)}"
-            raise BadInput(f"{what} has an unknown key {key!r}: {hint}")
+            hint = did_you_mean(key, known).removeprefix("; ") or f"it may have {', '.join(known)}"
+            raise BadInput(f"{what} has an unknown key {shown(key)}: {hint}")
 
 
 @dataclass(frozen=True)
@@ -272,7 +271,7 @@ def model_of(declared: Declared) -> Any:
 def options_of(declared: Declared) -> dict[str, Any]:
     """The other arguments of ``Serving.deploy``."""
     options = {key: value for key, value in declared.items() if key not in _KINDS}
-    options["slo"] = declared["slo"] / 1e9
+    options["slo"] = Seconds(declared["slo"] / NS_PER_S)
     if "example" in declared:
         options["example"] = sample(declared["example"])
     if "collate" in declared:

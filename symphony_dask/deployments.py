@@ -18,16 +18,21 @@ from functools import cached_property
 from typing import Any, Literal
 
 from symphony_dask import codec
+from symphony_dask.backends.sample import check_sample
 from symphony_dask.canary import Canary
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import BadInput, SymphonyError, UnknownModel
 from symphony_dask.loading import Loader, until
 from symphony_dask.runlog import label
 from symphony_dask.scheduling.profile import LatencyProfile
+from symphony_dask.text import did_you_mean, listed, shown
 from symphony_dask.units import format_duration
 
 #: Versions of a name that are remembered beside those that serve.
 KEPT = 3
+
+#: One request alone may well take so many times its l(1).
+SPREAD = 1.05
 
 State = Literal["loading", "serving", "canary", "draining", "retired"]
 
@@ -56,6 +61,7 @@ class Deployment:
     profiles: dict[str, LatencyProfile] = field(default_factory=dict)
     answer: list[Any] | None = None  #: the form of an answer (``codec.form``), once the example has had one
     load_ns: int = 0  #: of the last load, with all that it took
+    warning: str = ""  #: what whoever deployed it should know, though it serves
     state: State = "loading"
     profiling: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     # What the loader last saw of its requests (``placement`` rule 3).
@@ -117,8 +123,9 @@ class Deployments:
         """What serves under a name; raises ``UnknownModel``."""
         found = self.names.get(name)
         if found is None or found.current is None:
-            served = sorted(v.name for v in self.names.values() if v.current is not None)
-            raise UnknownModel(f"model {name!r} is not deployed; deployed are {served}")
+            served = [v.name for v in self.names.values() if v.current is not None]
+            text = f"model {shown(name)} is not deployed; deployed are {listed(served)}"
+            raise UnknownModel(f"{text}{did_you_mean(name, served)}")
         return found
 
     def find(self, name: str, version: str | None = None) -> tuple[int, Deployment]:
@@ -134,15 +141,17 @@ class Deployments:
         for deployment in serving:
             if deployment.version == version:
                 return deployment.model_id, deployment
-        text = f"model {name!r} has no version {version!r} that serves; those that do are"
-        raise UnknownModel(f"{text} {[d.version for d in serving]}")
+        known = [d.version for d in serving]
+        text = f"model {name!r} has no version {shown(version)} that serves; those that do are {known}"
+        raise UnknownModel(f"{text}{did_you_mean(version, known)}")
 
     async def deploy(
-        self, deployment: Deployment, version: str | None, canary: float | None, timeout_s: float
+        self, deployment: Deployment, version: str | None, canary: float | None, timeout_s: float, force: bool = False
     ) -> Versions:
         """Bring a version up and have it take over its name, or (canary) a share of its requests.
 
-        Raises ``SymphonyError``, and whatever else keeps it from coming up; nothing has changed then.
+        force: though it takes other samples than the one that serves. Raises ``SymphonyError``, and whatever else keeps
+        it from coming up; nothing has changed then.
         """
         versions = self.names.setdefault(deployment.name, Versions(deployment.name))
         async with versions.lock:
@@ -151,6 +160,8 @@ class Deployments:
             if deployment.version in taken:
                 text = f"version {deployment.version!r} of model {deployment.name!r} is deployed already"
                 raise BadInput(f"{text}: give another version, or undeploy the model first")
+            if not force:
+                _check_takes_the_same(versions, deployment)
             if canary is not None:
                 check_share(canary)
                 if versions.current is None:
@@ -249,6 +260,14 @@ class Deployments:
                     f"request alone takes {format_duration(alone_ns)}; raise the SLO or use a faster GPU"
                 )
                 raise BadInput(text)
+            network_ns = self._dispatcher.network_ns()
+            if round(alone_ns * SPREAD) + network_ns > deployment.slo_ns:
+                deployment.warning = (
+                    f"SLO {format_duration(deployment.slo_ns)} of model {deployment.name!r} leaves nothing: one "
+                    f"request alone takes {format_duration(alone_ns)}, and its way to the GPU and back about "
+                    f"{format_duration(network_ns)}, so most requests will be dropped; raise the SLO to "
+                    f"{format_duration(round(alone_ns * 2 * SPREAD) + network_ns)}, say, or use a faster GPU"
+                )
             if self.names.get(versions.name) is not versions:
                 raise SymphonyError(f"model {versions.name!r} was undeployed while version {deployment.version!r} came")
             self._serve(deployment)
@@ -307,6 +326,21 @@ class Deployments:
             versions.earlier = [deployment, *versions.earlier][:KEPT]
             await self._loader.forget(deployment)
         await self._on_change()
+
+
+def _check_takes_the_same(versions: Versions, deployment: Deployment) -> None:
+    """Raises ``BadInput`` if the example of a version is no sample of the one that serves."""
+    current = versions.current
+    if current is None or deployment.example is None:
+        return
+    try:
+        check_sample(versions.name, current.signature, deployment.example)
+    except BadInput as error:
+        text = f"the example of the new version is no sample of version {current.version!r}, which serves: {error}"
+        remedy = (
+            "deploy it under another name, or pass force=True (symphony apply --force) if nobody sends these any more"
+        )
+        raise BadInput(f"{text}; {remedy}") from None
 
 
 def _canary(versions: Versions) -> Deployment:

@@ -1181,6 +1181,10 @@ class Dispatcher:
     def _gpu_keys(self) -> list[tuple[str, int]]:
         return [(self._gpu_worker[gpu][0].peer.address, gpu) for gpu in self._busy_ns]
 
+    def network_ns(self) -> int:
+        """What of an SLO goes by on the way from a client to a GPU and back, as it is now measured."""
+        return int(self._round_trip.mean_ns) + int(self.engine.state.g["control"][0]) + self._reply_ns
+
     def signals(self) -> dict[str, Any]:
         """The load of models and the use of GPUs over the last minute, as plain values (``Sampler.reply``)."""
         state = self.engine.state

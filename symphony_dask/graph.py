@@ -13,15 +13,23 @@ A ``Model`` travels in a graph as a ``ModelRef``. The scheduler's plugin holds e
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from symphony_dask import codec
 from symphony_dask.backends.sample import check_sample
-from symphony_dask.errors import BadInput, NotServing, SymphonyError
+from symphony_dask.errors import BadInput, NotServing, SymphonyError, WouldDeadlock
 from symphony_dask.scheduling.engine import MOST_PRIORITY
+from symphony_dask.text import brief, did_you_mean, plain, shown
 from symphony_dask.units import parse_duration_ns
+from symphony_dask.waits import is_closed
+
+if TYPE_CHECKING:
+    from symphony_dask.client import Serving
+    from symphony_dask.future import InferenceFuture
 
 _KEYS = {"model", "slo", "priority"}
 
@@ -47,12 +55,47 @@ class ModelRef:
     def __dask_tokenize__(self) -> tuple[str, str, str]:
         return token(self.name, self.deployment)
 
-    def __call__(self, x: Any, *, slo: str | float | None = None) -> Any:
+    def submit(self, x: Any, *, slo: str | None = None, priority: int = 0, retries: int = 0) -> InferenceFuture:
+        """As ``Model.submit``, from within a task that is not the model's own, in which a ``Model`` is a ``ModelRef``.
+
+        The request leaves from this process, over a connection to the scheduler that it opens once. Raises as
+        ``Model.submit``; ``UnknownModel``; ``NotServing`` where there is no Dask client.
+        """
+        return _serving().model(self.name).submit(x, slo=slo, priority=priority, retries=retries)
+
+    def __call__(self, x: Any, *, slo: str | None = None) -> Any:
         """Raises ``NotServing``: only the scheduler's plugin can have a model called, for a task of its own."""
         raise NotServing(
             f"model {self.name!r} was called inside another task, or without Symphony on the scheduler: make it a task "
-            "of its own, as in client.submit(model, x), and do not fuse tasks (optimization.fuse.delayed)"
+            "of its own, as in client.submit(model, x), and do not fuse tasks (optimization.fuse.delayed); or ask it "
+            "from within the task, model.submit(x).result()"
         )
+
+
+_servings: WeakKeyDictionary[Any, Serving] = WeakKeyDictionary()
+_opening = threading.Lock()
+
+
+def _serving() -> Serving:
+    """The connection of this process for requests from within tasks; raises ``NotServing``, ``WouldDeadlock``."""
+    from distributed import get_client
+
+    from symphony_dask.client import Serving
+
+    try:
+        client = get_client()
+    except ValueError:
+        text = "a model that was sent here can be asked where there is a Dask client, as within a task"
+        raise NotServing(f"{text}: elsewhere use Serving(client).model(name)") from None
+    if client.asynchronous:
+        raise WouldDeadlock(
+            "this thread runs the event loop of the Dask client, so a connection cannot be waited for here: in a "
+            "coroutine use serving = await Serving(client), and await (await serving.find(name)).submit(x)"
+        )
+    with _opening:
+        if client not in _servings or is_closed(client):
+            _servings[client] = Serving(client)
+        return _servings[client]
 
 
 #: The model that the annotation ``symphony={"model": NAME}`` says, as the function of a task.
@@ -86,7 +129,10 @@ def wish_of(spec: Any, annotations: dict[str, Any] | None) -> Wish | SymphonyErr
         asked = dict((annotations or {}).get("symphony") or {})
         if not asked.keys() <= _KEYS:
             unknown = sorted(map(str, asked.keys() - _KEYS))
-            raise BadInput(f"annotation symphony={asked!r} has {', '.join(unknown)}: it may have {sorted(_KEYS)}")
+            text = (
+                f"annotation symphony={shown(asked)} has {plain(', '.join(unknown), 100)}: it may have {sorted(_KEYS)}"
+            )
+            raise BadInput(f"{text}{did_you_mean(unknown[0], _KEYS)}")
         if not model.name:
             model = ModelRef(str(asked.get("model") or ""))
         if not model.name:
@@ -94,12 +140,18 @@ def wish_of(spec: Any, annotations: dict[str, Any] | None) -> Wish | SymphonyErr
         priority = asked.get("priority", 0)
         if not isinstance(priority, int) or not 0 <= priority <= MOST_PRIORITY:
             raise BadInput(f"priority={priority!r}: give a whole number between 0 and {MOST_PRIORITY}")
+        samples, others = len(spec.args) + ("x" in spec.kwargs), sorted(map(str, spec.kwargs.keys() - {"x", "slo"}))
+        if samples != 1 or others:
+            got = f"{samples} arguments" + (f" and {plain(', '.join(others), 100)}" if others else "")
+            text = f"model {model.name!r} takes one sample, and slo= if you like; this task calls it with {got}"
+            raise BadInput(f"{text}: write client.submit(model, x), and put several inputs into a dict or tuple")
         slo = spec.kwargs.get("slo", asked.get("slo"))
         return Wish(model, 0 if slo is None else parse_duration_ns(slo, "slo"), priority)
     except SymphonyError as error:
         return error
-    except (TypeError, ValueError) as error:
-        return BadInput(f"annotation symphony={(annotations or {}).get('symphony')!r} cannot be read: {error}")
+    except Exception as error:  # of whatever a user annotated
+        given = shown((annotations or {}).get("symphony"))
+        return BadInput(f"annotation symphony={given} cannot be read: {brief(error)}")
 
 
 async def run_held(task: str, model: ModelRef, x: Any, *, slo: Any = None) -> Any:
@@ -114,12 +166,21 @@ async def run_held(task: str, model: ModelRef, x: Any, *, slo: Any = None) -> An
     plugin: Any = get_worker().plugins["symphony"]
     rendezvous = plugin.rendezvous
     try:
-        payload = codec.encode_payload(x)
+        payload = _encoded(model.name, x)
         check_sample(model.name, model.signature, payload)
         answer = await rendezvous.arrive(task, payload)
     finally:
         rendezvous.leave(task)
     return codec.decode(answer)
+
+
+def _encoded(model: str, x: Any) -> bytes | memoryview:
+    try:
+        return codec.encode_payload(x)
+    except SymphonyError:
+        raise
+    except BaseException as error:  # of the code of a user's object, in the event loop of a worker
+        raise BadInput(f"the sample for model {model!r} cannot be sent: {brief(error)}") from None
 
 
 def held_function(task: str, model: ModelRef) -> Any:

@@ -36,6 +36,7 @@ from symphony_dask.lane import (
     read_rows,
 )
 from symphony_dask.rendezvous import GATHER_S, LATE
+from symphony_dask.text import did_you_mean, listed, shown
 
 logger = logging.getLogger(__name__)
 
@@ -172,8 +173,8 @@ class HeldTasks:
                 continue
             model_id = by_name.get(wish.model.name)
             if model_id is None:
-                text = f"model {wish.model.name!r} is not deployed; deployed are {sorted(by_name)}"
-                self._err(held, UnknownModel(text))
+                text = f"model {shown(wish.model.name)} is not deployed; deployed are {listed(by_name)}"
+                self._err(held, UnknownModel(f"{text}{did_you_mean(wish.model.name, by_name)}"))
                 continue
             held.request, held.worker = self._next, ""
             self._next += 1

@@ -23,19 +23,27 @@ def grid(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> s
 
 
 def serving_html(address: str, names: Sequence[str], status: Mapping[str, Any] | None) -> str:
-    """A cluster by ``Serving.status()``; by the names of its models alone where that could not be had."""
+    """A cluster by ``Serving.status()``, with the names of its pipelines; where that could not be had, by the names of
+    all that is known to be deployed.
+    """
     if status is None:
         return table(
             "Symphony", [("scheduler", address), ("models", ", ".join(names) or "none"), ("status", "unknown")]
         )
     workers = status["workers"].values()
     serving, slots = sum(w.get("serving") or 0 for w in workers), sum(w.get("slots") or 0 for w in workers)
-    rows = [("scheduler", address), ("policy", status["policy"]), ("GPU slots", f"{serving} of {slots} serve")]
+    rows: list[tuple[str, Any]] = [
+        ("scheduler", address),
+        ("policy", status["policy"]),
+        ("GPU slots", f"{serving} of {slots} serve"),
+    ]
     models = [
         (name, format_duration(m["slo_ns"]), m["queued"], f"{m['rate_hz']:.0f}", _mean(m["mean_batch"]), _ended(m))
         for name, m in sorted(status["models"].items())
     ]
     columns = ("model", "SLO", "queued", "requests/s", "mean batch", "outcomes")
+    if names:
+        rows.append(("pipelines", ", ".join(names)))
     return table("Symphony", rows) + grid("Models", columns, models)
 
 

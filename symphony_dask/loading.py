@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from symphony_dask import errors
 from symphony_dask.dispatcher import Dispatcher
-from symphony_dask.errors import DeploymentError, NoGPUWorker
+from symphony_dask.errors import DeploymentError, NoGPUWorker, SymphonyError
 from symphony_dask.lane import Connection, now_ns
 from symphony_dask.placement import (
     ALLOW,
@@ -33,7 +36,7 @@ from symphony_dask.placement import (
 )
 from symphony_dask.scheduling.engine import NEVER
 from symphony_dask.scheduling.profile import LatencyProfile
-from symphony_dask.text import plain
+from symphony_dask.text import brief, plain
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_S, format_duration
 
@@ -57,9 +60,32 @@ _AT_ONCE = 3
 #: A worker answers that loading took too long by itself; one that does not is given up after so many s more.
 _GRACE_S = 30.0
 
+#: Workers without a GPU resource keep a deployment waiting for so long after the last change among them, s.
+_PLAIN_ONLY_S = 10.0
+
+#: How often it is looked which workers there are, while a deployment waits for one, s.
+_JOIN_LOOK_S = 0.25
+
 
 class _NoRoom(Exception):
     """A model turned out larger than the room that was free; once others have gone it may fit."""
+
+
+class _Raising:
+    """The RPC of a worker; what it answers as an error (``replies``) is raised."""
+
+    def __init__(self, rpc: Any) -> None:
+        self._rpc = rpc
+
+    def __getattr__(self, operation: str) -> Any:
+        async def call(**kwargs: Any) -> Any:
+            reply = await getattr(self._rpc, operation)(**kwargs)
+            if isinstance(reply, dict) and reply.keys() == {"error"}:
+                kind, text = reply["error"]
+                raise getattr(errors, kind, DeploymentError)(text)
+            return reply
+
+        return call
 
 
 @dataclass
@@ -80,16 +106,26 @@ class Loader:
     """The models of all workers.
 
     rpc: gives the RPC of a worker's address. timeout_s: the longest that one load may take. is_drained: tells of a
-    worker's address whether it is to take no batches.
+    worker's address whether it is to take no batches. dask_workers: how many workers there are, and how many of them
+    have a GPU resource. patient: a deployment waits for GPUs as long as it may, whatever other workers there are.
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, rpc: Callable[[str], Any], timeout_s: float, is_drained: Callable[[str], bool]
+        self,
+        dispatcher: Dispatcher,
+        rpc: Callable[[str], Any],
+        timeout_s: float,
+        is_drained: Callable[[str], bool],
+        dask_workers: Callable[[], tuple[int, int]],
+        *,
+        patient: bool = False,
     ) -> None:
         self.workers: dict[str, WorkerPlaces] = {}
         self.loads = self.evictions = 0
-        self._dispatcher, self._rpc, self._timeout_s = dispatcher, rpc, timeout_s
+        self._dispatcher, self._timeout_s = dispatcher, timeout_s
+        self._rpc: Callable[[str], Any] = lambda address: _Raising(rpc(address))
         self._is_drained = is_drained
+        self._dask_workers, self._patient = dask_workers, patient
         self._served: dict[int, Deployment] = {}
         self._coming: dict[int, Deployment] = {}
         self._joined = asyncio.Condition()
@@ -188,16 +224,7 @@ class Loader:
 
     async def bring_up(self, deployment: Deployment, timeout_s: float) -> None:
         """Load a new model where it has room, at least once, and have it profiled; raises ``SymphonyError``."""
-        try:
-            async with asyncio.timeout(timeout_s), self._joined:
-                # One that is not up yet would get no batches of the model when it is served.
-                await self._joined.wait_for(lambda: any(worker.up for worker in self.workers.values()))
-        except TimeoutError:
-            text = (
-                f"no worker with a GPU resource joined within {timeout_s:g} s, so model {deployment.name!r} has "
-                'nowhere to run: start one with dask worker SCHEDULER --resources "GPU=1"'
-            )
-            raise NoGPUWorker(text) from None
+        await self._wait_for_worker(deployment.name, timeout_s)
         self._coming[deployment.model_id] = deployment
         try:
             workers = list(self.workers.values())
@@ -211,7 +238,32 @@ class Loader:
             failures = [slot.failed[deployment.model_id].error for slot in slots if deployment.model_id in slot.failed]
             nowhere = f"Its {_memory_of(deployment)} bytes fit no slot, whatever may be evicted there"
             reason = next(iter(failures), nowhere)
-            raise DeploymentError(f"model {deployment.name!r} came up on no worker. {reason}")
+            raise DeploymentError(f"model {deployment.name!r} came up on no worker. {_with_hint(reason)}")
+
+    async def _wait_for_worker(self, name: str, timeout_s: float) -> None:
+        """Until one is up; raises ``NoGPUWorker``.
+
+        Where workers are there, none has a GPU resource, and none came for a while, none is waited for any longer,
+        unless requests are to wait for GPUs as well (``symphony.wait-for-gpu``).
+        """
+        clock = asyncio.get_running_loop().time
+        began = since = clock()
+        seen = self._dask_workers()
+        # One that is not up yet would get no batches of the model when it is served.
+        while not any(worker.up for worker in self.workers.values()):
+            now, found = clock(), self._dask_workers()
+            if found != seen:
+                seen, since = found, now
+            hopeless = found[0] and not found[1] and not self._patient and now - since >= _PLAIN_ONLY_S
+            if hopeless or now - began >= timeout_s:
+                waited = min(timeout_s, round(now - began, 1))
+                text = f"no worker with a GPU resource joined within {waited:g} s{_lack(*found)}, so model {name!r}"
+                raise NoGPUWorker(
+                    f'{text} has nowhere to run: start one with dask worker SCHEDULER --resources "GPU=1"'
+                )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(_JOIN_LOOK_S, max(timeout_s - (now - began), 0.001))), self._joined:
+                    await self._joined.wait()
 
     def _first_places(self, worker: WorkerPlaces, deployment: Deployment) -> list[tuple[SlotPlace, Deployment]]:
         return [(slot, deployment) for slot in worker.slots if _fits(slot, deployment)]
@@ -292,7 +344,7 @@ class Loader:
         except Exception as error:
             worker.specs.discard(model_id)  # it may be what is missing there
             if model_id in self._served | self._coming:
-                why = plain(error) or type(error).__name__
+                why = (plain(error) if isinstance(error, SymphonyError) else "") or brief(error)
                 failure = slot.fail(model_id, f"worker {worker.address}: {why}", now_ns())
                 wait = format_duration(failure.again_ns - now_ns())
                 text = "model %r failed to load on %s (attempt %d, the next one in %s): %s"
@@ -506,6 +558,27 @@ class Loader:
         """How many slots that answer have a model loaded."""
         answering = ((w.slots[i] for i in self._dispatcher.answering(w.connection)) for w in self.workers.values())
         return sum(model_id in slot.loaded for slots in answering for slot in slots)
+
+
+def _lack(workers: int, with_gpu: int) -> str:
+    """What keeps workers that are there from serving."""
+    if not workers:
+        return ""
+    there = f": {workers} worker{'s' * (workers > 1)}"
+    if not with_gpu:
+        return f"{there}, none has a GPU resource"
+    return f"{there}, {with_gpu} with a GPU resource, which did not get ready (see their logs)"
+
+
+def _with_hint(reason: str) -> str:
+    """What a module is missing for, and how workers get it, in the first line of why a model did not load."""
+    missing = re.search(r"No module named ['\"]([\w.]+)['\"]", reason)
+    if missing is None:
+        return reason
+    module = missing[1].partition(".")[0]
+    first, newline, rest = reason.partition("\n")
+    hint = f"send it with client.upload_file({module + '.py'!r}), or install it on the workers"
+    return f"{first}: workers lack the module {module!r}, {hint}{newline}{rest}"
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -49,7 +49,7 @@ from symphony_dask.stages import (
     runs_functions_last,
 )
 from symphony_dask.text import brief
-from symphony_dask.units import format_duration, parse_duration_ns
+from symphony_dask.units import NS_PER_S, Seconds, format_duration, parse_duration_ns
 from symphony_dask.waits import AnsweringLoop
 
 if TYPE_CHECKING:
@@ -111,7 +111,9 @@ class Pipeline:
         self.split = split(self._graph(self.stages), self.slo_ns)
         return self.split
 
-    def submit(self, x: Any, *, slo: str | float | None = None, priority: int = 0, retries: int = 0) -> InferenceFuture:
+    def submit(
+        self, x: Any, *, slo: str | Seconds | None = None, priority: int = 0, retries: int = 0
+    ) -> InferenceFuture:
         """Submit one sample; returns its future at once. Options, errors and threads are those of ``Model.submit``.
 
         The future also raises what a function of the pipeline raises, or a ``ModelError`` in its place where a future
@@ -135,13 +137,13 @@ class Pipeline:
         return future
 
     def map(
-        self, xs: Iterable[Any], *, slo: str | float | None = None, priority: int = 0, retries: int = 0
+        self, xs: Iterable[Any], *, slo: str | Seconds | None = None, priority: int = 0, retries: int = 0
     ) -> list[InferenceFuture]:
         """Submit every sample of ``xs``; returns their futures in order."""
         submit = partial(self.submit, slo=slo, priority=priority, retries=retries)
         return [submit(x) for x in xs]
 
-    def __call__(self, x: Any, *, slo: str | float | None = None) -> Any:
+    def __call__(self, x: Any, *, slo: str | Seconds | None = None) -> Any:
         """Submit one sample and wait for the answer; raises as ``Model`` does when called."""
         self._answered_in.check_wait()
         return self.submit(x, slo=slo).result()
@@ -259,7 +261,7 @@ class Pipeline:
 
     def _submit(self, name: str, x: Any, slo_ns: int, options: dict[str, Any]) -> InferenceFuture:
         try:
-            return self._models[name].submit(x, slo=slo_ns / 1e9, **options)
+            return self._models[name].submit(x, slo=Seconds(slo_ns / NS_PER_S), **options)
         except SymphonyError:
             raise
         except BaseException as error:  # of the code of an object that a function returned

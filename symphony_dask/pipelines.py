@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from symphony_dask.errors import BadInput, UnknownModel
+from symphony_dask.text import did_you_mean, listed, shown
 
 #: ``stages.to_plain``, the SLO in ns and the rate in Hz.
 Declared = dict[str, Any]
@@ -35,6 +36,14 @@ class Pipelines:
         await self._on_change()
         return {"ok": name}
 
+    def check_unused(self, model: str) -> None:
+        """Raises ``BadInput`` if a pipeline asks a model."""
+        users = sorted(name for name, one in self.declared.items() if model in _models(one["stages"]))
+        if users:
+            text = f"model {model!r} is a stage of the pipeline{'s' * (len(users) > 1)} {', '.join(map(repr, users))}"
+            first = "these first" if len(users) > 1 else "that first"
+            raise BadInput(f"{text}: undeploy {first}, or pass force=True (symphony apply --force)")
+
     async def forget(self, name: str) -> bool:
         """Whether there was one of that name."""
         if self.declared.pop(name, None) is None:
@@ -45,10 +54,18 @@ class Pipelines:
     async def find(self, name: str) -> dict[str, Any]:
         """One of them."""
         if name not in self.declared:
-            known = f"deployed are {sorted(self._models())} and the pipelines {sorted(self.declared)}"
-            return {"error": [UnknownModel.__name__, f"model {name!r} is not deployed; {known}"]}
+            known = f"deployed are {listed(self._models())} and the pipelines {listed(self.declared)}"
+            near = did_you_mean(name, [*self._models(), *self.declared])
+            return {"error": [UnknownModel.__name__, f"model {shown(name)} is not deployed; {known}{near}"]}
         return {"ok": self.declared[name]}
 
     async def all(self) -> dict[str, Any]:
         """All of them by name."""
         return {"ok": self.declared}
+
+
+def _models(plain: dict[str, Any]) -> set[str]:
+    """The models of some stages (``stages.to_plain``)."""
+    if "model" in plain:
+        return {plain["model"]}
+    return {name for part in plain.get("series", plain.get("parallel", ())) for name in _models(part)}

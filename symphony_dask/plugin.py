@@ -31,10 +31,11 @@ from symphony_dask.loading import Loader
 from symphony_dask.pipelines import Pipelines
 from symphony_dask.replies import Reply, failure
 from symphony_dask.requests import RequestTable
+from symphony_dask.scheduling.engine import POLICIES
 from symphony_dask.scheduling.intake import LATENCY_BINS
 from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.starting import Attempts
-from symphony_dask.text import MOST_NAME, brief, check_name, plain
+from symphony_dask.text import MOST_NAME, brief, check_name, did_you_mean, plain
 from symphony_dask.trace import Outcome
 from symphony_dask.tracing import Tracing
 from symphony_dask.units import parse_duration_ns
@@ -121,7 +122,10 @@ class SymphonyPlugin(SchedulerPlugin):
         options |= {"on_worker": self._on_worker, "on_aside": self._on_aside, "on_back": self._on_back}
         self.dispatcher = dispatcher = await asyncio.to_thread(Dispatcher, **options)
         load_timeout_s = parse_duration_ns(dask.config.get("symphony.load-timeout"), "symphony.load-timeout") / 1e9
-        self.loader = Loader(dispatcher, scheduler.rpc, load_timeout_s, self._is_drained)
+        self.loader = Loader(
+            dispatcher, scheduler.rpc, load_timeout_s, self._is_drained, self._dask_workers,
+            patient=bool(options["wait_ns"]),
+        )  # fmt: skip
         self.deployments = Deployments(dispatcher, self.loader, self._spawn, self._save)
         self.pipelines = Pipelines(lambda: (versions.name for versions in self.deployments), self._save, pipelines)
         dispatcher.reserve_ids(next_model_id)
@@ -270,6 +274,7 @@ class SymphonyPlugin(SchedulerPlugin):
                 model["memory_bytes"], model["load_ns"] = deployment.memory, deployment.load_ns
                 model["slots"] = self.loader.where(deployment.model_id)
         status["loading"] = self._loading()
+        status["dask_workers"] = dict(zip(("all", "gpu"), self._dask_workers(), strict=True))
         status["loads"], status["evictions"] = self.loader.loads, self.loader.evictions
         status["problems"] = list(self.problems.values())
         return {"ok": status | self._fleets.status()}
@@ -279,6 +284,11 @@ class SymphonyPlugin(SchedulerPlugin):
         self.problems.pop(worker, None)
         if why and worker in self.scheduler.workers:
             self.problems[worker] = f"worker {worker} serves no models: {plain(why)}"
+
+    def _dask_workers(self) -> tuple[int, int]:
+        """How many workers there are, and how many of them have a GPU resource."""
+        workers = self.scheduler.workers.values()
+        return len(workers), sum(bool(worker.resources.get("GPU")) for worker in workers)
 
     def _is_drained(self, address: str) -> bool:
         return self._fleets.drains.of(address) is not None
@@ -341,14 +351,16 @@ class SymphonyPlugin(SchedulerPlugin):
     async def _set_policy(self, policy: str) -> Reply:
         try:
             self.dispatcher.engine.policy = policy
-        except ValueError as error:
-            return failure(BadInput(str(error)))
+        except (ValueError, AttributeError, TypeError) as error:
+            return failure(BadInput(f"{plain(error)}{did_you_mean(policy, POLICIES)}"))
         return {"ok": policy}
 
-    async def _undeploy(self, name: str) -> Reply:
+    async def _undeploy(self, name: str, force: bool = False) -> Reply:
         if await self.pipelines.forget(name):
             return {"ok": name}
         try:
+            if not force:
+                self.pipelines.check_unused(name)
             await self.deployments.undeploy(name)
         except SymphonyError as error:
             return failure(error)
@@ -370,6 +382,7 @@ class SymphonyPlugin(SchedulerPlugin):
         pinned: bool = False,
         signature: bytes | None = None,
         declared: dict[str, Any] | None = None,
+        force: bool = False,
     ) -> Reply:
         try:
             check_name("model name", name)  # of a client that does not
@@ -383,7 +396,7 @@ class SymphonyPlugin(SchedulerPlugin):
             self.dispatcher.new_model_id(), name, spec, slo_ns, max_batch, queue_limit, example, given,
             memory=memory, pinned=pinned, signature=signature, declared=declared,
         )  # fmt: skip
-        return await self._changed(self.deployments.deploy(deployment, version, canary, timeout_s), name)
+        return await self._changed(self.deployments.deploy(deployment, version, canary, timeout_s, force), name)
 
     async def _rollback(self, name: str, timeout_s: float) -> Reply:
         return await self._changed(self.deployments.rollback(name, timeout_s), name)
@@ -440,7 +453,8 @@ class SymphonyPlugin(SchedulerPlugin):
                 error = DeploymentError(f"model {name!r} could not be deployed: {type(error).__name__}: {error}")
             return failure(error)
         assert versions.current is not None
-        return {"ok": _handle(versions.number, versions.current)}
+        newest = versions.canary or versions.current
+        return {"ok": _handle(versions.number, versions.current) | {"warning": newest.warning}}
 
     async def _save(self) -> None:
         """Write down what is deployed, if there is a file for it."""

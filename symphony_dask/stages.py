@@ -19,7 +19,7 @@ from distributed.protocol.pickle import loads
 
 from symphony_dask.errors import BadInput
 from symphony_dask.shipping import pickled
-from symphony_dask.text import plain, shown
+from symphony_dask.text import did_you_mean, plain, shown
 
 #: Characters of a function's name that are shown.
 MOST_NAME = 100
@@ -82,7 +82,8 @@ def as_stage(given: Any) -> Stage:
         if not members:
             raise BadInput("an Ensemble has no members: give it two models or more")
         if not callable(given.combine) and given.combine not in COMBINE:
-            raise BadInput(f"combine={given.combine!r}: give one of {', '.join(map(repr, COMBINE))} or a function")
+            known = f"give one of {', '.join(map(repr, COMBINE))} or a function"
+            raise BadInput(f"combine={shown(given.combine)}: {known}{did_you_mean(given.combine, COMBINE)}")
         return Parallel(members, given.combine)
     if isinstance(given, (list, tuple)):
         if not given:

@@ -8,6 +8,8 @@ and printable, and nothing raises.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 from symphony_dask.errors import BadInput
@@ -20,6 +22,9 @@ MOST_TOGETHER, LEAST_CHARS = 1 << 21, 1 << 8
 
 #: Characters of a name that a user gives.
 MOST_NAME = 256
+
+#: Names that an error lists.
+MOST_LISTED = 20
 
 _CONTROLS = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
 
@@ -72,6 +77,28 @@ def bounded(errors: dict[int, str]) -> dict[int, str]:
         if id(text) not in made:
             made[id(text)] = plain(text, most)
     return {int(i): made[id(text)] for i, text in errors.items()}
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """How to end an error about a name that is not known: with the known one that is near, or with nothing."""
+    near = get_close_matches(plain(name, MOST_NAME), known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in their order, as a list of no great length."""
+    found = sorted(names)
+    return (
+        f"{found}"
+        if len(found) <= MOST_LISTED
+        else f"{str(found[:MOST_LISTED])[:-1]}, and {len(found) - MOST_LISTED} more]"
+    )
+
+
+def last_line(text: str) -> str:
+    """What a traceback says at its end; the class and message of the exception, where that has one line."""
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else ""
 
 
 def check_name(what: str, name: Any) -> str:

@@ -50,6 +50,7 @@ from symphony_dask.lane import (
 )
 from symphony_dask.profiling import is_out_of_memory, profile_runner
 from symphony_dask.rendezvous import Guests, Rendezvous
+from symphony_dask.replies import failure
 from symphony_dask.starting import Attempts
 from symphony_dask.text import LEAST_CHARS, MOST_NAME, bounded, brief, error_text, plain
 from symphony_dask.worker_metrics import SlotCounts, expose
@@ -203,8 +204,8 @@ class Slot:
 
 
 def _plain_errors(rpc: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """``rpc`` with errors of this package's only, of plain text: the scheduler, which unpickles and writes them, has
-    nothing to do with classes of users.
+    """``rpc`` with errors of this package's only, of plain text, as values (``replies``): of an error that is raised,
+    the scheduler, which unpickles nothing, gets the repr alone.
     """
 
     @wraps(rpc)
@@ -212,10 +213,9 @@ def _plain_errors(rpc: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
         try:
             return await rpc(*args, **kwargs)
         except (BadInput, DeploymentError) as error:
-            failure: Exception = (BadInput if isinstance(error, BadInput) else DeploymentError)(plain(error))
+            return failure((BadInput if isinstance(error, BadInput) else DeploymentError)(plain(error)))
         except Exception as error:
-            failure = DeploymentError(brief(error))
-        raise failure  # not from what was raised, which would be sent along
+            return failure(DeploymentError(brief(error)))
 
     return call
 
@@ -330,7 +330,6 @@ class SlotWorker:
                 slot.runners.clear()
         self._scheduler_id = scheduler_id
 
-    @_plain_errors
     async def load(
         self, model_id: int, slot: int, spec: bytes | None, example: bytes | None, timeout_s: float
     ) -> dict[str, Any]:
@@ -360,7 +359,6 @@ class SlotWorker:
         finally:
             loading.abandoned = not loading.done.done()
 
-    @_plain_errors
     async def answer(self, model_id: int, slot: int, example: bytes) -> list[Any]:
         """What the answer of a model that the slot has loaded to the example is made of (``codec.form``)."""
         target = self.slots[slot]
@@ -373,7 +371,6 @@ class SlotWorker:
 
         return await asyncio.wrap_future(target.call(run))
 
-    @_plain_errors
     async def unload(self, model_id: int, slot: int | None = None) -> None:
         """Free a slot of a model, and return then; or (None) free all slots and the worker, soon.
 
@@ -386,12 +383,10 @@ class SlotWorker:
         else:
             await asyncio.wrap_future(self.slots[slot].call(_drop_runner, self.slots[slot], model_id))
 
-    @_plain_errors
     async def loaded(self) -> list[list[tuple[int, int | None]]]:
         """The models that each slot has, and the memory of each in bytes, as ``load`` said."""
         return [[(m, slot.loads[m].done.result()["memory"]) for m in [*slot.runners]] for slot in self.slots]
 
-    @_plain_errors
     async def profile(
         self, model_id: int, slot: int, example: bytes | None, max_batch: int, slo_ns: int | None
     ) -> dict[str, Any]:
@@ -696,11 +691,11 @@ class SymphonyWorkerPlugin(WorkerPlugin):
         self._slot_worker = slot_worker = SlotWorker(
             worker.address, slots, gpu_class, self.rendezvous, memory=memory, patience=patience
         )
-        worker.handlers["symphony_load"] = slot_worker.load
-        worker.handlers["symphony_unload"] = slot_worker.unload
-        worker.handlers["symphony_loaded"] = slot_worker.loaded
-        worker.handlers["symphony_answer"] = slot_worker.answer
-        worker.handlers["symphony_profile"] = slot_worker.profile
+        worker.handlers["symphony_load"] = _plain_errors(slot_worker.load)
+        worker.handlers["symphony_unload"] = _plain_errors(slot_worker.unload)
+        worker.handlers["symphony_loaded"] = _plain_errors(slot_worker.loaded)
+        worker.handlers["symphony_answer"] = _plain_errors(slot_worker.answer)
+        worker.handlers["symphony_profile"] = _plain_errors(slot_worker.profile)
         await slot_worker.listen(worker)
         slot_worker.start(worker.scheduler, worker.security)
         try:

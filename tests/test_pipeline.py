@@ -327,7 +327,7 @@ def test_a_new_version_of_a_model_serves_in_the_pipeline(serving: Serving, deplo
     assert pipeline(np.array([1.0])).tolist() == [2.0]
     serving.deploy(model.name, triple, slo="60s", profile=QUICK)
     assert pipeline(np.array([1.0])).tolist() == [3.0]
-    serving.undeploy(model.name)
+    serving.undeploy(model.name, force=True)
     serving.deploy(model.name, models.double, slo="60s", profile=QUICK)
     assert pipeline(np.array([1.0])).tolist() == [2.0]
 

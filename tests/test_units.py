@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from symphony_dask.errors import BadInput
-from symphony_dask.units import format_duration, parse_duration_ns
+from symphony_dask.units import Seconds, format_duration, parse_duration_ns
 
 
 @pytest.mark.parametrize(
@@ -21,11 +22,10 @@ from symphony_dask.units import format_duration, parse_duration_ns
         ("3ns", 3),
         (".5ms", 500_000),
         ("25MS", 25_000_000),
-        (2, 2_000_000_000),
-        (0.025, 25_000_000),
+        (Seconds(0.025), 25_000_000),
     ],
 )
-def test_durations_are_read_as_people_write_them(text: str | float, ns: int) -> None:
+def test_durations_are_read_as_people_write_them(text: str | Seconds, ns: int) -> None:
     assert parse_duration_ns(text) == ns
 
 
@@ -36,16 +36,35 @@ def test_other_text_is_refused_with_the_remedy(text: str) -> None:
     assert repr(text) in str(error.value)
 
 
-@pytest.mark.parametrize("value", [None, True, [1], b"25ms"])
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (25, "25"),
+        (0.025, "0.025"),
+        ("25", "25"),
+        (np.int64(25), "25"),
+        (np.float32(0.5), "0.5"),
+        (0, "0"),
+        (-1, "-1"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_a_number_without_a_unit_is_refused_with_what_it_may_mean(value: object, number: str) -> None:
+    with pytest.raises(BadInput, match=rf'has no unit: write slo with a unit, such as "{number}ms" .* "{number}s"'):
+        parse_duration_ns(value, "slo")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [None, True, np.bool_(True), [1], b"25ms"])
 def test_other_types_are_refused_by_name(value: object) -> None:
     with pytest.raises(BadInput, match=f"is a {type(value).__name__}"):
         parse_duration_ns(value)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    "value", [0, -1, float("nan"), float("inf"), "0s", "0.1ns", 10**400, "9" * 400 + "s"], ids=lambda v: str(v)[:6]
-)
-def test_what_is_not_positive_or_not_finite_is_refused(value: str | float) -> None:
+    "value", [Seconds(0), Seconds(-1), Seconds("nan"), Seconds("inf"), "0s", "0.1ns", "9" * 400 + "s"],
+    ids=lambda v: str(v)[:6],
+)  # fmt: skip
+def test_what_is_not_positive_or_not_finite_is_refused(value: str | Seconds) -> None:
     with pytest.raises(BadInput, match="out of range"):
         parse_duration_ns(value)
 

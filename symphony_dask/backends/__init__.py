@@ -17,7 +17,7 @@ from symphony_dask.backends.emulated import Emulated
 from symphony_dask.backends.sample import check_sample, sample_signature
 from symphony_dask.errors import BadInput, DeploymentError
 from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH
-from symphony_dask.text import error_text
+from symphony_dask.text import did_you_mean, error_text, last_line, shown
 
 __all__ = [
     "BatchCallable",
@@ -86,7 +86,8 @@ def as_spec(
     if optimize is None:
         return spec
     if optimize not in OPTIMIZE:
-        raise BadInput(f"optimize={optimize!r}: give one of {', '.join(map(repr, OPTIMIZE))}")
+        known = ", ".join(map(repr, OPTIMIZE))
+        raise BadInput(f"optimize={shown(optimize)}: give one of {known}{did_you_mean(optimize, OPTIMIZE)}")
     if spec.kind not in ("torch", "loader"):
         raise BadInput(f"optimize={optimize!r} is for torch modules; got a {type(obj).__name__}: leave it out")
     return replace(spec, optimize=optimize, max_batch=max_batch)
@@ -131,12 +132,14 @@ def load(spec: ModelSpec, device: str | None = None, example: Any = None) -> Run
     try:
         runner = _runner(spec, device)
     except Exception as error:
-        raise DeploymentError(f"model could not be loaded:\n{error_text(error)}") from None
+        text = error_text(error)
+        raise DeploymentError(f"model could not be loaded: {last_line(text)}\n{text}") from None
     if example is not None:
         payload = codec.encode(example)
         errors = runner.run(memoryview(payload), np.array([len(payload)])).errors
         if errors:
-            raise DeploymentError(f"model failed on its example, {inputs.describe(payload)}:\n{errors[0]}")
+            why = f"{inputs.describe(payload)}: {last_line(errors[0])}\n{errors[0]}"
+            raise DeploymentError(f"model failed on its example, {why}")
         for b in getattr(runner, "batch_sizes", ()):
             errors = runner.run(memoryview(payload * b), np.full(b, len(payload))).errors
             if errors:

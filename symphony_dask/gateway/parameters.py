@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from symphony_dask.gateway.refusal import bad
 from symphony_dask.scheduling.engine import MOST_PRIORITY
 from symphony_dask.text import shown
-from symphony_dask.units import NS_PER_US, parse_duration_ns
+from symphony_dask.units import NS_PER_US, Seconds, parse_duration_ns
 
 #: Of a request, an input and an output of v2, and of a request of ``predict``.
 OF_REQUEST = frozenset({"slo", "timeout", "priority", "binary_data_output", "content_type"})
@@ -103,11 +103,16 @@ def terms_of(parameters: dict[str, Any]) -> Terms:
             continue
         if not isinstance(value, (str, int, float)) or len(asked := f"{name} {shown(value)}") > _MOST_ASKED:
             raise bad(f'parameter {name!r} {shown(value)}: give a duration, such as "25ms"')
-        slo_ns = parse_duration_ns(value, "slo") if name == "slo" else _timeout_ns(value)
+        slo_ns = _slo_ns(value) if name == "slo" else _timeout_ns(value)
     priority = parameters.get("priority", 0)
     if type(priority) is not int or not 0 <= priority <= MOST_PRIORITY:
         raise bad(f"parameter 'priority' {shown(priority)}: give a whole number between 0 and {MOST_PRIORITY}")
     return Terms(slo_ns, priority, asked)
+
+
+def _slo_ns(slo: Any) -> int:
+    # Seconds, by the gateway's documents: JSON has numbers only where a program would have a type.
+    return parse_duration_ns(Seconds(min(slo, 2**62)) if type(slo) in (int, float) else slo, "slo")
 
 
 def _timeout_ns(timeout: Any) -> int:

@@ -25,7 +25,7 @@ from symphony_dask.lane import now_ns
 from symphony_dask.pipeline import Pipeline
 from symphony_dask.stages import ends_of
 from symphony_dask.text import brief, shown
-from symphony_dask.units import NS_PER_S
+from symphony_dask.units import NS_PER_S, Seconds
 
 logger = logging.getLogger(__name__)
 
@@ -313,7 +313,7 @@ def _served(pipeline: Pipeline, table: dict[str, list[Served]]) -> Served:
 
 def _lead(pipeline: Pipeline, payload: bytes, slo_ns: int, priority: int) -> Reply:
     """A request to a pipeline; its stages pass through the same lane as all others."""
-    future = pipeline.submit(decode(payload), slo=slo_ns / NS_PER_S if slo_ns else None, priority=priority)
+    future = pipeline.submit(decode(payload), slo=Seconds(slo_ns / NS_PER_S) if slo_ns else None, priority=priority)
     reply = Reply(future.request, lambda request: future.cancel())
 
     def ended(ended: Any) -> None:

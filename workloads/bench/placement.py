@@ -59,7 +59,7 @@ def bench_placement(
             time.sleep(0.05)
         on_progress(f"deploying {models} models")
         loader = partial(_load, load_ms)
-        slo, profile = slo_ms / 1000, (_ALPHA_MS, _BETA_MS)
+        slo, profile = f"{slo_ms}ms", (_ALPHA_MS, _BETA_MS)
         served = [serving.deploy(f"m{i}", loader, slo=slo, profile=profile, memory=_MEMORY) for i in range(models)]
         arrivals = poisson(rate_hz, seconds, seed=1)
         choices = assign(len(arrivals), POPULARITIES["zipf"](models), seed=1)
