@@ -44,7 +44,7 @@ RETIRE_S = 30.0
 async def stay_awake(scheduler: Any) -> None:
     """A scheduler is in use while this runs."""
     while True:
-        if scheduler.idle_since:
+        if scheduler.idle_since and scheduler.idle_timeout:
             scheduler.idle_since = time()
         await asyncio.sleep(_LOOK_S)
 
