@@ -131,7 +131,8 @@ def _stall(dask_worker: Any) -> float:
 @pytest.mark.parametrize("way", ["payloads", "answers"])
 def test_sixty_megabytes_a_request_lose_no_worker_and_leave_other_models_served(way: str) -> None:
     """Before: stalls of 5 s, 20 of 24 requests WorkerLost or ModelError, other models NoAnswer and NoGPUWorker."""
-    with Cluster(2) as cluster, Serving(cluster.client()) as serving:
+    eager = {"DASK_SYMPHONY__POLICY": "eager"}  # no batch waits for its window, which is long with an SLO like that
+    with Cluster(2, settings=eager) as cluster, Serving(cluster.client()) as serving:
         wait_until(lambda: len(serving.status()["workers"]) == 2, "two workers", 60)
         other = serving.deploy("other", Emulated(0.1, 2), slo="2s")
         if way == "payloads":
