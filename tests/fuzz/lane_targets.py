@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from symphony_dask import codec
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.doorway import Doorway
 from symphony_dask.inbox import Batch, Inbox
@@ -274,7 +275,7 @@ class AtAWorker:
 
     def _complete(self, batch: Batch) -> None:
         self._completed += 1
-        assert len(batch.blob) == int(batch.present_sizes().sum())
+        assert codec.blob_bytes(batch.blob) == int(batch.present_sizes().sum())
 
     def _connect(self) -> None:
         self._connection = self._inbox._doorway._accept()
