@@ -36,6 +36,7 @@ from symphony_dask.scheduling.state import (
     UNUSED,
     Profiles,
     State,
+    pairs,
 )
 
 #: The latest time of a call, and the latest and (negative) earliest of all times that follow from it, ns.
@@ -149,6 +150,7 @@ def _check_records(s: State, p: Profiles) -> None:
     within("given l(b)", p.given, -1, LONGEST)
     for name in ("drift", "acting"):
         within(name, getattr(p, name), _TINY, _HUGE)
+    within("what was observed of a model on a GPU", pairs(s), 0, MOST_INT)
     within("heard_at", p.heard_at, -LATEST, LATEST)
     for name, counts in (("heard_on", p.heard_on), ("unread", p.unread)):
         within(name, counts, 0, MOST_INT)
