@@ -12,7 +12,7 @@ import gc
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import Any
 
 import dask.config
@@ -47,6 +47,10 @@ logger = logging.getLogger(__name__)
 #: A scheduler that closes waits so long for us, s; a recording may go to a store that does not answer.
 _CLOSE_S = 30.0
 
+#: Dask's start waits so long for ours, s: enough where compiled code is at hand, so that a scheduler that says it is
+#: there serves, and opens nothing any more.
+_START_S = 1.0
+
 
 class SymphonyPlugin(SchedulerPlugin):
     """Install with ``dask scheduler --preload symphony_dask``; ``Serving(client)`` does it on a running scheduler.
@@ -71,9 +75,9 @@ class SymphonyPlugin(SchedulerPlugin):
     async def start(self, scheduler: Any) -> None:
         """Have serving start; called by Dask, at the scheduler's start or when installed later.
 
-        A starting scheduler answers nobody before this returns, and goes on whatever becomes of us: there the rest goes
-        on beside it, and is tried again, and only who asks where the lane is waits. Where a client installs the plugin,
-        it is told if that fails: raises ``NotServing``.
+        A starting scheduler answers nobody before this returns, and goes on whatever becomes of us: what takes longer
+        than ``_START_S`` there goes on beside it, and is tried again, and only who asks where the lane is waits. Where
+        a client installs the plugin, it is told if that fails: raises ``NotServing``.
         """
         other = scheduler.handlers.get("symphony_info")
         if other is not None:  # another client is installing the plugin
@@ -86,6 +90,8 @@ class SymphonyPlugin(SchedulerPlugin):
         if scheduler.status is not Status.running:
             # Before workers join, so that Dask hands it to them, and none has to be asked.
             self._installing = asyncio.get_running_loop().create_task(install_on_workers(scheduler))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._attempts.outcome(), _START_S)
         if scheduler.status is Status.running and (why := await self._attempts.outcome()):
             self._attempts.stop()
             del scheduler.handlers["symphony_info"]
