@@ -786,6 +786,7 @@ def test_delays_for_which_all_is_refused_are_soon_thought_to_be_over() -> None:
         worker = made.workers["w"].peer
         worker.reply.mean_ns, worker.reply.deviation_ns = 5e9, 0.0  # no 9 ms are left of the SLO
         worker.control.mean_ns = 5e9
+        made._follow_latency()
         counts = made.models[1].counts
         loop, end = asyncio.get_running_loop(), asyncio.get_running_loop().time() + 10
         while not counts[Outcome.OK] + counts[Outcome.LATE] and loop.time() < end:

@@ -90,7 +90,7 @@ def first(serving: Serving) -> Iterator[dict[str, Any]]:
     run_in(program._replace(text="if True:\n" + last.replace("        ", "    ")), names)
     yield names
     for name in {*serving.pipelines(), *serving.status()["models"]} - before:
-        serving.undeploy(name)
+        serving.undeploy(name, force=True)
 
 
 def test_the_other_blocks_of_the_readme_run_after_it(

@@ -143,6 +143,7 @@ def is_guessed(s: State, m: int, g: int, now: int) -> bool:
 def scale(s: State, m: int, g: int, factor: float) -> int:
     """Write a model's l(b) on a GPU, ``factor`` times that of its class, into the scratch row; returns the row."""
     row = len(s.lat) - 1
+    s.lat[row, 0, 0] = 0
     for b in range(1, s.mod[m].max_batch + 2):
         s.lat[row, 0, b] = int(s.lat[m, s.gpu[g].gpu_class, b] * factor + 0.5)
     return row

@@ -72,7 +72,7 @@ def _shrink(s: State, m: int, latency: Any, start: int, at: int, rest: int, b: i
                 first_size = size
             left -= 1
         slot = wide(s.nxt[slot, 0])
-    if min(b, left) * latency[first_size] >= most * latency[b]:
+    if first < 0 or min(b, left) * latency[first_size] >= most * latency[b]:
         return at, rest, b
     slot = first
     while slot != at:

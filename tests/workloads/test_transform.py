@@ -194,7 +194,7 @@ def test_every_command_prints_the_facts_of_what_it_wrote(tmp_path: Path) -> None
     assert run("slice", tmp_path / "a", tmp_path / "c", "--start", "0", "--end", "1s")["requests"] == 3
     assert run("mix", tmp_path / "a", tmp_path / "c", tmp_path / "d")["requests"] == 11
     assert run("synth", tmp_path / "e", "--requests", 9, "--rate", 5, "--slo", "25ms")["requests"] == 9
-    assert run("validate", tmp_path / "e") == {"valid": True, "problems": []}
+    assert run("validate", tmp_path / "e") == {"valid": True, "problems": [], "partial": None}
 
 
 def test_validate_ends_with_1_where_something_is_wrong(tmp_path: Path) -> None:
