@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from symphony_dask import dashboard
 from symphony_dask.backends import Emulated
 from symphony_dask.client import Model, Serving
+from symphony_dask.colours import GREY
 from symphony_dask.top import top, view
 from tests.browser import CHROMIUM, HEIGHT, WIDTH, Browser
 from tests.cluster import Cluster, wait_until
@@ -153,6 +154,46 @@ def test_the_page_shows_models_and_gpus_at_work(
         browser.wait_until("document.documentElement.textContent.includes('classifier')")
         browser.screenshot(terminal)
         assert coloured(terminal, [0, 0, WIDTH, HEIGHT]) > 100
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_the_one_busy_model_of_eight_is_coloured_has_a_line_and_is_seen_at_once(shown: Serving, tmp_path: Path) -> None:
+    """It is deployed last, when the others have taken all colours, and its name is the last one too."""
+    names = [f"model-{i}" for i in range(8)]
+    deployed = [shown.deploy(name, Emulated(1, 5), slo="2s") for name in names]
+    busy, sample, stop = deployed[-1], np.zeros(4, np.float32), threading.Event()
+
+    def ask() -> None:
+        while not stop.wait(0.02):
+            busy.submit(sample)
+
+    asking = threading.Thread(target=ask)
+    try:
+        with Browser(tmp_path / "profile") as browser:
+            browser.open(link(shown, "/symphony"))
+            browser.wait_until("Bokeh.documents.length && Bokeh.documents[0].is_idle")
+            asking.start()
+            source = "Bokeh.documents[0].get_model_by_name('symphony-goodput').renderers[0].data_source.data"
+            browser.wait_until(f"{source}.model.includes('model-7')", 60)
+            browser.wait_until(f"({_TEXT.format('symphony-models')}.match(/model-./) || [''])[0] == 'model-7'", 60)
+            browser.screenshot(tmp_path / "busy.png")
+            at = browser.value(f"{source}.model.indexOf('model-7')")
+            colour = browser.value(f"{source}.colour[{at}]")
+            table = browser.value(_TEXT.format("symphony-models"))
+            assert browser.errors == []
+        assert colour != GREY
+        rows = re.findall(r"color: (#\w+)\">&#9632;</span> (model-\d)", table)
+        assert rows[0] == (colour, "model-7")
+        assert [name for _, name in rows[1:]] == names[:-1]
+        terminal = CliRunner().invoke(top, ["--scheduler", shown.client.scheduler.address, "--once"]).output
+        assert re.findall(r"model-\d", terminal) == ["model-7", *names[:-1]]
+    finally:
+        stop.set()
+        if asking.ident is not None:
+            asking.join()
+        for name in names:
+            shown.undeploy(name)
 
 
 def _draw_terminal(overview: dict[str, Any], target: Path) -> None:

@@ -159,10 +159,10 @@ class Books:
         last = max(self.queued[slot].deadline for slot in queue)
 
         kept = [slot for slot in queue if slot not in drops]
-        flights = self.engine.state.flight
-        tried = not self.exact and flights["tried"][flights["batch"] == row["batch"]][-1] == 1
+        flights = self.engine.state.flight[g * DEPTH : g * DEPTH + self.engine.in_flight(g)]
+        tried = not self.exact and flights["tried"][flights["batch"] == row["batch"]][0] == 1
         if tried:
-            self._check_trial(model, g, queue, slots)
+            self._check_trial(model, g, kept, slots)
         elif any(self.queued[slot].priority for slot in queue):
             self._check_choice(kept, slots, end)
         else:
