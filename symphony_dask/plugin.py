@@ -521,6 +521,7 @@ def warm_up() -> None:
     for row in decisions.batches.tolist():
         engine.completed(0, gpu, row[0], 0, 10**6)
     engine.set_control(0, 0, gpu)
+    engine.alone_ns(0, model)  # what the first drop asks, on the event loop
     engine.set_able(0, model, gpu, False)
     engine.step(10**9)
     engine.drain_gpu(0, gpu)
