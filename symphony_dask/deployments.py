@@ -22,6 +22,7 @@ from symphony_dask.backends.sample import check_sample
 from symphony_dask.canary import Canary
 from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import BadInput, SymphonyError, UnknownModel
+from symphony_dask.lane import now_ns
 from symphony_dask.loading import Loader, until
 from symphony_dask.runlog import label
 from symphony_dask.scheduling.profile import LatencyProfile
@@ -277,6 +278,7 @@ class Deployments:
             raise
         finally:
             versions.pending = None
+            self._dispatcher.asked_ns = now_ns()
 
     def _serve(self, deployment: Deployment) -> None:
         self._dispatcher.add_model(

@@ -183,7 +183,7 @@ class Dispatcher:
         #: The last batches and seconds.
         self.recent = Recent()
         self._flights: dict[int, Flight] = {}
-        #: When a request last came, 0 if none has.
+        #: When somebody last asked for anything: a request, a change of what is deployed. 0 if nobody has.
         self.asked_ns = 0
         self._requests = RequestTable(max_requests)
         self._waiting = Waiting(wait_ns, max_requests)

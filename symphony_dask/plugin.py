@@ -26,7 +26,7 @@ from symphony_dask.dispatcher import Dispatcher
 from symphony_dask.errors import BadInput, DeploymentError, NotServing, SymphonyError
 from symphony_dask.fleets import Fleets
 from symphony_dask.held import HeldTasks
-from symphony_dask.lane import DONE_ROW, SUBMIT_ROW, Connection, pack_rows, read_rows
+from symphony_dask.lane import DONE_ROW, SUBMIT_ROW, Connection, now_ns, pack_rows, read_rows
 from symphony_dask.loading import Loader
 from symphony_dask.pipelines import Pipelines
 from symphony_dask.replies import Reply, failure
@@ -463,7 +463,8 @@ class SymphonyPlugin(SchedulerPlugin):
         return {"ok": _handle(versions.number, versions.current) | {"warning": newest.warning}}
 
     async def _save(self) -> None:
-        """Write down what is deployed, if there is a file for it."""
+        """What is deployed has changed: write it down, if there is a file for it."""
+        self.dispatcher.asked_ns = now_ns()
         if self._state_file:
             async with self._saving:
                 data = saved.pack(self.deployments, self.dispatcher.next_model_id, self.pipelines.declared)

@@ -1,8 +1,9 @@
 """Serving counts as use, to those settings of Dask's that judge by tasks.
 
 A scheduler or worker without tasks is idle to Dask, however many requests it answers:
-* ``distributed.scheduler.idle-timeout`` counts from the last request, or the end of the last model that was loaded for
-  somebody. Without either the scheduler closes as it would without us.
+* ``distributed.scheduler.idle-timeout`` counts from the last request, or the last change of what is deployed. Without
+  either the scheduler closes as it would without us. Time in which its event loop stood still does not count: nobody
+  could be heard.
 * Adaptive scaling (Dask's own, ``cluster.adapt()``) is offered no worker that runs batches, loads a model or did so
   within ``KEEP_S``. Which of the others go is Dask's business.
 * Workers that Dask retires (a scale-down, the end of a worker's ``lifetime``, ``Client.retire_workers``) end their
@@ -69,34 +70,53 @@ class Use:
         self._scheduler, self._dispatcher, self._drains = scheduler, dispatcher, drains
         self._is_loading, self._is_held, self._admit = is_loading, is_held, admit
         self._task: asyncio.Task[None] | None = None
+        self._looked_s = monotonic()
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._follow())
         self._retire = self._scheduler.retire_workers
         # Dask tells no plugin that it retires workers. Workers and clients call the one, its HTTP API the other.
         self._scheduler.retire_workers = self._scheduler.handlers["retire_workers"] = self.retire_workers
+        self._check_idle = self._scheduler.check_idle
+        self._replace_check_idle(self.check_idle)
 
     def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
             self._scheduler.retire_workers = self._scheduler.handlers["retire_workers"] = self._retire
+            self._replace_check_idle(self._check_idle)
+
+    def _replace_check_idle(self, check: Callable[[], float | None]) -> None:
+        self._scheduler.check_idle = self._scheduler.handlers["check_idle"] = check
+        self._scheduler.periodic_callbacks["idle-timeout"].callback = check
+
+    def check_idle(self) -> float | None:
+        """As ``Scheduler.check_idle``, which may close the scheduler, after a look at what serving does."""
+        self._look_safely()
+        since: float | None = self._check_idle()
+        return since
 
     async def _follow(self) -> None:
         while True:
-            try:
-                self.look()
-            except Exception:
-                logger.exception("Dask could not be told that it is in use")
+            self._look_safely()
             await asyncio.sleep(_LOOK_S)
+
+    def _look_safely(self) -> None:
+        try:
+            self.look()
+        except Exception:
+            logger.exception("Dask could not be told that it is in use")
 
     def look(self) -> None:
         """Tell the scheduler of the last use, and put off its time-outs for held tasks."""
         scheduler = self._scheduler
+        now = monotonic()
+        stood_still_s = max(now - self._looked_s - 2 * _LOOK_S, 0.0)
+        self._looked_s = now
         if scheduler.idle_since:  # else it has tasks
-            scheduler.idle_since = max(scheduler.idle_since, self._last_use_s())
+            scheduler.idle_since = max(min(scheduler.idle_since + stood_still_s, time()), self._last_use_s())
         limit_s = scheduler.no_workers_timeout
         if limit_s is not None:
-            now = monotonic()
             old = []
             for ts, since in scheduler.unrunnable.items():  # the oldest first, as it has to stay
                 if now - since < limit_s / 2:

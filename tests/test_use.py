@@ -61,6 +61,15 @@ def test_a_worker_that_dask_retires_ends_its_batches_first(gate: Gate) -> None:
         assert retiring is not None
 
 
+def _set_idle_since(idle_since: float, dask_scheduler: Any) -> None:
+    dask_scheduler.idle_since = idle_since
+
+
+def _idle_since(dask_scheduler: Any) -> float:
+    # None: it was given something to do, which is what counts from now on.
+    return dask_scheduler.check_idle() or time.time()
+
+
 def _set_idle_timeout(limit_s: float, dask_scheduler: Any) -> None:
     dask_scheduler.idle_timeout = limit_s
 
@@ -114,6 +123,30 @@ def test_idleness_counts_from_the_last_request(made: tuple[Use, Any, Any], monke
     scheduler.idle_since = None  # it has tasks, or is not idle yet
     use.look()
     assert scheduler.idle_since is None
+
+
+def test_time_in_which_the_loop_stood_still_is_not_idle_time(
+    made: tuple[Use, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use, scheduler, _ = made
+    monkeypatch.setattr("symphony_dask.use.time", lambda: 1050.0)
+    clock = iter([200.0, 200.1, 240.3])
+    monkeypatch.setattr("symphony_dask.use.monotonic", lambda: next(clock))
+    scheduler.idle_since = 1049.0
+    use.look()
+    scheduler.idle_since = 1001.0
+    use.look()
+    assert scheduler.idle_since == 1001.0
+    use.look()
+    assert scheduler.idle_since == pytest.approx(1041.0)
+
+
+def test_a_deployment_counts_as_use(cluster: Cluster) -> None:
+    client = cluster.client()
+    with Serving(client) as serving:
+        client.run_on_scheduler(_set_idle_since, 1.0)
+        serving.deploy("quick", Emulated(0.1, 1.0), slo="30s")
+        assert time.time() - client.run_on_scheduler(_idle_since) < 30.0
 
 
 def test_a_worker_is_kept_for_a_minute_after_it_served(
