@@ -947,20 +947,18 @@ class Dispatcher:
         input_ns, infer_ns, output_ns = rest[0] if rest else (0, run_ns, 0)
         if (queued_ns | run_ns | held_ns | input_ns | infer_ns | output_ns) >> 60:  # what is no number raises here
             raise BadInput(f"lane DONE of batch {batch} has times of {queued_ns}, {run_ns} and {held_ns} ns")
-        errors = {i: ("ModelError", text) for i, text in bounded(raised).items()}
+        errors = {i: ("ModelError", text) for i, text in bounded(raised).items()} if raised else {}
         if lost:
             text = f"its payload did not reach worker {worker.address} in time, and it did not run: check the network"
             errors |= dict.fromkeys(lost, ("PayloadLost", text))
-        counts, latencies = flight.model.counts, flight.model.latencies
-        answered, answer_ns = _answered(counts), int(latencies[-1])
         settled = self._requests.settle(
             slots,
             answers,
             len(blob),
             now=now,
             failed=set(errors),
-            counts=counts,
-            latencies=latencies,
+            counts=flight.model.counts,
+            latencies=flight.model.latencies,
             keep=self.log is not None or self.tracing is not None,
         )
         if settled is None:
@@ -977,9 +975,7 @@ class Dispatcher:
             if not flight.waited and not lost:
                 worker.control.add(start - flight.dispatch_ns)
         self.engine.completed(now, flight.gpu, batch, int(NEVER) if errors else start, end)
-        answered = _answered(counts) - answered
-        # Without the ways to and from the clients, which are estimates.
-        answer_ns = int(latencies[-1]) - answer_ns - 2 * self._requests.ways_ns(settled, answered)
+        answered, answer_ns = settled.answered, settled.answer_ns
         after_ns = answered * (now - end + input_ns + infer_ns + output_ns)
         spent = Spent(answered, max(answer_ns, after_ns), max(answer_ns - after_ns, 0), input_ns, infer_ns, output_ns)
         self._reply(settled, blob, errors)
@@ -1006,9 +1002,9 @@ class Dispatcher:
         if flight.ended is None:
             return settled
         flight.model.counts[Outcome.CANCELLED] -= int(flight.ended.sum())
-        owner, *columns = settled
+        owner, answered, answer_ns, *columns = settled
         kept = (column[~flight.ended] if len(column) else column for column in columns)
-        return Settled(owner, *kept)
+        return Settled(owner, answered, answer_ns, *kept)
 
     def _come_back(self, connection: Connection, batch: int) -> None:
         """A batch that is not waited for any longer has ended: where it hung, its model can be served again."""
@@ -1019,7 +1015,7 @@ class Dispatcher:
 
     def _reply(self, settled: Settled, blob: memoryview, errors: dict[int, tuple[str, str]]) -> None:
         """Send each client its answers; the blob passes through whole where one client has all."""
-        owner, results, owners, _ = settled
+        owner, results, owners = settled.owner, settled.results, settled.owners
         if owner >= 0:
             connection = self._clients.get(owner)
             if connection is not None:
@@ -1289,10 +1285,6 @@ class Dispatcher:
             "client_round_trip_mean_ns": int(self._round_trip.mean_ns),
             "slack_ns": int(engine.state.g["slack"][0]),
         }
-
-
-def _answered(counts: npt.NDArray[np.int64]) -> int:
-    return int(counts[Outcome.OK]) + int(counts[Outcome.LATE])
 
 
 def _send_apart(connection: Connection, batch: int, rows: npt.NDArray[Any], payloads: list[memoryview]) -> None:

@@ -37,11 +37,14 @@ class Intake(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """How a batch ended: the one client of all its requests (or ``intake.MIXED``, ``NOBODY``), the rows of RESULT, the
-    client of each, -1 where it is gone, and their entries, if they were asked for.
+    """How a batch ended: the one client of all its requests (or ``intake.MIXED``, ``NOBODY``), how many were answered
+    and how long that took here, all together, the rows of RESULT, the client of each, -1 where it is gone, and their
+    entries, if they were asked for.
     """
 
     owner: int
+    answered: int
+    answer_ns: int
     results: npt.NDArray[Any]
     owners: npt.NDArray[np.int32]
     entries: npt.NDArray[Any]
@@ -76,13 +79,6 @@ class RequestTable:
     def one_way_ns(self, clients: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
         """How long an answer takes to get to each of some clients, 0 to those that are gone."""
         return np.where(clients < 0, 0, self._one_way[clients])
-
-    def ways_ns(self, settled: Settled, answered: int) -> int:
-        """How long the answers of a batch, so many, take to their clients, all together."""
-        if settled.owner >= 0:
-            return answered * int(self._one_way[settled.owner])
-        outcomes = settled.results["outcome"]
-        return int(self.one_way_ns(settled.owners[(outcomes == intake.OK) | (outcomes == intake.LATE)]).sum())
 
     def admit(
         self,
@@ -175,14 +171,14 @@ class RequestTable:
             marks[list(failed)] = 1
         results, owners = np.zeros(n, RESULT_ROW), np.empty(n, np.int32)
         entries = np.empty(n, intake.ENTRY) if keep else _NO_ENTRIES
-        owner = intake.settle(
+        owner, answered, answer_ns = intake.settle(
             self._entries, slots, fielded(answers), blob_bytes, now, self._one_way, marks, fielded(results), owners,
             counts, latencies, fielded(entries),
         )  # fmt: skip
         if owner == intake.MALFORMED:
             return None
         self._drop_payloads(slots)
-        return Settled(owner, results, owners, entries)
+        return Settled(owner, answered, answer_ns, results, owners, entries)
 
     def payloads(self, slots: Slots) -> list[memoryview]:
         """The payloads of some requests in their order, empty for those that are held."""

@@ -503,7 +503,8 @@ class SlotWorker:
         slot.counts.add(ran, end_ns - start_ns, staged=rest is not None, failed=failed, lost=lost)
         if batch.lost and guests is None:
             result = _spread(result, batch)
-        result = replace(result, errors=bounded(result.errors))
+        if result.errors:
+            result = replace(result, errors=bounded(result.errors))
         run_ns = end_ns - start_ns
         infer_ns = max(run_ns - result.output_ns - (0 if rest is not None else result.input_ns), 0)
         times = Times(start_ns - batch.received_ns, run_ns, (result.input_ns, infer_ns, result.output_ns))
@@ -525,10 +526,11 @@ class SlotWorker:
             result, n = rest(), len(sizes)
         else:
             result, n = runner.run(batch.blob, sizes) if len(sizes) else _no_answers(0), len(sizes)
-        if len(result.sizes) != n or int(result.sizes.sum()) != codec.blob_bytes(result.blob):
-            got = f"{len(result.sizes)} answers of {codec.blob_bytes(result.blob)} bytes"
+        total = codec.blob_bytes(result.blob)
+        if len(result.sizes) != n or int(np.add.reduce(result.sizes)) != total:
+            got = f"{len(result.sizes)} answers of {total} bytes"
             raise ValueError(f"the model's runner gave {got} for {n} requests")
-        return _without_too_large(result)
+        return result if total <= MAX_ANSWER_BYTES else _without_too_large(result)
 
     def _answer(self, connection: Connection, batch: Batch, result: BatchResult, times: Times) -> None:
         """Send what a batch came to. Whatever happens, DONE leaves: without it the slot would get no batch any more."""
@@ -607,8 +609,6 @@ def _no_answers(n: int, error: str = "") -> BatchResult:
 def _without_too_large(result: BatchResult) -> BatchResult:
     """The answers without those that fit no frame, whose requests fail."""
     large = np.flatnonzero(result.sizes > MAX_ANSWER_BYTES).tolist()
-    if not large:
-        return result
     answers = codec.split(result.blob, result.sizes)
     errors = {i: f"the answer has {len(answers[i])} bytes: the most is {MAX_ANSWER_BYTES}" for i in large}
     answers = [memoryview(b"") if i in errors else answer for i, answer in enumerate(answers)]

@@ -210,11 +210,12 @@ def settle(
     counts: Any,
     latencies: Any,
     kept: Any,
-) -> int:
+) -> tuple[int, int, int]:
     """Decide how the requests of a batch ended, and have their entries be nobody's.
 
-    Returns the one client that they are all of, or else MIXED or NOBODY; MALFORMED, with nothing done, if the answers
-    do not add up.
+    Returns the one client that they are all of, or else MIXED or NOBODY; how many were answered, and how long these
+    took here, all together, ns: from the client and back, without the ways, which are estimates. MALFORMED, with
+    nothing done, if the answers do not add up.
 
     answers: (n,) with bytes and link (-1: in the blob, of ``blob_bytes``). failed: (n,), or empty if none did.
     one_way: by client, how long an answer takes to get there.
@@ -225,15 +226,17 @@ def settle(
     """
     n = len(slots)
     if len(answers) != n:
-        return MALFORMED
+        return MALFORMED, 0, 0
     here = 0
     for i in range(n):
         if answers[i].bytes < 0 or (answers[i].link < 0 and answers[i].bytes > blob_bytes):
-            return MALFORMED
+            return MALFORMED, 0, 0
         if answers[i].link < 0:
             here += answers[i].bytes
     if here != blob_bytes:
-        return MALFORMED
+        return MALFORMED, 0, 0
+    answered = wide(0)
+    answer_ns = wide(0)
     owner = wide(table[slots[0]].client) if n > 0 else wide(NOBODY)
     for i in range(n):
         entry = table[slots[i]]
@@ -245,9 +248,12 @@ def settle(
         elif len(failed) > 0 and failed[i] != 0:
             outcome = FAILED
         else:
-            reaches = now + (one_way[client] if client < len(one_way) else 0)
+            way = one_way[client] if client < len(one_way) else 0
+            reaches = now + way
             outcome = OK if reaches <= entry.deadline else LATE
             _count_latency(latencies, reaches - entry.arrival)
+            answered += 1
+            answer_ns += reaches - entry.arrival - 2 * way
         results[i].id = entry.id
         results[i].bytes = answers[i].bytes
         results[i].link = answers[i].link
@@ -261,4 +267,4 @@ def settle(
             kept[i].bytes = entry.bytes
             kept[i].client = client
         entry.client = NOBODY
-    return owner
+    return owner, answered, answer_ns
