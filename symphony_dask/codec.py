@@ -126,8 +126,10 @@ def decode(buf: bytes | bytearray | memoryview) -> Any:
     if kind == TENSOR:
         return _tensor(data, layout.dtype, layout.shape)
     try:
-        array: npt.NDArray[Any] = np.ndarray(layout.shape, layout.dtype, data)
+        array = _as_array(layout.shape, layout.dtype, data)
         return array if kind == ARRAY else array[()]
+    except BadInput:
+        raise
     except ValueError as error:
         raise BadInput(f"payload of {describe(header)} cannot be read: {error}") from None
 
@@ -259,6 +261,13 @@ def stack(blob: Blob, sizes: npt.NDArray[np.int64]) -> Any | None:
     None unless all n >= 1 samples are well-formed arrays (or all tensors) of one dtype and shape. Copies without the
     interpreter's lock, so that other threads go on meanwhile.
     """
+    try:
+        return _stack(blob, sizes)
+    except BadInput:  # of one of them; whoever decodes each finds out which
+        return None
+
+
+def _stack(blob: Blob, sizes: npt.NDArray[np.int64]) -> Any | None:
     n = len(sizes)
     if n == 0 or sizes[0] < 1 or not np.all(sizes == sizes[0]):
         return None
@@ -285,12 +294,24 @@ def stack(blob: Blob, sizes: npt.NDArray[np.int64]) -> Any | None:
 
 
 def stacked(header: bytes, data: npt.NDArray[np.uint8]) -> Any:
-    """An array or CPU tensor of shape (n, *sample shape) in the memory of ``data``, n rows of one signature's bytes."""
+    """An array or CPU tensor of shape (n, *sample shape) in the memory of ``data``, n rows of one signature's bytes.
+
+    Raises ``BadInput`` for text that is none.
+    """
     layout = _layout(header)
     shape = (len(data), *layout.shape)
     if layout.kind == TENSOR:
         return _tensor(data, layout.dtype, shape)
-    array: npt.NDArray[Any] = np.ndarray(shape, layout.dtype, data)
+    return _as_array(shape, layout.dtype, data)
+
+
+def _as_array(shape: tuple[int, ...], dtype: Any, data: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = np.ndarray(shape, dtype, data)
+    if array.dtype.kind == "U":
+        # Python ends with a SystemError where it reads a character beyond these.
+        codes = np.ndarray(data.nbytes // 4, np.dtype("u4").newbyteorder(array.dtype.byteorder), data)
+        if codes.size and codes.max() > sys.maxunicode:
+            raise BadInput(f"payload of text has the character {codes.max():#x}: the last one is {sys.maxunicode:#x}")
     return array
 
 

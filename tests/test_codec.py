@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 from collections import OrderedDict, namedtuple
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -113,6 +114,17 @@ def test_a_payload_with_changed_bytes_raises_nothing_but_bad_input(data: st.Data
         codec.decode(payload[: data.draw(st.integers(0, len(payload)))])
     except BadInput:
         pass
+
+
+@pytest.mark.parametrize("text", [np.array(["xyz"], "<U3"), np.array(["xyz"], ">U3"), np.str_("xyz")])
+@pytest.mark.parametrize("wrap", [lambda text: text, lambda text: {"a": (text, 1)}])
+def test_text_with_a_character_that_there_is_not_is_refused(text: Any, wrap: Callable[[Any], Any]) -> None:
+    payload = codec.encode(wrap(text))
+    order = text.dtype.newbyteorder("=").str[0] if np.isscalar(text) else text.dtype.str[0]
+    last = payload.rindex(np.array(ord("z"), f"{order}u4").tobytes())
+    above = np.array(0x110000, f"{order}u4").tobytes()
+    with pytest.raises(BadInput, match="has the character 0x110000: the last one is 0x10ffff"):
+        codec.decode(payload[:last] + above + payload[last + 4 :])
 
 
 def test_an_array_payload_is_header_then_raw_data_at_a_multiple_of_eight() -> None:

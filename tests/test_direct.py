@@ -412,12 +412,13 @@ def test_a_client_that_does_not_read_is_cut_off_before_it_fills_the_schedulers_m
         async def main(raw: RawClient) -> None:
             assert raw.connection._transport is not None
             raw.connection._transport.pause_reading()
-            raw.submit(model, 600, payload=codec.encode(b"x"))
+            raw.submit(model, 2000, payload=codec.encode(b"x"))
             await asyncio.to_thread(
-                wait_until, lambda: sum(outcomes(serving, model).values()) == 600, "the end of all requests"
+                wait_until, lambda: sum(outcomes(serving, model).values()) == 2000, "the end of all requests"
             )
 
         with_raw_client(serving, main)
-        assert outcomes(serving, model)["cancelled"] > 200
-        assert peak_bytes() - before < 400_000_000
+        assert outcomes(serving, model)["cancelled"] > 500
+        # It has a second to read on, in which a fast worker sends some hundred megabytes.
+        assert peak_bytes() - before < 1_500_000_000
         assert len(model.submit(b"y").result(LIMIT_S)) == 1_000_000

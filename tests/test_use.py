@@ -145,7 +145,8 @@ def test_a_deployment_counts_as_use(cluster: Cluster) -> None:
     client = cluster.client()
     with Serving(client) as serving:
         client.run_on_scheduler(_set_idle_since, 1.0)
-        serving.deploy("quick", Emulated(0.1, 1.0), slo="30s")
+        serving.deploy("used", Emulated(0.1, 1.0), slo="30s")
+        serving.undeploy("used")
         assert time.time() - client.run_on_scheduler(_idle_since) < 30.0
 
 

@@ -132,6 +132,17 @@ def test_a_malformed_payload_fails_only_itself(bad: bytes) -> None:
     assert "BadInput" in result.errors[1]
 
 
+def test_text_that_cannot_be_read_fails_only_itself() -> None:
+    good = codec.encode(np.array(["a", "b"]))
+    bad = good[:-4] + b"\x00\x00\x11\x00"  # U+110000, which there is not
+    assert answers(run(BatchRunner(len_of_each), good, bad, good)) == [2, "failed", 2]
+    assert answers(run(BatchRunner(len_of_each), bad)) == ["failed"]
+
+
+def len_of_each(samples: Any) -> list[int]:
+    return [len(sample) for sample in samples]
+
+
 def test_a_batch_of_malformed_payloads_does_not_call_the_model() -> None:
     def never(batch: Any) -> Any:
         raise AssertionError("called")
