@@ -270,6 +270,7 @@ class Connection(asyncio.BufferedProtocol):
         self._behind: tuple[int, float] | None = None
         self._taken_s = 0.0  # when something was last taken, by the loop's clock
         self._ends = False  # closed, and what was sent before leaves still
+        self._abort_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none, and has all its methods
@@ -282,6 +283,8 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         self._forget_output()
+        if self._abort_timer is not None:  # it would keep this object, buffer and all, for as long
+            self._abort_timer.cancel()
         self._on_lost(self, exc)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -475,7 +478,7 @@ class Connection(asyncio.BufferedProtocol):
             self.closed = self._ends = True
             if not self._flush_due:
                 self._flush()
-            self._loop.call_later(CLOSE_S, self._abort_if_open)
+            self._abort_timer = self._loop.call_later(CLOSE_S, self._abort_if_open)
 
     def _end(self, transport: asyncio.Transport) -> None:
         self._ends = False

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import struct
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -251,6 +253,22 @@ def test_a_closed_connection_sends_nothing_and_loses_nothing_twice() -> None:
             await until(lambda: server.lost and sender.lost)
         assert server.frames == [(PONG, [1], b"")]
         assert (server.lost, sender.lost) == ([None], [None])
+
+    asyncio.run(main())
+
+
+def test_a_closed_connection_is_kept_by_nobody() -> None:
+    async def main() -> None:
+        server, sender = Server(), Server()
+        async with listening(server.accept) as port:
+            await asyncio.get_running_loop().create_connection(sender.accept, "127.0.0.1", port)
+            await until(lambda: server.connections)
+            kept = [weakref.ref(found) for found in server.connections + sender.connections]
+            server.connections.pop().close()
+            await until(lambda: server.lost and sender.lost)
+            sender.connections.clear()
+            gc.collect()
+            assert [found() for found in kept] == [None, None]
 
     asyncio.run(main())
 
