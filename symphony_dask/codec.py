@@ -296,7 +296,7 @@ def _stack(blob: Blob, sizes: npt.NDArray[np.int64]) -> Any | None:
 def stacked(header: bytes, data: npt.NDArray[np.uint8]) -> Any:
     """An array or CPU tensor of shape (n, *sample shape) in the memory of ``data``, n rows of one signature's bytes.
 
-    Raises ``BadInput`` for text that is none.
+    Raises ``BadInput`` for text with characters that there are not.
     """
     layout = _layout(header)
     shape = (len(data), *layout.shape)

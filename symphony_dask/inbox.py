@@ -277,14 +277,12 @@ class Inbox:
 
     def answer(self, batch: Batch, result: BatchResult, scheduler: Connection) -> tuple[bytes, list[Any]]:
         """Send large answers to their clients; returns the rows of DONE, and the answers left for it."""
-        total, large = codec.blob_bytes(result.blob), None
-        if total > self.inline_bytes:
-            large = result.sizes > self.inline_bytes
-        if total <= PART_BYTES and (large is None or not large.any()):
+        total = codec.blob_bytes(result.blob)
+        has_large = total > self.inline_bytes and bool((result.sizes > self.inline_bytes).any())
+        if total <= PART_BYTES and not has_large:
             done = pack_rows(DONE_ROW, len(result.sizes), bytes=result.sizes, link=-1)
             return done, [*result.blob] if isinstance(result.blob, list) else [result.blob]
-        if large is None:
-            large = np.zeros(len(result.sizes), np.bool_)
+        large = result.sizes > self.inline_bytes
         links = np.full(len(result.sizes), -1, np.int32)
         if int(result.sizes[~large].sum()) > PART_BYTES:
             large = result.sizes > 0

@@ -463,7 +463,7 @@ class SymphonyPlugin(SchedulerPlugin):
         return {"ok": _handle(versions.number, versions.current) | {"warning": newest.warning}}
 
     async def _save(self) -> None:
-        """What is deployed has changed: write it down, if there is a file for it."""
+        """Note that what is deployed has changed, and write it down if there is a file for it."""
         self.dispatcher.asked_ns = now_ns()
         if self._state_file:
             async with self._saving:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -401,7 +402,9 @@ def test_requests_of_a_killed_worker_bring_their_payloads_to_another(tmp_path: P
 
 def test_a_client_that_does_not_read_is_cut_off_before_it_fills_the_schedulers_memory() -> None:
     with Cluster(1, settings=EAGER) as cluster, Serving(cluster.client()) as serving:
-        model = serving.deploy("megabyte", models.megabyte, slo="60s", profile=QUICK, max_batch=8)
+        # It has a second to read on: at 80 MB/s, not at what this machine can do, for the same to hold everywhere.
+        paced = lambda batch: (time.sleep(0.1), models.megabyte(batch))[1]  # noqa: E731
+        model = serving.deploy("megabyte", paced, slo="60s", profile="0.1,100", max_batch=8)
         status = Path(f"/proc/{cluster.scheduler.pid}/status")
 
         def peak_bytes() -> int:
@@ -412,13 +415,12 @@ def test_a_client_that_does_not_read_is_cut_off_before_it_fills_the_schedulers_m
         async def main(raw: RawClient) -> None:
             assert raw.connection._transport is not None
             raw.connection._transport.pause_reading()
-            raw.submit(model, 2000, payload=codec.encode(b"x"))
+            raw.submit(model, 600, payload=codec.encode(b"x"))
             await asyncio.to_thread(
-                wait_until, lambda: sum(outcomes(serving, model).values()) == 2000, "the end of all requests"
+                wait_until, lambda: sum(outcomes(serving, model).values()) == 600, "the end of all requests"
             )
 
         with_raw_client(serving, main)
-        assert outcomes(serving, model)["cancelled"] > 500
-        # It has a second to read on, in which a fast worker sends some hundred megabytes.
-        assert peak_bytes() - before < 1_500_000_000
+        assert outcomes(serving, model)["cancelled"] > 200
+        assert peak_bytes() - before < 400_000_000
         assert len(model.submit(b"y").result(LIMIT_S)) == 1_000_000
