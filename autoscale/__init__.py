@@ -6,12 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 # Public names load on first use, so that `import autoscale` stays quick.
-_WHERE = {"Adaptive": "autoscale.adaptive", "EC2GPUCluster": "autoscale.ec2_cluster"}
+_WHERE = {"Adaptive": "autoscale.clusters.adaptive", "EC2GPUCluster": "autoscale.clusters.ec2_cluster"}
 __all__ = ["Adaptive", "EC2GPUCluster"]
 
 if TYPE_CHECKING:
-    from autoscale.adaptive import Adaptive
-    from autoscale.ec2_cluster import EC2GPUCluster
+    from autoscale.clusters.adaptive import Adaptive
+    from autoscale.clusters.ec2_cluster import EC2GPUCluster
 
 
 def __getattr__(name: str) -> Any:

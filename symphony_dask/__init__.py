@@ -9,17 +9,17 @@ __version__ = "0.1.0"
 
 # Public names load on first use, so that `import symphony_dask` stays quick.
 _WHERE = {
-    "Serving": "symphony_dask.client",
-    "Model": "symphony_dask.client",
-    "InferenceFuture": "symphony_dask.future",
-    "as_completed": "symphony_dask.completions",
-    "deadline": "symphony_dask.deadlines",
-    "Ensemble": "symphony_dask.stages",
-    "Pipeline": "symphony_dask.pipeline",
-    "ModelRef": "symphony_dask.graph",
-    "infer": "symphony_dask.graph",
-    "LatencyProfile": "symphony_dask.scheduling.profile",
-    "SymphonyPlugin": "symphony_dask.plugin",
+    "Serving": "symphony_dask.client.serving",
+    "Model": "symphony_dask.client.serving",
+    "InferenceFuture": "symphony_dask.client.future",
+    "as_completed": "symphony_dask.client.as_completed",
+    "deadline": "symphony_dask.client.deadline",
+    "Ensemble": "symphony_dask.client.stages",
+    "Pipeline": "symphony_dask.client.pipeline",
+    "ModelRef": "symphony_dask.plugin.graph_function",
+    "infer": "symphony_dask.plugin.graph_function",
+    "LatencyProfile": "symphony_dask.engine.latency_profile",
+    "SymphonyPlugin": "symphony_dask.plugin.scheduler_plugin",
     "dask_setup": "symphony_dask.preload",
 }
 __all__ = [
@@ -38,15 +38,15 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from symphony_dask.client import Model, Serving
-    from symphony_dask.completions import as_completed
-    from symphony_dask.deadlines import deadline
-    from symphony_dask.future import InferenceFuture
-    from symphony_dask.graph import ModelRef, infer
-    from symphony_dask.pipeline import Pipeline
-    from symphony_dask.plugin import SymphonyPlugin
-    from symphony_dask.scheduling.profile import LatencyProfile
-    from symphony_dask.stages import Ensemble
+    from symphony_dask.client.as_completed import as_completed
+    from symphony_dask.client.deadline import deadline
+    from symphony_dask.client.future import InferenceFuture
+    from symphony_dask.client.pipeline import Pipeline
+    from symphony_dask.client.serving import Model, Serving
+    from symphony_dask.client.stages import Ensemble
+    from symphony_dask.engine.latency_profile import LatencyProfile
+    from symphony_dask.plugin.graph_function import ModelRef, infer
+    from symphony_dask.plugin.scheduler_plugin import SymphonyPlugin
 
 
 def __getattr__(name: str) -> Any:

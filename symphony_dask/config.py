@@ -10,9 +10,9 @@ import yaml
 from dask.utils import parse_bytes
 from distributed.comm.addressing import get_address_host
 
-from symphony_dask.doorway import Patience
 from symphony_dask.errors import BadInput
 from symphony_dask.units import NS_PER_S, parse_duration_ns
+from symphony_dask.wire.listener import Patience
 
 _FILE = Path(__file__).with_name("symphony.yaml")
 

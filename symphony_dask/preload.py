@@ -17,7 +17,7 @@ async def dask_setup(server: Any) -> None:
         logger.info("a %s needs no preload of symphony_dask: the scheduler does", type(server).__name__)
         return
     try:
-        from symphony_dask.plugin import SymphonyPlugin
+        from symphony_dask.plugin.scheduler_plugin import SymphonyPlugin
 
         plugin = SymphonyPlugin()
         server.add_plugin(plugin, name=plugin.name)

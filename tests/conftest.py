@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from symphony_dask.client import Model, Serving
-from tests.cluster import Cluster, wait_until
-from tests.models import Gate
-from workloads.verify import verify
+from symphony_dask.client.serving import Model, Serving
+from tests.helpers.cluster import Cluster, wait_until
+from tests.helpers.models import Gate
+from workloads.analysis.verify import verify
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from symphony_dask import codec, inputs
 from symphony_dask.backends.batch import BatchCallable, BatchResult, BatchRunner, Runner, Staging
 from symphony_dask.backends.emulated import Emulated
 from symphony_dask.backends.sample import check_sample, sample_signature
+from symphony_dask.engine.latency_profile import DEFAULT_MAX_BATCH
 from symphony_dask.errors import BadInput, DeploymentError
-from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH
 from symphony_dask.text import did_you_mean, error_text, last_line, shown
+from symphony_dask.wire import codec, composite
 
 __all__ = [
     "BatchCallable",
@@ -138,12 +138,12 @@ def load(spec: ModelSpec, device: str | None = None, example: Any = None) -> Run
         payload = codec.encode(example)
         errors = runner.run(memoryview(payload), np.array([len(payload)])).errors
         if errors:
-            why = f"{inputs.describe(payload)}: {last_line(errors[0])}\n{errors[0]}"
+            why = f"{composite.describe(payload)}: {last_line(errors[0])}\n{errors[0]}"
             raise DeploymentError(f"model failed on its example, {why}")
         for b in getattr(runner, "batch_sizes", ()):
             errors = runner.run(memoryview(payload * b), np.full(b, len(payload))).errors
             if errors:
-                raise DeploymentError(f"model failed on a batch of {b} x {inputs.describe(payload)}:\n{errors[0]}")
+                raise DeploymentError(f"model failed on a batch of {b} x {composite.describe(payload)}:\n{errors[0]}")
     return runner
 
 

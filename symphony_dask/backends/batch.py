@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask import codec, inputs
 from symphony_dask.text import error_text
+from symphony_dask.wire import codec, composite
 
 #: What serves a model: called with the n samples of a batch, it returns n results in the same order (an array or tensor
 #: of shape (n, ...), or a list, in which an exception fails the request that it stands for). The samples come as one
@@ -101,7 +101,7 @@ class BatchRunner:
         if self.takes == "list":
             return None
         samples = codec.stack(blob, sizes)
-        return inputs.stack(blob, sizes) if samples is None and self.takes == "inputs" else samples
+        return composite.stack(blob, sizes) if samples is None and self.takes == "inputs" else samples
 
     def _run_stacked(self, samples: Any, n: int, watch: _Watch) -> BatchResult:
         watch.begin()
@@ -148,12 +148,12 @@ class BatchRunner:
         if header is not None:
             # The size is part of it so that a payload cut short does not keep the whole ones from being stacked.
             return header, len(payload)
-        return inputs.group_of(payload) if self.takes == "inputs" else None
+        return composite.group_of(payload) if self.takes == "inputs" else None
 
     def _join(self, group: list[memoryview]) -> Any | None:
         """The samples of a group stacked; None if they do not stack."""
-        if self.takes == "inputs" and inputs.group_of(group[0]) is not None:
-            return inputs.join(group)
+        if self.takes == "inputs" and composite.group_of(group[0]) is not None:
+            return composite.join(group)
         return self._stack(group, np.array([len(payload) for payload in group], np.int64))
 
 

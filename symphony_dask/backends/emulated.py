@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask import codec
 from symphony_dask.backends.batch import BatchResult
+from symphony_dask.engine.latency_profile import DEFAULT_MAX_BATCH, LatencyProfile
 from symphony_dask.errors import BadInput
-from symphony_dask.scheduling.profile import DEFAULT_MAX_BATCH, LatencyProfile
 from symphony_dask.units import NS_PER_MS, NS_PER_S
+from symphony_dask.wire import codec
 
 _ANSWER = codec.encode(None)
 

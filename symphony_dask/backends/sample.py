@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from symphony_dask import codec, inputs
 from symphony_dask.errors import BadInput
+from symphony_dask.wire import codec, composite
 
 #: The signature where the example tells what samples are made of, and not their shape: it lets everything pass.
 ANY_SHAPE = b""
@@ -17,7 +17,7 @@ def sample_signature(example: Any) -> bytes | None:
     None for any other ``example``. Raises ``BadInput``.
     """
     payload = codec.encode(example)
-    return codec.signature(payload) or inputs.signature(payload)
+    return codec.signature(payload) or composite.signature(payload)
 
 
 def check_sample(model: str, expected: bytes | None, payload: bytes | memoryview) -> None:
@@ -29,11 +29,11 @@ def check_sample(model: str, expected: bytes | None, payload: bytes | memoryview
     if expected is None or expected == ANY_SHAPE:
         return
     if expected[0] == codec.PLAIN:
-        if wrong := inputs.mismatch(expected, payload):
-            raise BadInput(f"model {model!r} takes {inputs.read(expected)}; {wrong}")
+        if wrong := composite.mismatch(expected, payload):
+            raise BadInput(f"model {model!r} takes {composite.read(expected)}; {wrong}")
         return
     if payload[: len(expected)] == expected:
         return
-    takes, got = codec.describe(expected), inputs.describe(payload)
+    takes, got = codec.describe(expected), composite.describe(payload)
     if takes != got:
         raise BadInput(f"model {model!r} takes {takes}; got {got}")

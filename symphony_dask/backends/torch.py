@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from symphony_dask import codec, inputs
 from symphony_dask.errors import BadInput
+from symphony_dask.wire import codec
+from symphony_dask.wire import composite as inputs
 
 _NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 

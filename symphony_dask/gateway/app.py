@@ -14,20 +14,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from symphony_dask.client import MAX_SAMPLE_BYTES
+from symphony_dask.client.serving import MAX_SAMPLE_BYTES
+from symphony_dask.dispatcher.delay import Latency
 from symphony_dask.errors import BadInput, RequestError, Undeployed, UnknownModel
-from symphony_dask.gateway import predict
 from symphony_dask.gateway.bodies import COMPRESS_BYTES, aside, coding_of, compress, decompress, too_large
-from symphony_dask.gateway.infer import InferRequest, read_header_length, read_infer, write_infer
+from symphony_dask.gateway.formats import v1
+from symphony_dask.gateway.formats.parameters import Terms
+from symphony_dask.gateway.formats.samples import outputs_of, sample_of_raw, samples_of
+from symphony_dask.gateway.formats.v2 import InferRequest, read_header_length, read_infer, write_infer
 from symphony_dask.gateway.metrics import Metrics
-from symphony_dask.gateway.parameters import Terms
 from symphony_dask.gateway.paths import Call, inference_calls
 from symphony_dask.gateway.refusal import Refusal, bad, later, of_error
-from symphony_dask.gateway.samples import outputs_of, sample_of_raw, samples_of
 from symphony_dask.gateway.upstream import Reply, Served, Upstream
-from symphony_dask.lane import now_ns
-from symphony_dask.latency import Latency
 from symphony_dask.units import NS_PER_S
+from symphony_dask.wire.connection import now_ns
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ _HEADS = {
 
 @dataclass(slots=True)
 class _Exchange:
-    """One inference request under way. Times on ``lane.now_ns``; slo_ns counts from ``started_ns``."""
+    """One inference request under way. Times on ``connection.now_ns``; slo_ns counts from ``started_ns``."""
 
     started_ns: int
     connection: Any
@@ -265,7 +265,7 @@ class Gateway:
     async def _predict(self, served: Served, body: bytes, exchange: _Exchange) -> tuple[list[Any], int | None]:
         """v1; as ``_infer``."""
         _check_type(exchange.heads, (b"application/json",))
-        payloads, terms, in_rows = await aside(len(body), predict.read_predict, body, served.takes)
+        payloads, terms, in_rows = await aside(len(body), v1.read_predict, body, served.takes)
         answers = await self._ask(served, payloads, terms, exchange)
         return [await aside(sum(map(len, answers)), _write_predict, answers, in_rows)], None
 
@@ -342,7 +342,7 @@ def _write_infer(
 
 
 def _write_predict(answers: Sequence[memoryview], in_rows: bool) -> bytes:
-    return predict.write_predict([outputs_of([answer], batched=False) for answer in answers], in_rows)
+    return v1.write_predict([outputs_of([answer], batched=False) for answer in answers], in_rows)
 
 
 def _outputs(answers: Sequence[memoryview], batched: bool, request: InferRequest) -> Any:

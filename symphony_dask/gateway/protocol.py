@@ -14,7 +14,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from symphony_dask.gateway.upstream import Reply
-from symphony_dask.lane import notice_silence
+from symphony_dask.wire.connection import notice_silence
 
 #: URL and headers of one request together, bytes.
 MAX_HEAD_BYTES = 16_384

@@ -34,7 +34,7 @@ from symphony_dask.errors import BadInput
 from symphony_dask.gateway.app import Gateway, Limits
 from symphony_dask.gateway.metrics import Metrics
 from symphony_dask.gateway.protocol import GatewayProtocol, sweep
-from symphony_dask.gateway.rest import rest
+from symphony_dask.gateway.routes import rest
 from symphony_dask.gateway.upstream import Upstream
 
 logger = logging.getLogger(__name__)

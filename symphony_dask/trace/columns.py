@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from symphony_dask.scheduling.events import OPS
+from symphony_dask.engine.events import OPS
 from symphony_dask.trace.schema import SCHEMAS, BatchOutcome, Outcome, names
 
 #: Columns of integer arrays by name, all of one length.
@@ -20,7 +20,7 @@ Columns = Mapping[str, npt.NDArray[np.integer[Any]]]
 
 @dataclass(frozen=True)
 class Events:
-    """Part of an engine's journal (``scheduling.events``): its events, numbered from ``first``, and their data.
+    """Part of an engine's journal (``engine.events``): its events, numbered from ``first``, and their data.
 
     The run's clock starts at ``zero_ns``; an event without a time (0) has that of the one before, the first one
     ``before_ns``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from symphony_dask.scheduling.profile import LONGEST_NS, LatencyProfile
+from symphony_dask.engine.latency_profile import LONGEST_NS, LatencyProfile
 
 #: The latest time of an engine, ns.
 _MOST_NS = 1 << 61

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from symphony_dask import codec
 from symphony_dask.backends import BatchRunner
 from symphony_dask.errors import BadInput
-from tests.backends.helpers import answers, run
+from symphony_dask.wire import codec
+from tests.helpers.runners import answers, run
 
 
 def test_uniform_arrays_are_one_call_on_the_stacked_array() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from symphony_dask.backends import Emulated, emulated
 from symphony_dask.errors import BadInput
-from tests.backends.helpers import answers, run
+from tests.helpers.runners import answers, run
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from symphony_dask import codec
 from symphony_dask.backends import check_sample, sample_signature
 from symphony_dask.errors import BadInput
+from symphony_dask.wire import codec
 
 EXPECTED = sample_signature(np.zeros((3, 224, 224), "f4"))
 

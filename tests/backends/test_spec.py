@@ -9,7 +9,7 @@ import pytest
 
 from symphony_dask.backends import Emulated, as_spec, load
 from symphony_dask.errors import BadInput, DeploymentError
-from tests.backends.helpers import answers, run
+from tests.helpers.runners import answers, run
 
 
 def double(batch: Any) -> Any:

@@ -7,12 +7,12 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from symphony_dask import codec
 from symphony_dask.backends import as_spec, load
 from symphony_dask.errors import BadInput, DeploymentError
-from symphony_dask.profiling import profile_runner
-from tests.backends.helpers import answers, run
-from tests.models import encoder, pad, tokens, weighted
+from symphony_dask.slot.profiling import profile_runner
+from symphony_dask.wire import codec
+from tests.helpers.models import encoder, pad, tokens, weighted
+from tests.helpers.runners import answers, run
 
 torch = pytest.importorskip("torch")
 

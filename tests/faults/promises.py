@@ -15,10 +15,10 @@ from symphony_dask.trace import open_run
 from symphony_dask.trace.validate import problems
 from symphony_dask.units import NS_PER_MS, NS_PER_S
 from tests.faults.harness import BACK, Bed, Run
+from workloads.analysis.verify import verify
 from workloads.faults.kinds import KINDS
 from workloads.faults.models import executed
 from workloads.faults.traffic import Sent
-from workloads.verify import verify
 
 #: How a request may be recorded that ended so for its user.
 RECORDED = {

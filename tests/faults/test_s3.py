@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from symphony_dask.client import Serving
+from symphony_dask.client.serving import Serving
 from symphony_dask.trace import open_run
-from tests import models
-from tests.cluster import Cluster, wait_until
+from tests.helpers import models
+from tests.helpers.cluster import Cluster, wait_until
 
 pytest.importorskip("moto.server", reason="needs moto[server], of the extra test")
 

@@ -11,13 +11,13 @@ import numpy as np
 import uvicorn
 from uvicorn.server import ServerState
 
-from symphony_dask import codec
 from symphony_dask.errors import BadInput
-from symphony_dask.gateway.infer import read_header_length, read_infer, write_infer
-from symphony_dask.gateway.predict import read_predict
+from symphony_dask.gateway.formats.samples import Interface, interface_of, outputs_of, sample_of_raw, samples_of
+from symphony_dask.gateway.formats.v1 import read_predict
+from symphony_dask.gateway.formats.v2 import read_header_length, read_infer, write_infer
 from symphony_dask.gateway.protocol import MAX_HEAD_BYTES, GatewayProtocol
 from symphony_dask.gateway.refusal import Refusal
-from symphony_dask.gateway.samples import Interface, interface_of, outputs_of, sample_of_raw, samples_of
+from symphony_dask.wire import codec
 from tests.fuzz.mutation import ODD, fields, mutated
 from tests.fuzz.wire import Wire
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from symphony_dask import codec
-from symphony_dask.dispatcher import Dispatcher
-from symphony_dask.doorway import Doorway
-from symphony_dask.inbox import Batch, Inbox
-from symphony_dask.lane import (
+from symphony_dask.dispatcher.dispatcher import Dispatcher
+from symphony_dask.engine.latency_profile import LatencyProfile
+from symphony_dask.slot.batch_inbox import Batch, Inbox
+from symphony_dask.wire import codec
+from symphony_dask.wire.connection import (
     ANSWER,
     CANCEL,
     DATA,
@@ -34,7 +34,7 @@ from symphony_dask.lane import (
     pack_rows,
     read_rows,
 )
-from symphony_dask.scheduling.profile import LatencyProfile
+from symphony_dask.wire.listener import Doorway
 from tests.fuzz.mutation import fields, mutated, records, value
 from tests.fuzz.wire import Wire, feed, frame, frames
 

@@ -17,14 +17,14 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
-from symphony_dask.client import Model, Serving
-from symphony_dask.lane import HELLO, VERSION
-from tests import models
-from tests.cluster import Cluster, wait_until
+from symphony_dask.client.serving import Model, Serving
+from symphony_dask.wire.connection import HELLO, VERSION
 from tests.fuzz.body_targets import request
 from tests.fuzz.lane_targets import client_frame, data_frame
 from tests.fuzz.wire import frame
-from tests.gateway import GatewayProcess, tensor
+from tests.helpers import models
+from tests.helpers.cluster import Cluster, wait_until
+from tests.helpers.gateway_process import GatewayProcess, tensor
 
 #: Connections that are left open, so that there are always some that have not ended.
 OPEN = 30

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgpack
 
-from symphony_dask.lane import Connection
+from symphony_dask.wire.connection import Connection
 
 _SOCKET = socket.socket()
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.infra.aws import Aws, moto
-from tests.infra.imds import Instance, instance
+from tests.helpers.aws.account import Aws, moto
+from tests.helpers.aws.imds import Instance, instance
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 
 from infra.worker import boot
 from symphony_dask.errors import BadInput
-from tests.infra.aws import Aws
-from tests.infra.imds import Instance
+from tests.helpers.aws.account import Aws
+from tests.helpers.aws.imds import Instance
 from tests.infra.test_tls import made
 
 ME = pwd.getpwuid(os.getuid()).pw_name

@@ -13,8 +13,8 @@ from distributed import Scheduler, Worker
 
 from infra.worker import spot
 from symphony_dask import Serving
-from tests.cluster import Cluster, wait_until
-from tests.infra.imds import Instance
+from tests.helpers.aws.imds import Instance
+from tests.helpers.cluster import Cluster, wait_until
 
 NOTICE = json.dumps({"action": "terminate", "time": "2026-11-25T12:00:00Z"})
 

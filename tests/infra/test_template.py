@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from cfnlint.decode import cfn_yaml
 
+from tests.helpers.aws.account import IMAGE, TEMPLATE, Aws
 from tests.infra import tool
-from tests.infra.aws import IMAGE, TEMPLATE, Aws
 
 
 @pytest.fixture(scope="module")

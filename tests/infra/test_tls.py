@@ -11,9 +11,9 @@ from distributed.security import Security
 
 from infra.worker import tls
 from symphony_dask.errors import BadInput
-from tests.cluster import Cluster
+from tests.helpers.aws.account import Aws
+from tests.helpers.cluster import Cluster
 from tests.infra import tool
-from tests.infra.aws import Aws
 
 SCRIPT = Path(__file__).parents[2] / "infra" / "tls.sh"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from infra.worker.watchdog import Watch
-from tests.cluster import Cluster, wait_until
-from tests.infra.imds import Instance
+from tests.helpers.aws.imds import Instance
+from tests.helpers.cluster import Cluster, wait_until
 
 MINUTE_NS = 60_000_000_000
 

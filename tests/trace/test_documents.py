@@ -9,7 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from symphony_dask.scheduling.events import OPS
+from symphony_dask.engine.events import OPS
 from symphony_dask.trace import GPU_EVENTS, SCHEMA_VERSION, SCHEMAS, BatchOutcome, Outcome
 from symphony_dask.trace.schema import names
 from tests.trace.test_reader import record_example

@@ -6,7 +6,7 @@ import pytest
 
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import BatchOutcome, Outcome, Recorder, Summary, open_run
-from tests.trace.rows import columns
+from tests.helpers.run_tables import columns
 
 MS = 1_000_000
 

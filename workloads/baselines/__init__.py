@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workloads.baselines import clipper, clockwork, nexus, replica_timeout, shepherd
-from workloads.simulated import SimModel, Simulated
+from workloads.simulation.result import SimModel, Simulated
 
 #: (models, gpus, arrivals_ns, choices) -> what became of the requests. arrivals_ns: (n,) ns, in order; choices: (n,)
 #: indices into ``models``. Raises ``BadInput``; ``nexus.CannotPlace`` is one.

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.engine.native.compiled import compiled
 from symphony_dask.errors import BadInput
-from symphony_dask.scheduling.compiled import compiled
 from workloads.baselines.replicas import round_robin, spread_evenly
 from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, end_run, queues, start_run
-from workloads.simulated import SimModel, Simulated
+from workloads.simulation.result import SimModel, Simulated
 
 #: What a full batch in time adds to the cap: "a fixed amount" in the paper, which names none.
 STEP = 1

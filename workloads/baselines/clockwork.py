@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.engine.native.compiled import compiled
 from symphony_dask.errors import BadInput
-from symphony_dask.scheduling.compiled import compiled
 from symphony_dask.units import NS_PER_MS
 from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, end_run, queues, start_run
-from workloads.simulated import SimModel, Simulated
+from workloads.simulation.result import SimModel, Simulated
 
 #: The only batch sizes, ascending.
 SIZES = (1, 2, 4, 8, 16)

@@ -37,12 +37,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.engine.native.compiled import compiled
 from symphony_dask.errors import BadInput
-from symphony_dask.scheduling.compiled import compiled
 from symphony_dask.units import NS_PER_S
 from workloads.baselines.replicas import Replicas, in_proportion
 from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, end_run, queues, start_run
-from workloads.simulated import SimModel, Simulated
+from workloads.simulation.result import SimModel, Simulated
 
 _EPSILON = 1e-9
 

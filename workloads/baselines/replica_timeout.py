@@ -37,11 +37,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.engine.native.compiled import compiled
 from symphony_dask.errors import BadInput
-from symphony_dask.scheduling.compiled import compiled
 from workloads.baselines.replicas import round_robin, spread_evenly
 from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, end_run, queues, start_run
-from workloads.simulated import SimModel, Simulated
+from workloads.simulation.result import SimModel, Simulated
 
 #: Parts of the SLO that l(max_batch) and the time-out may take.
 SETTINGS = ((1.0, 0.1), (1.0, 0.25), (0.5, 0.1))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from symphony_dask.errors import BadInput
 from symphony_dask.trace.schema import Outcome
-from workloads.simulated import SimModel, Simulated, check_times
+from workloads.simulation.result import SimModel, Simulated, check_times
 
 #: "No time": later than any event.
 NEVER = 2**62

@@ -53,10 +53,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.engine.native.compiled import compiled
 from symphony_dask.errors import BadInput
-from symphony_dask.scheduling.compiled import compiled
 from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, end_run, start_run
-from workloads.simulated import SimModel, Simulated
+from workloads.simulation.result import SimModel, Simulated
 
 #: A candidate must be at least this many times as large as a running batch to preempt it.
 LAMBDA = 3.03

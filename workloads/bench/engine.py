@@ -5,8 +5,8 @@ times on the monotonic clock (open loop), and a decision that comes late makes i
 loop jumps from event to event, as fast as one core can. What is counted, and what a late decision is, stands at the
 top of ``loops``.
 
-One thread runs the whole engine. Of N threads, N - 1 are model threads (``scheduling.shard``) and one is the rank
-thread (``scheduling.ranks``). Each keeps a core busy, polling the clock.
+One thread runs the whole engine. Of N threads, N - 1 are model threads (``workloads.parallel_engine.model_thread``) and
+one is the rank thread (``workloads.parallel_engine.rank_thread``). Each keeps a core busy, polling the clock.
 """
 
 from __future__ import annotations
@@ -21,17 +21,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.dispatcher import SLACK_SHARE
+from symphony_dask.dispatcher.dispatcher import SLACK_SHARE
+from symphony_dask.engine.engine import Engine
+from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
-from symphony_dask.scheduling.engine import Engine
-from symphony_dask.scheduling.profile import LatencyProfile
-from symphony_dask.scheduling.ranks import make_ranks
-from symphony_dask.scheduling.shard import make_shard
 from symphony_dask.units import NS_PER_MS, NS_PER_S, NS_PER_US
-from workloads.bench.load import OFFERED, bound_hz, carrying, loads, with_room
-from workloads.bench.loops import LATE_NS, Counts, Load, make_counts, quantile_us, run_engine, run_ranks, run_shard
-from workloads.ends import make_ends
-from workloads.zoo import ZOO
+from workloads.parallel_engine.load import OFFERED, bound_hz, carrying, loads, with_room
+from workloads.parallel_engine.loops import (
+    LATE_NS,
+    Counts,
+    Load,
+    make_counts,
+    quantile_us,
+    run_engine,
+    run_ranks,
+    run_shard,
+)
+from workloads.parallel_engine.model_thread import make_shard
+from workloads.parallel_engine.rank_thread import make_ranks
+from workloads.simulation.batch_ends import make_ends
+from workloads.traces.zoo import ZOO
 
 #: From a decision to the start of execution, ns: what a network takes, and what the loop may take without harm.
 CONTROL_NS = 100 * NS_PER_US

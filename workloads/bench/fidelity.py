@@ -17,17 +17,17 @@ from typing import Any
 from distributed import Client
 
 from symphony_dask.backends import Emulated
-from symphony_dask.client import Model, Serving
-from symphony_dask.dispatcher import SLACK_SHARE
+from symphony_dask.client.serving import Model, Serving
+from symphony_dask.dispatcher.dispatcher import SLACK_SHARE
+from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
-from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.units import NS_PER_MS, format_duration
-from workloads import loadgen
-from workloads.bound import BoundModel, goodput_bound
-from workloads.goodput import goodput, mix_arrivals
-from workloads.processes import ProcessCluster
-from workloads.simulate import SimulatedRun, simulate
-from workloads.simulated import SimModel
+from workloads.compare.bound import BoundModel, goodput_bound
+from workloads.compare.goodput import goodput, mix_arrivals
+from workloads.live import load_generator
+from workloads.live.local_cluster import ProcessCluster
+from workloads.simulation.result import SimModel
+from workloads.simulation.simulate import SimulatedRun, simulate
 
 GPUS = 4
 
@@ -66,7 +66,7 @@ class Setting:
 
     @property
     def bound_hz(self) -> float:
-        """``workloads.bound`` of the setting, req/s."""
+        """``workloads.compare.bound`` of the setting, req/s."""
         one = BoundModel(self.profile, self.slo_ns, 1 / self.models)
         return goodput_bound([one] * self.models, GPUS).bound_hz
 
@@ -123,11 +123,13 @@ class Live:
         """Of the scheduler."""
         return self._cluster.address
 
-    def run(self, rate_hz: float, seconds: float, seed: int = 0) -> tuple[loadgen.Loaded, float | None]:
+    def run(self, rate_hz: float, seconds: float, seed: int = 0) -> tuple[load_generator.Loaded, float | None]:
         """Offer Poisson arrivals; returns what became of them and the mean batch."""
         arrivals, choices = mix_arrivals(self.setting.models, rate_hz, seconds, seed=seed)
         before = self._served()
-        loaded = loadgen.offer(self.serving, self.models, arrivals, choices, samples=[bytes(100)] * len(self.models))
+        loaded = load_generator.offer(
+            self.serving, self.models, arrivals, choices, samples=[bytes(100)] * len(self.models)
+        )
         requests, batches = (now - then for now, then in zip(self._served(), before, strict=True))
         return loaded, requests / batches if batches else None
 

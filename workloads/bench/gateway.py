@@ -19,14 +19,14 @@ from typing import Any
 from distributed import Client
 
 from symphony_dask.backends import Emulated
-from symphony_dask.client import Serving
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput, NotServing
 from symphony_dask.units import NS_PER_S
-from workloads import loadgen
-from workloads.arrivals import poisson
 from workloads.bench.fidelity import ATTAINMENT, GPUS, SETTINGS, Live, Setting, highest_rate
 from workloads.bench.peers import PEERS, null_rates
-from workloads.processes import ProcessCluster
+from workloads.live import load_generator
+from workloads.live.local_cluster import ProcessCluster
+from workloads.traces.synthetic_arrivals import poisson
 
 #: A body without JSON: the bytes are the sample (``gateway.infer``).
 BODY = bytes(100)
@@ -129,16 +129,16 @@ def _null(
         serving.deploy("null", Emulated(0.0, 0.0), slo="1s")
         with gateway(cluster.address, processes) as base:
             url = f"{base}/v2/models/null/infer"
-            loadgen.keep_http_under_way(url, CONNECTIONS, min(seconds, 1.0), slo_ns, body=BODY, headers=HEADERS)
+            load_generator.keep_http_under_way(url, CONNECTIONS, min(seconds, 1.0), slo_ns, body=BODY, headers=HEADERS)
             closed = []
             for _ in range(rounds):
-                seen = loadgen.keep_http_under_way(url, CONNECTIONS, seconds, slo_ns, body=BODY, headers=HEADERS)
+                seen = load_generator.keep_http_under_way(url, CONNECTIONS, seconds, slo_ns, body=BODY, headers=HEADERS)
                 closed.append(seen.to_dict() | {"rate_hz": float(seen.answered.sum()) / seconds})
                 on_progress(f"l(b) = 0, closed loop: {closed[-1]['rate_hz']:,.0f} req/s")
             open_loop = []
             for rate in open_loop_hz:
                 arrivals = poisson(rate, seconds, seed=0)
-                offered = loadgen.offer_http(url, arrivals, slo_ns, body=BODY, headers=HEADERS).to_dict()
+                offered = load_generator.offer_http(url, arrivals, slo_ns, body=BODY, headers=HEADERS).to_dict()
                 on_progress(f"l(b) = 0, {rate:,.0f} req/s offered: p50 {offered['p50_ms']}, p99 {offered['p99_ms']} ms")
                 open_loop.append({"rate_hz": rate, **offered})
     closed.sort(key=lambda row: row["rate_hz"])
@@ -160,7 +160,7 @@ def _goodput(setting: Setting, seconds: float, processes: int, on_progress: Call
 
         def good(rate_hz: float) -> float:
             arrivals = poisson(rate_hz, seconds, seed=0)
-            loaded = loadgen.offer_http(url, arrivals, setting.slo_ns, body=BODY, headers=HEADERS)
+            loaded = load_generator.offer_http(url, arrivals, setting.slo_ns, body=BODY, headers=HEADERS)
             share = float(loaded.ok.mean())
             on_progress(f"{setting.name}: {rate_hz:,.0f} req/s, {share:.2%} good")
             return share

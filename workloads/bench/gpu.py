@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from distributed import Client
 
-from symphony_dask.client import Serving
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import open_run
 from symphony_dask.units import NS_PER_MS, format_duration
-from workloads import loadgen
-from workloads.arrivals import poisson
 from workloads.bench.fidelity import ATTAINMENT, highest_rate
-from workloads.bound import BoundModel, goodput_bound
-from workloads.processes import ProcessCluster
+from workloads.compare.bound import BoundModel, goodput_bound
+from workloads.live import load_generator
+from workloads.live.local_cluster import ProcessCluster
+from workloads.traces.synthetic_arrivals import poisson
 
 #: The SLO is at least so many times l(1).
 SLACK = 4.0
@@ -47,7 +47,7 @@ def bench_gpu(
     """
     if not (slo_ms > 0 and seconds > 0 and max_batch > 0):
         raise BadInput(f"slo={slo_ms} ms, seconds={seconds}, max_batch={max_batch}: all must be above 0")
-    from workloads.resnet import SHAPE, resnet50
+    from workloads.live.resnet import SHAPE, resnet50
 
     images = np.random.default_rng(0).integers(0, 256, (COMPARED, *SHAPE), np.uint8)
     with ProcessCluster(1, threads=None) as cluster, Client(cluster.address) as client, Serving(client) as serving:
@@ -74,7 +74,7 @@ def bench_gpu(
             choices = np.zeros(len(arrivals), np.int32)
             with TemporaryDirectory(prefix="symphony-gpu-") as folder:
                 serving.record(f"{folder}/run")
-                loaded = loadgen.offer(serving, [model], arrivals, choices, samples=[images[0]])
+                loaded = load_generator.offer(serving, [model], arrivals, choices, samples=[images[0]])
                 serving.stop_recording()
                 summary = open_run(f"{folder}/run").summary()
             share = float(loaded.ok.mean())

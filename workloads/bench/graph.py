@@ -18,9 +18,9 @@ from typing import Any
 from distributed import Client
 
 from symphony_dask.backends import Emulated
-from symphony_dask.client import Serving
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput
-from workloads.processes import ProcessCluster
+from workloads.live.local_cluster import ProcessCluster
 
 WORKERS = 2
 THREADS = (1, 8)

@@ -16,11 +16,11 @@ import numpy as np
 from distributed import Client
 
 from symphony_dask.backends import Emulated
-from symphony_dask.client import Model, Serving
+from symphony_dask.client.serving import Model, Serving
 from symphony_dask.errors import BadInput
-from workloads import loadgen
-from workloads.arrivals import poisson
-from workloads.processes import ProcessCluster
+from workloads.live import load_generator
+from workloads.live.local_cluster import ProcessCluster
+from workloads.traces.synthetic_arrivals import poisson
 
 WORKERS = 2
 
@@ -57,9 +57,9 @@ def bench_live(
         serving.set_policy("eager")
         model = serving.deploy("null", Emulated(0.0, 0.0), slo="1s", max_batch=batch)
         on_progress("closed loop over the lane")
-        loadgen.keep_under_way(serving, model, under_way, min(1.0, seconds), sample=sample)
+        load_generator.keep_under_way(serving, model, under_way, min(1.0, seconds), sample=sample)
         before, cpu_before = _served(serving), client.run_on_scheduler(time.process_time)
-        loaded = loadgen.keep_under_way(serving, model, under_way, seconds, sample=sample)
+        loaded = load_generator.keep_under_way(serving, model, under_way, seconds, sample=sample)
         cpu_s = client.run_on_scheduler(time.process_time) - cpu_before
         requests, batches = (now - then for now, then in zip(_served(serving), before, strict=True))
         lane_hz = float(loaded.answered.sum()) / seconds
@@ -73,7 +73,7 @@ def bench_live(
             arrivals = poisson(rate, seconds, seed=0)
             choices = np.zeros(len(arrivals), np.int32)
             cpu_before = client.run_on_scheduler(time.process_time)
-            seen = loadgen.offer(serving, [model], arrivals, choices, samples=[sample]).to_dict()
+            seen = load_generator.offer(serving, [model], arrivals, choices, samples=[sample]).to_dict()
             cpu = client.run_on_scheduler(time.process_time) - cpu_before
             open_loop.append(
                 {

@@ -17,10 +17,10 @@ import psutil
 from distributed import Client
 
 from symphony_dask.backends import Emulated
-from symphony_dask.client import Serving
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput
 from workloads.bench.live import WORKERS, closed_loop
-from workloads.processes import ProcessCluster
+from workloads.live.local_cluster import ProcessCluster
 
 #: Rounds between which memory is read.
 ROUNDS = 40

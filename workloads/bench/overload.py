@@ -20,16 +20,16 @@ import psutil
 from distributed import Client
 
 from symphony_dask.backends import Emulated
-from symphony_dask.client import Model, Serving
+from symphony_dask.cli.partial_files import whole_file
+from symphony_dask.client.serving import Model, Serving
+from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
-from symphony_dask.scheduling.profile import LatencyProfile
 from symphony_dask.trace import Outcome
-from symphony_dask.unfinished import whole_file
 from symphony_dask.units import NS_PER_MS, NS_PER_S, format_duration
-from workloads import loadgen
-from workloads.arrivals import poisson
-from workloads.bound import BoundModel, goodput_bound
-from workloads.processes import ProcessCluster
+from workloads.compare.bound import BoundModel, goodput_bound
+from workloads.live import load_generator
+from workloads.live.local_cluster import ProcessCluster
+from workloads.traces.synthetic_arrivals import poisson
 
 #: Offered loads over capacity; the first ones find the peak.
 TIMES = (0.5, 0.8, 1.0, 2.0, 5.0, 10.0, 20.0)
@@ -182,8 +182,8 @@ def _offer(
     arrivals: npt.NDArray[np.int64],
     choices: npt.NDArray[np.int32],
     sample: bytes,
-) -> loadgen.Loaded:
-    return loadgen.offer(serving, models, arrivals, choices, samples=[sample] * len(models), drain_s=10)
+) -> load_generator.Loaded:
+    return load_generator.offer(serving, models, arrivals, choices, samples=[sample] * len(models), drain_s=10)
 
 
 class _Memory:
@@ -219,7 +219,7 @@ def draw(found: dict[str, Any], path: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from workloads.svg import COLOURS
+    from workloads.analysis.svg import COLOURS
 
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)

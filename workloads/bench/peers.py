@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import psutil
 
 from symphony_dask.errors import BadInput, NotServing
-from workloads import loadgen
-from workloads.arrivals import poisson
 from workloads.bench.fidelity import ATTAINMENT, GPUS, SETTINGS, Live, Setting, highest_rate, live_goodput
+from workloads.live import load_generator
+from workloads.traces.synthetic_arrivals import poisson
 
 _SERVERS = Path(__file__).with_name("peer_servers")
 
@@ -138,10 +138,10 @@ def null_rates(
         python = _environment(name, folder, on_progress)
         with _Server(peer, python, setting, Knobs(0.45, 0.0)) as server:
             request: dict[str, Any] = {"body": peer.body, "content_type": peer.content_type}
-            loadgen.keep_http_under_way(server.url, connections, min(seconds, 1.0), setting.slo_ns, **request)
+            load_generator.keep_http_under_way(server.url, connections, min(seconds, 1.0), setting.slo_ns, **request)
             runs = []
             for _ in range(rounds):
-                seen = loadgen.keep_http_under_way(server.url, connections, seconds, setting.slo_ns, **request)
+                seen = load_generator.keep_http_under_way(server.url, connections, seconds, setting.slo_ns, **request)
                 runs.append((float(seen.answered.sum()) / seconds, seen.to_dict()))
                 on_progress(f"{name}, l(b) = 0, closed loop: {runs[-1][0]:,.0f} req/s")
         runs.sort(key=lambda run: run[0])
@@ -245,7 +245,7 @@ class _Server:
         """As ``fidelity.live_goodput``."""
 
         def good(rate_hz: float) -> float:
-            loaded = loadgen.offer_http(
+            loaded = load_generator.offer_http(
                 self.url,
                 poisson(rate_hz, seconds, seed=0),
                 self._setting.slo_ns,

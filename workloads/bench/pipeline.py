@@ -17,12 +17,12 @@ import numpy as np
 from distributed import Client
 
 from symphony_dask.backends import Emulated
-from symphony_dask.client import Serving
+from symphony_dask.client.pipeline import Pipeline
+from symphony_dask.client.serving import Serving
+from symphony_dask.client.stages import Ensemble
 from symphony_dask.errors import BadInput
-from symphony_dask.pipeline import Pipeline
-from symphony_dask.stages import Ensemble
 from symphony_dask.units import NS_PER_MS
-from workloads.processes import ProcessCluster
+from workloads.live.local_cluster import ProcessCluster
 
 WORKERS = 2
 

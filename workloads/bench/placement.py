@@ -16,12 +16,12 @@ from typing import Any
 from distributed import Client
 
 from symphony_dask.backends import Emulated
-from symphony_dask.client import Serving
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput, NotServing
-from workloads import loadgen
-from workloads.arrivals import assign, poisson
-from workloads.processes import ProcessCluster
-from workloads.zoo import POPULARITIES
+from workloads.live import load_generator
+from workloads.live.local_cluster import ProcessCluster
+from workloads.traces.synthetic_arrivals import assign, poisson
+from workloads.traces.zoo import POPULARITIES
 
 #: l(b) of each model, ms, and the bytes that each is said to need.
 _ALPHA_MS, _BETA_MS, _MEMORY = 1.0, 5.0, 1 << 30
@@ -65,7 +65,7 @@ def bench_placement(
         choices = assign(len(arrivals), POPULARITIES["zipf"](models), seed=1)
         before = serving.status()
         on_progress(f"offering {len(arrivals)} requests in {seconds:g} s")
-        loaded = loadgen.offer(serving, served, arrivals, choices)
+        loaded = load_generator.offer(serving, served, arrivals, choices)
         after = serving.status()
     loads, evictions = (after[what] - before[what] for what in ("loads", "evictions"))
     most = max(slot["memory_bytes"] for worker in after["workers"].values() for slot in worker["health"])

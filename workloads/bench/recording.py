@@ -16,11 +16,11 @@ from typing import Any
 from distributed import Client
 
 from symphony_dask.backends import Emulated
-from symphony_dask.client import Serving
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput
-from workloads import loadgen
 from workloads.bench.live import WORKERS
-from workloads.processes import ProcessCluster
+from workloads.live import load_generator
+from workloads.live.local_cluster import ProcessCluster
 
 
 def bench_recording(
@@ -52,7 +52,7 @@ def bench_recording(
 
         def measure(length: float) -> tuple[float, float]:
             cpu = client.run_on_scheduler(time.process_time)
-            loaded = loadgen.keep_under_way(serving, model, under_way, length, sample=bytes(100))
+            loaded = load_generator.keep_under_way(serving, model, under_way, length, sample=bytes(100))
             answered = float(loaded.answered.sum())
             return answered / length, (client.run_on_scheduler(time.process_time) - cpu) / answered * 1e6
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from workloads.data import AZURE_LLM_FILE
-from workloads.importers import azure_llm
+from workloads.traces.importers import azure_llm
 
 
 def build(csv: Path, folder: Path) -> Path:

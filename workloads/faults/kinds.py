@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from symphony_dask.client import Serving
+from symphony_dask.client.serving import Serving
 from workloads.faults import clock
 from workloads.faults.cluster import FaultyCluster, Part
 from workloads.faults.models import MODES, tell

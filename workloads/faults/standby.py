@@ -15,16 +15,16 @@ from collections.abc import Callable, Sequence
 def _scheduler() -> Callable[[Sequence[str]], object]:
     from distributed.cli import dask_scheduler
 
-    from symphony_dask import plugin
+    from symphony_dask.plugin import scheduler_plugin
 
-    plugin.warm_up()
+    scheduler_plugin.warm_up()
     return lambda arguments: dask_scheduler.main(arguments, prog_name="dask scheduler")
 
 
 def _worker() -> Callable[[Sequence[str]], object]:
     from distributed.cli import dask_worker
 
-    import symphony_dask.worker  # noqa: F401  as it is sent here pickled
+    import symphony_dask.slot.runtime  # noqa: F401  as it is sent here pickled
 
     return lambda arguments: dask_worker.main(arguments, prog_name="dask worker")
 

@@ -7,7 +7,7 @@ import time
 import numpy as np
 from distributed import Client
 
-from symphony_dask.client import Serving
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import SymphonyError
 
 #: Requests a second.

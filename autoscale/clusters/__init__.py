@@ -1,0 +1,1 @@
+"""Fleets as Dask cluster objects, and policies for ``cluster.adapt``."""

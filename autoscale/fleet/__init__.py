@@ -1,0 +1,1 @@
+"""A fleet of instances brought to a target, safely."""

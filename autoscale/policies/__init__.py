@@ -1,0 +1,1 @@
+"""How many GPUs there should be: pure functions of what was seen."""

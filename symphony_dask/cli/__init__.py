@@ -1,0 +1,1 @@
+"""``symphony``, also as ``dask symphony``."""

@@ -1,0 +1,1 @@
+"""What is deployed where: deployments, placement, drains, the state file."""

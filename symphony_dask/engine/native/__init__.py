@@ -1,0 +1,1 @@
+"""How the engine is compiled, and where its arrays and machine code live."""

@@ -1,0 +1,1 @@
+"""The HTTP formats of requests and answers: Open Inference Protocol v2, and TensorFlow Serving's v1."""

@@ -1,0 +1,305 @@
+"""Held tasks: Dask tasks whose function is a model, from when they could run until their batch is at a worker.
+
+A client of the dispatcher inside the scheduler process, beside those on the lane. To Dask a held task is one that may
+run on no worker (state ``no-worker``), because its worker restriction names none. When it gets there, all that it
+depends on is in memory: it becomes a request, which arrives now. When the engine dispatches the batch, the tasks in it
+are sent to its worker and stay restricted to none: whatever brings a task back (a lost worker, a retry) holds it again.
+
+Dask decides what becomes of a task; a request only follows. So each of them may end first, and is then told apart by
+its number: one request of a task at most is *open*, and what is heard of others is of no interest.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from dask._task_spec import Task
+from distributed.protocol import pickle
+
+from symphony_dask import errors
+from symphony_dask.dispatcher.dispatcher import Dispatcher
+from symphony_dask.errors import RequestError, SymphonyError, UnknownModel
+from symphony_dask.plugin.graph_function import Wish, held_function, wish_of
+from symphony_dask.plugin.task_rendezvous import GATHER_S, LATE
+from symphony_dask.text import did_you_mean, listed, shown
+from symphony_dask.wire.connection import (
+    CANCEL,
+    RESULT,
+    RESULT_ROW,
+    SUBMIT,
+    SUBMIT_ROW,
+    Buffer,
+    column,
+    now_ns,
+    pack_rows,
+    read_rows,
+)
+
+logger = logging.getLogger(__name__)
+
+#: A worker restriction that no worker meets.
+NOWHERE = "symphony://held"
+
+#: So often a task may miss its batch, each time with a new deadline, before it errs.
+MAX_MISSES = 3
+
+#: Before all priorities that users give: a held task goes first at its worker, where its batch waits for it.
+_FIRST = -(2**31)
+
+
+@dataclass
+class Held:
+    """A task that is held, or was and may be again.
+
+    ts: the scheduler's state of it; name: what it was called when it was last sent to a worker; request: its open
+    request, -1 if there is none; worker: where that was dispatched to; ready_ns: since when it could run; again: a new
+    request is due though Dask said nothing; misses: how often it came too late for its batch.
+    """
+
+    ts: Any
+    wish: Wish | SymphonyError
+    name: str = ""
+    request: int = -1
+    worker: str = ""
+    ready_ns: int = 0
+    again: bool = False
+    misses: int = 0
+
+
+class HeldTasks:
+    """All held tasks of a scheduler; ``peer`` and ``send`` are what the dispatcher knows of a client."""
+
+    def __init__(self, scheduler: Any, dispatcher: Dispatcher, loop: Any) -> None:
+        self.peer: Any = None
+        self._scheduler = scheduler
+        self._dispatcher = dispatcher
+        self._loop = loop
+        self._tasks: dict[Any, Held] = {}
+        self._open: dict[int, Held] = {}
+        self._next = 0
+        self._moved: dict[Any, None] = {}
+
+    # What Dask says
+
+    def admit(self, keys: Any) -> None:
+        """Hold those of some new tasks whose function is a model; before Dask looks for workers for them."""
+        tasks = self._scheduler.tasks
+        for key in keys:
+            ts = tasks.get(key)
+            wish = None if ts is None else wish_of(ts.run_spec, ts.annotations)
+            if wish is None:
+                continue
+            if self.peer is None:
+                self._dispatcher.add_local(self)
+            earlier = self._tasks.get(key)
+            if earlier is not None:
+                if earlier.ts is ts:
+                    continue
+                self._close(earlier, cancel=True)
+            self._tasks[key] = Held(ts, wish)
+            ts.worker_restrictions = {NOWHERE}
+            ts.host_restrictions = ts.resource_restrictions = None
+            ts.loose_restrictions = False
+            ts.priority = (_FIRST, *ts.priority[1:])
+
+    def holds(self, key: Any) -> bool:
+        return key in self._tasks
+
+    def moved(self, key: Any, finish: str) -> None:
+        """A task of Dask's came into another state; looked at when all of this event's transitions are done."""
+        held = self._tasks.get(key)
+        if held is None or finish in ("waiting", "processing"):  # what follows says more
+            return
+        if finish == "no-worker":
+            held.ready_ns = now_ns()
+        self._look(key)
+
+    def _look(self, key: Any) -> None:
+        if not self._moved:
+            self._loop.call_soon(self._flush)
+        self._moved[key] = None
+
+    def _flush(self) -> None:
+        """Have requests follow what became of their tasks."""
+        moved, self._moved = self._moved, {}
+        new = []
+        for key in moved:
+            held = self._tasks.get(key)
+            if held is None:
+                continue
+            try:
+                if self._follow(key, held):
+                    new.append(held)
+            except Exception:
+                logger.exception("held task %r", key)
+        try:
+            self._submit(new)
+        except Exception:
+            logger.exception("%d held tasks could not be submitted", len(new))
+
+    def _follow(self, key: Any, held: Held) -> bool:
+        """Whether a task needs a new request."""
+        ts = held.ts
+        if self._scheduler.tasks.get(key) is not ts:  # forgotten
+            self._close(held, cancel=True)
+            del self._tasks[key]
+            return False
+        if ts.state == "no-worker":
+            if held.request >= 0 and held.worker in self._scheduler.workers:
+                self._close(held)  # the task came back by itself, as when it is retried
+            # With a lost worker the engine queues the request again by itself.
+            return held.request < 0
+        if ts.state == "processing":
+            return held.again and held.request < 0
+        # One that is in flight ends with its batch; one that is queued, again or still, would run for nobody.
+        in_flight = held.worker in self._scheduler.workers
+        self._close(held, cancel=not (ts.state in ("memory", "erred") and in_flight))
+        return False
+
+    # Requests
+
+    def _submit(self, new: list[Held]) -> None:
+        """One SUBMIT for all tasks that became runnable together."""
+        ids, rows = [], []
+        by_name = self._dispatcher.numbers
+        now = now_ns()
+        for held in new:
+            wish = held.wish
+            if isinstance(wish, SymphonyError):
+                self._err(held, wish)
+                continue
+            model_id = by_name.get(wish.model.name)
+            if model_id is None:
+                text = f"model {shown(wish.model.name)} is not deployed; deployed are {listed(by_name)}"
+                self._err(held, UnknownModel(f"{text}{did_you_mean(wish.model.name, by_name)}"))
+                continue
+            held.request, held.worker = self._next, ""
+            self._next += 1
+            self._open[held.request] = held
+            ids.append(held.request)
+            rows.append((model_id, wish.slo_ns, 0 if held.again else now - held.ready_ns, wish.priority))
+            held.again = False
+        if not ids:
+            return
+        models, slos, ages, priorities = zip(*rows, strict=True)
+        frame = pack_rows(SUBMIT_ROW, len(ids), id=ids, slo=slos, age=ages, model=models, priority=priorities)
+        self._dispatcher.hear_local([SUBMIT, frame])
+
+    def _close(self, held: Held, *, cancel: bool = False) -> None:
+        """Nothing more is to be heard of a task's open request."""
+        if held.request < 0:
+            return
+        self._open.pop(held.request, None)
+        if cancel:
+            self._dispatcher.hear_local([CANCEL, column([held.request])])
+        held.request, held.worker = -1, ""
+
+    # What the dispatcher says
+
+    def send(self, fields: list[Any], *blobs: Buffer) -> None:
+        """A frame of the dispatcher's; RESULT says how requests ended."""
+        if fields[0] != RESULT:
+            return
+        failed = fields[2]
+        for i, request in enumerate(read_rows(fields[1], RESULT_ROW)["id"].tolist()):
+            held = self._open.pop(request, None)
+            if held is None:
+                continue
+            held.request, held.worker = -1, ""
+            if i in failed:
+                try:
+                    self._failed(held, *failed[i])
+                except Exception:
+                    logger.exception("held task %r", held.ts.key)
+
+    def _failed(self, held: Held, kind: str, text: str) -> None:
+        """A request got no answer: the task errs, or tries again where the reason is none of the request's."""
+        if kind == "ModelError" and text == LATE:
+            held.misses += 1
+            if held.misses < MAX_MISSES:
+                self._request_again(held)
+            else:
+                text = f"{LATE}, {held.misses} times: what it depends on took longer than {GATHER_S:g} s to get there"
+                self._err(held, RequestError(text))
+        elif kind == "WorkerLost":  # Dask counts lost workers for itself, and says when there were too many
+            self._request_again(held)
+        elif kind != "ModelError":  # the task itself raises that, or ended before
+            self._err(held, getattr(errors, kind, RequestError)(text))
+
+    def _request_again(self, held: Held) -> None:
+        held.again = True
+        self._look(held.ts.key)
+
+    def _err(self, held: Held, error: SymphonyError) -> None:
+        """Have a task err, or try again if it has retries left."""
+        ts, scheduler = held.ts, self._scheduler
+        if scheduler.tasks.get(ts.key) is not ts:
+            return
+        stimulus = f"symphony-err-{time.time()}"
+        if ts.state == "processing":
+            scheduler.transitions({ts.key: "released"}, stimulus)
+        if ts.state != "no-worker":
+            return
+        if ts.retries and isinstance(error, RequestError):
+            ts.retries -= 1
+            self._request_again(held)
+            return
+        text = f"{type(error).__name__}: {error}"
+        then = scheduler.transition(
+            ts.key,
+            "erred",
+            stimulus,
+            exception=pickle.dumps(error),
+            cause=ts.key,
+            exception_text=text,
+            traceback_text="",
+        )
+        scheduler.transitions(then, stimulus)
+
+    def dispatched(self, address: str, requests: list[int]) -> list[str]:
+        """Requests have left for a worker in one batch: send their tasks there, and say what they are called.
+
+        The name is empty where no task will come.
+        """
+        try:
+            return self._release(address, [self._open.get(request) for request in requests])
+        except Exception:
+            logger.exception("held tasks could not be sent to %s", address)
+            return [""] * len(requests)
+
+    def _prepare(self, held: Held, address: str) -> None:
+        """Have a task run at a worker, under a new name: what is still said there of an earlier run is not of this."""
+        assert isinstance(held.wish, Wish)
+        ts, spec = held.ts, held.ts.run_spec
+        held.name = f"{ts.key!r} for request {held.request}"
+        ts.run_spec = Task(spec.key, held_function(held.name, held.wish.model), *spec.args, **spec.kwargs)
+        ts.worker_restrictions = {address}
+
+    def _release(self, address: str, batch: list[Held | None]) -> list[str]:
+        scheduler = self._scheduler
+        stimulus = f"symphony-dispatch-{time.time()}"
+        tasks = [held for held in batch if held is not None]
+        strayed = [h for h in tasks if h.ts.state == "processing" and h.ts.processing_on.address != address]
+        if strayed:  # their worker is lost and Dask does not know yet, or they missed a batch there
+            scheduler.transitions({h.ts.key: "released" for h in strayed}, stimulus)
+        waiting = [h for h in tasks if h.ts.state == "no-worker"]
+        for held in waiting:
+            self._prepare(held, address)
+        # Recommendations are followed from the last.
+        scheduler.transitions({h.ts.key: "processing" for h in reversed(waiting)}, stimulus)
+        for held in waiting:
+            held.ts.worker_restrictions = {NOWHERE}
+        there = set()
+        for held in tasks:
+            ts = held.ts
+            held.worker = ""
+            if ts.state == "processing" and ts.processing_on.address == address:
+                held.worker = address
+                there.add(held.name)
+                if ts not in ts.processing_on.long_running:
+                    # It takes no thread, so plain tasks are not to be kept from the worker on its account.
+                    scheduler.handle_long_running(ts.key, address, ts.run_id, None, stimulus)
+        return [held.name if held is not None and held.name in there else "" for held in batch]

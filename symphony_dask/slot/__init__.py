@@ -1,0 +1,1 @@
+"""A GPU slot loads models and runs batches."""

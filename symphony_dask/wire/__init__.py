@@ -1,0 +1,1 @@
+"""What crosses process borders: messages, framing, and payloads. The only code that knows bytes."""

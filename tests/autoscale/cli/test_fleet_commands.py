@@ -1,0 +1,165 @@
+"""`symphony up`, `down`, `orphans` and `autoscale`, on a fleet of local processes and on EC2 behind the front."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from autoscale.cli import fleet as fleet_commands
+from autoscale.fleet.controller import Controller, fixed
+from autoscale.fleet.fleet import Launch
+from autoscale.fleet.reconcile import Settings
+from autoscale.fleet.scheduler_view import DaskCluster
+from autoscale.providers.local import LocalFleet
+from symphony_dask.cli.serve import status
+from tests.helpers.aws.controller_process import fleet as ec2_fleet
+from tests.helpers.aws.ec2 import TEMPLATE, ZONES, AwsFront
+from tests.helpers.cluster import Cluster, wait_until
+
+
+@pytest.fixture(scope="module")
+def empty_cluster() -> Iterator[Cluster]:
+    with Cluster(0, settings={"DASK_SYMPHONY__POLICY": "eager"}) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def local(empty_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Options of a local fleet of its own."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    yield ["--provider", "local", "--fleet", "cli", "--scheduler", empty_cluster.address, "--local-usd-per-hour", "2"]
+    fleet = LocalFleet("cli", "")
+    fleet.terminate([i.id for i in fleet.list()])
+    wait_until(lambda: not [i for i in fleet.list() if i.live], "the end of all processes")
+
+
+def ran(command: click.Command, *arguments: str, **options: Any) -> Result:
+    return CliRunner().invoke(command, list(arguments), **options)
+
+
+def found(result: Result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.output
+    value: dict[str, Any] = json.loads(result.stdout)
+    return value
+
+
+CAPS = ["--max-instances", "3", "--max-usd-per-hour", "5"]
+
+
+def test_up_shows_a_plan_with_its_cost_and_launches_nothing_unless_told(local: list[str]) -> None:
+    shown = ran(fleet_commands.up, *local, *CAPS, "--gpus", "9", "--dry-run")
+    assert shown.exit_code == 0
+    assert "then at most 4.00 USD an hour; the cap of 5 USD an hour" in shown.stdout
+    refused = ran(fleet_commands.up, *local, *CAPS, "--gpus", "1", input="n\n")
+    assert refused.exit_code == 1
+    assert "Launch 1 instances?" in refused.output
+    assert LocalFleet("cli", "").list() == []
+
+
+@pytest.mark.slow  # the same on EC2 is in the normal run
+def test_up_then_orphans_status_and_down(local: list[str], empty_cluster: Cluster) -> None:
+    up = found(ran(fleet_commands.up, *local, *CAPS, "--gpus", "2", "--yes", "--json"))
+    assert (up["gpus_ready"], up["usd_per_hour"], len(up["launched"])) == (2, 4.0, 2)
+    again = found(ran(fleet_commands.up, *local, *CAPS, "--gpus", "2", "--yes", "--json"))
+    assert again["planned"] == again["launched"] == []
+
+    orphans = found(ran(fleet_commands.orphans, *local, "--json"))
+    assert (orphans["instances"], orphans["orphans"]) == (2, [])
+    unknown = local[: local.index("--scheduler")]
+    assert len(found(ran(fleet_commands.orphans, *unknown, "--json"))["orphans"]) == 2
+
+    kept = ran(fleet_commands.down, *local, "--dry-run")
+    assert "fleet cli: 2 instances, at most 4.00 USD an hour" in kept.stdout
+    down = found(ran(fleet_commands.down, *local, "--yes", "--json"))
+    assert (len(down["ended"]), down["left"]) == (2, [])
+    told = ran(status, "--scheduler", empty_cluster.address)
+    assert told.exit_code == 0
+    assert "retired for" in told.output
+
+
+def test_status_shows_the_fleet_as_its_controller_last_saw_it(local: list[str], empty_cluster: Cluster) -> None:
+    with DaskCluster(empty_cluster.address) as cluster:
+        caps = Settings(max_instances=3, max_usd_per_hour=math.inf)
+        controller = Controller(caps, LocalFleet("cli", ""), cluster, fixed(0))
+        for _ in range(2):  # what one look found is told with the next
+            assert controller.tick() is not None
+    told = ran(status, "--scheduler", empty_cluster.address)
+    assert "no instances; 0 GPUs wanted; 0.00 USD an hour at most" in told.output
+    report = found(ran(status, "--scheduler", empty_cluster.address, "--json"))["fleets"]["cli"]
+    assert (report["gpus"], report["max_instances"], report["max_usd_per_hour"]) == (0, 3, None)
+
+
+def test_down_without_a_scheduler_has_to_be_told_that_it_may_lose_work(local: list[str]) -> None:
+    fleet = LocalFleet("cli", "tcp://127.0.0.1:1", boot_s=600.0)
+    fleet.launch(Launch(0, 1, fleet.offers()[0]))
+    unknown = local[: local.index("--scheduler")]
+    refused = ran(fleet_commands.down, *unknown, "--yes")
+    assert refused.exit_code == 1
+    assert "give --scheduler, so that workers can be drained, or --now" in refused.output
+    assert found(ran(fleet_commands.down, *unknown, "--now", "--yes", "--json"))["left"] == []
+
+
+def test_an_instance_whose_worker_does_not_join_is_an_orphan_and_can_be_ended(local: list[str]) -> None:
+    fleet = LocalFleet("cli", "tcp://127.0.0.1:1", boot_s=600.0)
+    fleet.launch(Launch(0, int((time.time() - 3600) * 1000), fleet.offers()[0]))
+    listed = found(ran(fleet_commands.orphans, *local, "--json"))
+    assert [o["slot"] for o in listed["orphans"]] == [0]
+    young = found(ran(fleet_commands.orphans, *local, "--join-timeout", "2h", "--json"))
+    assert young["orphans"] == []
+    assert found(ran(fleet_commands.orphans, *local, "--terminate", "--yes", "--json"))["terminated"]
+    wait_until(lambda: not [i for i in fleet.list() if i.live], "its end")
+
+
+def test_the_same_on_ec2(empty_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    with AwsFront() as front:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", front.url)
+        zones = [option for zone in ZONES for option in ("--zone", zone)]
+        where = ["--fleet", "test", "--launch-template", TEMPLATE, *zones, "--type", "g5.xlarge"]
+        scheduler = ["--scheduler", empty_cluster.address]
+        wait_until(lambda: ran(fleet_commands.orphans, *where, *scheduler).exit_code == 0, "the scheduler")
+        settle = ["--settle", "1s", "--no-wait"]
+        up = found(ran(fleet_commands.up, *where, *scheduler, *CAPS, *settle, "--gpus", "2", "--yes", "--json"))
+        assert [(p["instance_type"], p["zone"]) for p in up["planned"]] == [("g5.xlarge", z) for z in ZONES]
+        assert up["usd_per_hour"] == 2.012
+        assert len(front.live()) == 2
+        assert [i.slot for i in ec2_fleet(front.url).list()] == [0, 1]
+        down = found(ran(fleet_commands.down, *where, "--now", "--yes", "--json"))
+        assert down["left"] == []
+        assert front.live() == []
+
+
+def test_ec2_needs_to_know_what_and_where() -> None:
+    refused = ran(fleet_commands.orphans, "--region", "us-east-1")
+    assert refused.exit_code == 1
+    assert "EC2 needs --stack NAME, or --launch-template and --zone" in refused.output
+
+
+def test_prices_are_shown_and_written(tmp_path: Path) -> None:
+    shown = found(ran(fleet_commands.prices, "--json", "--out", str(tmp_path / "prices.json")))
+    assert json.loads((tmp_path / "prices.json").read_text()) == shown
+    assert "g5.xlarge" in ran(fleet_commands.prices).stdout
+
+
+def test_autoscale_without_a_subcommand_runs() -> None:
+    group = fleet_commands.RunByDefault("autoscale")
+    given: list[str] = []
+
+    @group.command()
+    @click.option("--scheduler")
+    def run(scheduler: str) -> None:
+        given.append(scheduler)
+
+    assert ran(group, "--scheduler", "tcp://a:1").exit_code == 0
+    assert ran(group, "run", "--scheduler", "tcp://b:2").exit_code == 0
+    assert ran(group, "--help").exit_code == 0
+    assert given == ["tcp://a:1", "tcp://b:2"]

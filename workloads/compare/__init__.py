@@ -1,0 +1,1 @@
+"""Schedulers side by side: goodput, GPUs needed, and the bound."""

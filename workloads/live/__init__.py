@@ -1,0 +1,1 @@
+"""Load on a live cluster: generators, replay, demo, soak."""

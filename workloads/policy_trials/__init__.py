@@ -1,0 +1,1 @@
+"""Scaling policies tried on traces, under virtual time."""
