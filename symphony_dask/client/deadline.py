@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 
+from symphony_dask.clock import now_ns
 from symphony_dask.units import parse_duration_ns
-from symphony_dask.wire.connection import now_ns
 
 _ends_ns: ContextVar[int | None] = ContextVar("symphony_deadline", default=None)
 
 
 class Until:
-    """``deadline`` by its end, on ``connection.now_ns``.
+    """``deadline`` by its end, on ``clock.now_ns``.
 
     A class, since a generator's context manager writes to what is raised within it, which not every exception allows.
     """

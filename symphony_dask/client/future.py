@@ -51,7 +51,7 @@ os.register_at_fork(after_in_child=_renew_lock)
 class Waiting(Protocol):
     """What the lane keeps of a request until it ends; one of the two is called, once, in the event loop's thread.
 
-    ends_ns: its deadline as far as the client knows, on ``connection.now_ns``; set by the lane. answered_in: the event
+    ends_ns: its deadline as far as the client knows, on ``clock.now_ns``; set by the lane. answered_in: the event
         loop
         in which it ends; set by the lane, too.
     """

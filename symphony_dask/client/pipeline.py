@@ -36,6 +36,7 @@ from symphony_dask.client.stages import (
     runs_functions_last,
 )
 from symphony_dask.client.user_functions import UserFunction
+from symphony_dask.clock import now_ns
 from symphony_dask.dispatcher.delay import Latency
 from symphony_dask.errors import (
     BadInput,
@@ -50,7 +51,6 @@ from symphony_dask.errors import (
 from symphony_dask.text import brief
 from symphony_dask.units import NS_PER_S, Seconds, format_duration, parse_duration_ns
 from symphony_dask.wait_checks import AnsweringLoop
-from symphony_dask.wire.connection import now_ns
 
 if TYPE_CHECKING:
     from symphony_dask.client.serving import Model

@@ -6,8 +6,8 @@ import random
 from collections.abc import Callable
 
 from symphony_dask.client.future import InferenceFuture
+from symphony_dask.clock import now_ns
 from symphony_dask.errors import NoGPUWorker, Overloaded, SymphonyError, WorkerLost
-from symphony_dask.wire.connection import now_ns
 
 #: What another try may mend. A connection that is lost is not among it, because then there is no way to send.
 RETRIED = (WorkerLost, Overloaded, NoGPUWorker)

@@ -31,6 +31,7 @@ from symphony_dask.client.notebook import latency_text, serving_html, table
 from symphony_dask.client.pickling import pickled
 from symphony_dask.client.retry import RetriedFuture
 from symphony_dask.client.transfer import Direct
+from symphony_dask.clock import now_ns
 from symphony_dask.engine.engine import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY
 from symphony_dask.engine.latency_profile import DEFAULT_MAX_BATCH, LatencyProfile
 from symphony_dask.errors import (
@@ -66,7 +67,6 @@ from symphony_dask.wire.connection import (
     Connection,
     column,
     connect,
-    now_ns,
     pack_rows,
     read_column,
     read_rows,

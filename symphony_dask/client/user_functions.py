@@ -72,7 +72,7 @@ class UserFunction:
         self._waiting: deque[_Call] = deque()
 
     async def __call__(self, x: Any, ends_ns: int, within_ns: int) -> Any:
-        """What the function returns for ``x``. ends_ns: the deadline on ``connection.now_ns``, which is ``within_ns``
+        """What the function returns for ``x``. ends_ns: the deadline on ``clock.now_ns``, which is ``within_ns``
         away.
 
         Raises ``DeadlineExceeded``, and what the function raises (``named``).

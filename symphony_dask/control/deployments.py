@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from symphony_dask.backends.sample import check_sample
+from symphony_dask.clock import now_ns
 from symphony_dask.control.loader import Loader, until
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.dispatcher.routing import Canary
@@ -27,7 +28,6 @@ from symphony_dask.errors import BadInput, SymphonyError, UnknownModel
 from symphony_dask.text import did_you_mean, listed, shown
 from symphony_dask.units import format_duration
 from symphony_dask.wire import codec
-from symphony_dask.wire.connection import now_ns
 
 #: Versions of a name that are remembered beside those that serve.
 KEPT = 3

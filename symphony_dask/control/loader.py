@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from symphony_dask import errors
+from symphony_dask.clock import now_ns
 from symphony_dask.control.placement import (
     ALLOW,
     ALLOW_NS,
@@ -38,7 +39,7 @@ from symphony_dask.errors import DeploymentError, NoGPUWorker, SymphonyError
 from symphony_dask.text import brief, plain
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_S, format_duration
-from symphony_dask.wire.connection import Connection, now_ns
+from symphony_dask.wire.connection import Connection
 
 if TYPE_CHECKING:
     from symphony_dask.control.deployments import Deployment

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.clock import now_ns
 from symphony_dask.dispatcher.cold_start_queue import Waiting
 from symphony_dask.dispatcher.delay import Latency
 from symphony_dask.dispatcher.drop_reasons import why_dropped
@@ -76,7 +77,6 @@ from symphony_dask.wire.connection import (
     Connection,
     check_hello,
     in_parts,
-    now_ns,
     pack_rows,
     read_answers,
     read_column,
@@ -133,7 +133,7 @@ class Dispatcher:
     on_aside: called with a worker's connection, a slot, a model and why, when the slot goes on without a batch of that
         model that hangs (-1: the slot goes on as another GPU, and no batch was lost); on_back: with the first three,
         when such a batch has ended after all.
-    Times inside are ns on ``connection.now_ns``; recorded ones count from the start of the recording.
+    Times inside are ns on ``clock.now_ns``; recorded ones count from the start of the recording.
     """
 
     def __init__(

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.clock import now_ns
 from symphony_dask.dispatcher.request_table import Rows
 from symphony_dask.engine.events import EVENT, Journal
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.engine.request_kernels import ENTRY, LATENCY_BINS
 from symphony_dask.trace import SCHEMAS, BatchOutcome, Outcome, Recorder
 from symphony_dask.trace.columns import Events
-from symphony_dask.wire.connection import RESULT_ROW, now_ns
+from symphony_dask.wire.connection import RESULT_ROW
 
 #: Rows are handed to the recorder after so many batches at the latest: made into columns together, they cost less.
 _KEPT = 256
@@ -75,7 +76,7 @@ class Flight:
 
 
 class RunLog:
-    """A recording under way. Times given are on ``connection.now_ns``; the run's clock starts at ``start_ns``."""
+    """A recording under way. Times given are on ``clock.now_ns``; the run's clock starts at ``start_ns``."""
 
     def __init__(self, folder: str, info: dict[str, Any], start_ns: int) -> None:
         self.folder = folder

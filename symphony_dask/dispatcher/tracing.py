@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.clock import now_ns
 from symphony_dask.dispatcher.request_table import Rows
 from symphony_dask.dispatcher.run_log import Flight, ServedModel
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_S
-from symphony_dask.wire.connection import now_ns
 
 
 class Tracing:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from symphony_dask.client.serving import MAX_SAMPLE_BYTES
+from symphony_dask.clock import now_ns
 from symphony_dask.dispatcher.delay import Latency
 from symphony_dask.errors import BadInput, RequestError, Undeployed, UnknownModel
 from symphony_dask.gateway.bodies import COMPRESS_BYTES, aside, coding_of, compress, decompress, too_large
@@ -27,7 +28,6 @@ from symphony_dask.gateway.paths import Call, inference_calls
 from symphony_dask.gateway.refusal import Refusal, bad, later, of_error
 from symphony_dask.gateway.upstream import Reply, Served, Upstream
 from symphony_dask.units import NS_PER_S
-from symphony_dask.wire.connection import now_ns
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ _HEADS = {
 
 @dataclass(slots=True)
 class _Exchange:
-    """One inference request under way. Times on ``connection.now_ns``; slo_ns counts from ``started_ns``."""
+    """One inference request under way. Times on ``clock.now_ns``; slo_ns counts from ``started_ns``."""
 
     started_ns: int
     connection: Any

@@ -18,6 +18,7 @@ from distributed.security import Security
 from symphony_dask.client.pipeline import Pipeline
 from symphony_dask.client.serving import Serving
 from symphony_dask.client.stages import ends_of
+from symphony_dask.clock import now_ns
 from symphony_dask.errors import ConnectionLost, DeploymentError, ModelError, SymphonyError
 from symphony_dask.gateway.formats.samples import Interface, interface_of
 from symphony_dask.gateway.paths import Call
@@ -25,7 +26,6 @@ from symphony_dask.gateway.refusal import Refusal, later
 from symphony_dask.text import brief, shown
 from symphony_dask.units import NS_PER_S, Seconds
 from symphony_dask.wire.codec import decode, encode
-from symphony_dask.wire.connection import now_ns
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Served:
 class Reply(asyncio.Future[memoryview]):
     """The answer to one sample, as a payload of the codec. Cancelling it takes the request out of its queue.
 
-    answered_ns: when its frame was read, on ``connection.now_ns``.
+    answered_ns: when its frame was read, on ``clock.now_ns``.
     """
 
     def __init__(self, request: int, on_cancel: Callable[[int], Any]) -> None:

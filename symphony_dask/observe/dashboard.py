@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from symphony_dask.clock import now_ns
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.dispatcher.recent_activity import HISTORY_S, REASONS, RECENT_S, reasons
 from symphony_dask.observe.colours import GREY, Colours, is_busy
@@ -28,7 +29,6 @@ from symphony_dask.observe.overview_text import (
     several,
 )
 from symphony_dask.units import NS_PER_MS, NS_PER_S
-from symphony_dask.wire.connection import now_ns
 
 logger = logging.getLogger(__name__)
 

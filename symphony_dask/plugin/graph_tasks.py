@@ -20,6 +20,7 @@ from dask._task_spec import Task
 from distributed.protocol import pickle
 
 from symphony_dask import errors
+from symphony_dask.clock import now_ns
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.errors import RequestError, SymphonyError, UnknownModel
 from symphony_dask.plugin.graph_function import Wish, held_function, wish_of
@@ -33,7 +34,6 @@ from symphony_dask.wire.connection import (
     SUBMIT_ROW,
     Buffer,
     column,
-    now_ns,
     pack_rows,
     read_rows,
 )

@@ -21,6 +21,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from symphony_dask import config
 from symphony_dask.backends.sample import ANY_SHAPE
+from symphony_dask.clock import now_ns
 from symphony_dask.control import state_file
 from symphony_dask.control.deployments import Deployment, Deployments, Versions
 from symphony_dask.control.fleet_rpc import Fleets
@@ -41,7 +42,7 @@ from symphony_dask.plugin.worker_setup import install_on_workers
 from symphony_dask.text import MOST_NAME, brief, check_name, did_you_mean, plain
 from symphony_dask.trace import Outcome
 from symphony_dask.units import parse_duration_ns
-from symphony_dask.wire.connection import DONE_ROW, SUBMIT_ROW, Connection, now_ns, pack_rows, read_rows
+from symphony_dask.wire.connection import DONE_ROW, SUBMIT_ROW, Connection, pack_rows, read_rows
 from symphony_dask.wire.rpc_replies import Reply, failure
 
 logger = logging.getLogger(__name__)

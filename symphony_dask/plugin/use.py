@@ -24,11 +24,11 @@ from typing import Any
 from distributed.core import Status
 from distributed.metrics import monotonic, time
 
+from symphony_dask.clock import now_ns
 from symphony_dask.control.drains import Drains
 from symphony_dask.control.loader import until
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.units import NS_PER_S
-from symphony_dask.wire.connection import now_ns
 
 logger = logging.getLogger(__name__)
 

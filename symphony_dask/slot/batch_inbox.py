@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.backends import BatchResult
+from symphony_dask.clock import now_ns
 from symphony_dask.errors import BadInput
 from symphony_dask.wire import codec
 from symphony_dask.wire.connection import (
@@ -36,7 +37,6 @@ from symphony_dask.wire.connection import (
     check_hello,
     column,
     in_parts,
-    now_ns,
     pack_rows,
     read_data,
     read_rows,

@@ -30,6 +30,7 @@ from distributed.protocol.pickle import loads
 from symphony_dask import config
 from symphony_dask.backends import BatchResult, ModelSpec, Runner, Staging, free_memory, load, memory_of
 from symphony_dask.backends.emulated import Emulated
+from symphony_dask.clock import now_ns
 from symphony_dask.errors import BadInput, DeploymentError, NotServing
 from symphony_dask.plugin.graph_function import held_name
 from symphony_dask.plugin.start_attempts import Attempts
@@ -51,7 +52,6 @@ from symphony_dask.wire.connection import (
     Connection,
     column,
     connect,
-    now_ns,
 )
 from symphony_dask.wire.listener import Patience
 from symphony_dask.wire.rpc_replies import failure

@@ -57,7 +57,6 @@ import logging
 import socket
 import ssl
 import struct
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import accumulate
@@ -551,8 +550,3 @@ async def connect(
         return connection
 
     return await asyncio.wait_for(greet(), timeout_s)
-
-
-def now_ns() -> int:
-    """The lane's clock: monotonic, the one that ``loop.call_at`` runs by."""
-    return time.monotonic_ns()

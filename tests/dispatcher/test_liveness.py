@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from symphony_dask.client.serving import Model, Serving
+from symphony_dask.clock import now_ns
 from symphony_dask.control.placement import FORGET_NS, Loaded, SlotPlace
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.engine.latency_profile import LatencyProfile
@@ -30,7 +31,6 @@ from symphony_dask.wire.connection import (
     VERSION,
     Connection,
     connect,
-    now_ns,
     pack_rows,
     read_rows,
 )

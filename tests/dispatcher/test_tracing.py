@@ -12,13 +12,13 @@ import pytest
 
 from symphony_dask.backends import Emulated
 from symphony_dask.client.serving import Serving
+from symphony_dask.clock import now_ns
 from symphony_dask.dispatcher.request_table import Rows
 from symphony_dask.dispatcher.run_log import Flight, ServedModel
 from symphony_dask.dispatcher.tracing import Tracing
 from symphony_dask.engine.request_kernels import ENTRY
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome
-from symphony_dask.wire.connection import now_ns
 from tests.helpers.cluster import Cluster, wait_until
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="needs opentelemetry-sdk, of the extra otel")

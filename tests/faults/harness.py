@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 from distributed import Client
 
 from symphony_dask.client.serving import Serving
+from symphony_dask.clock import now_ns
 from symphony_dask.errors import SymphonyError
 from symphony_dask.units import NS_PER_MS, NS_PER_S
-from symphony_dask.wire.connection import now_ns
 from tests.helpers.cluster import wait_until
 from workloads.faults import kinds
 from workloads.faults.cluster import FaultyCluster

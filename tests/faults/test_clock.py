@@ -7,7 +7,7 @@ import time
 import distributed.metrics
 import pytest
 
-from symphony_dask.wire.connection import now_ns
+from symphony_dask.clock import now_ns
 from workloads.faults import clock
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from symphony_dask.backends import BatchRunner
+from symphony_dask.clock import now_ns
 from symphony_dask.slot.batch_inbox import Batch
 from symphony_dask.slot.runtime import STAGE_BYTES, Slot, SlotWorker
 from symphony_dask.wire import codec
-from symphony_dask.wire.connection import ASIDE, DONE, DONE_ROW, now_ns, read_rows
+from symphony_dask.wire.connection import ASIDE, DONE, DONE_ROW, read_rows
 from tests.helpers.cluster import wait_until
 
 

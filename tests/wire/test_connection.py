@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from symphony_dask.clock import now_ns
 from symphony_dask.dispatcher.delay import Latency
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.engine.latency_profile import LatencyProfile
@@ -39,7 +40,6 @@ from symphony_dask.wire.connection import (
     Connection,
     column,
     connect,
-    now_ns,
     pack_rows,
     read_column,
     read_rows,

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from symphony_dask.client.serving import Serving
+from symphony_dask.clock import now_ns
 from symphony_dask.errors import SymphonyError
 from symphony_dask.units import NS_PER_S
-from symphony_dask.wire.connection import now_ns
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Load:
 
 @dataclass
 class Sent:
-    """A request, and how it ended; times are ``connection.now_ns``.
+    """A request, and how it ended; times are ``clock.now_ns``.
 
     ended_ns: when its future was done, 0 while it is not; ends: how often it was told so. error: the name of the
     exception's class, "" for an answer; right: whether the answer was. number: the request's on its connection.

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.clock import now_ns
 from symphony_dask.dispatcher.timer import Timer
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_S
-from symphony_dask.wire.connection import now_ns
 from workloads.live.lane_generator import NO_ANSWER, TOGETHER_NS, main
 
 #: A closed loop ends after so many requests a second of its time, at the latest.

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.client.transfer import Direct
+from symphony_dask.clock import now_ns
 from symphony_dask.dispatcher.timer import Timer
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_S
@@ -38,7 +39,6 @@ from symphony_dask.wire.connection import (
     VERSION,
     Connection,
     connect,
-    now_ns,
     pack_rows,
     read_column,
     read_rows,
