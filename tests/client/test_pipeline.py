@@ -22,7 +22,7 @@ from symphony_dask.plugin.graph_function import ModelRef
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.models import Gate
-from tests.serving.test_serving import LIMIT_S, PLACES, QUICK, occupy, outcomes, queued
+from tests.helpers.serving import LIMIT_S, PLACES, QUICK, occupy, outcomes, queued
 
 Deploy = Callable[..., Model]
 MS = 1_000_000

@@ -20,7 +20,7 @@ from symphony_dask.errors import BadInput, DeadlineExceeded, DeploymentError, Mo
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.gateway_process import GatewayProcess, tensor
-from tests.serving.test_serving import LIMIT_S, QUICK
+from tests.helpers.serving import LIMIT_S, QUICK
 
 Deploy = Callable[..., Model]
 MS = 1_000_000

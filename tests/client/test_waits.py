@@ -22,7 +22,7 @@ from symphony_dask.errors import BadInput, ConnectionLost, WouldDeadlock
 from symphony_dask.wait_checks import AnsweringLoop
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
-from tests.serving.test_serving import LIMIT_S, QUICK
+from tests.helpers.serving import LIMIT_S, QUICK
 
 Deploy = Callable[..., Model]
 ONE = np.array([1.0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import ssl
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from distributed.security import Security
 
+#: Makes an authority and the certificate of a cluster.
+SCRIPT = Path(__file__).parents[2] / "infra" / "tls.sh"
 _DAY = datetime.timedelta(days=1)
 
 
@@ -98,6 +101,11 @@ class Authority:
         for extension, critical in extensions:
             builder = builder.add_extension(extension, critical)
         return builder.sign(self._key, hashes.SHA256())
+
+
+def cluster_material() -> str:
+    """What ``infra/tls.sh`` prints for a secret: an authority, a certificate and its key, as JSON."""
+    return subprocess.run([str(SCRIPT), "2"], capture_output=True, text=True, check=True).stdout
 
 
 def _called(name: str) -> x509.Name:

@@ -17,7 +17,7 @@ from infra.worker import boot
 from symphony_dask.errors import BadInput
 from tests.helpers.aws.account import Aws
 from tests.helpers.aws.imds import Instance
-from tests.infra.test_tls import made
+from tests.helpers.certificates import cluster_material
 
 ME = pwd.getpwuid(os.getuid()).pw_name
 
@@ -58,7 +58,7 @@ class Machine:
 def test_an_instance_of_four_gpus_starts_four_workers_and_two_watchers(
     aws: Aws, metadata: Instance, tmp_path: Path
 ) -> None:
-    aws.client("secretsmanager").create_secret(Name="symphony/tls", SecretString=made())
+    aws.client("secretsmanager").create_secret(Name="symphony/tls", SecretString=cluster_material())
     machine = Machine(tmp_path, gpus=4)
     machine.settings(SYMPHONY_SCHEDULER="tls://10.0.0.5:8786", SYMPHONY_SECRET="symphony/tls")
     metadata.values["local-ipv4"] = "10.0.0.7"

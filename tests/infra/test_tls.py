@@ -12,14 +12,9 @@ from distributed.security import Security
 from infra.worker import tls
 from symphony_dask.errors import BadInput
 from tests.helpers.aws.account import Aws
+from tests.helpers.certificates import SCRIPT, cluster_material
 from tests.helpers.cluster import Cluster
-from tests.infra import tool
-
-SCRIPT = Path(__file__).parents[2] / "infra" / "tls.sh"
-
-
-def made() -> str:
-    return subprocess.run([str(SCRIPT), "2"], capture_output=True, text=True, check=True).stdout
+from tests.helpers.installed import tool
 
 
 @pytest.fixture
@@ -37,7 +32,7 @@ def test_the_scripts_are_sound() -> None:
 
 def test_material_from_the_secret_makes_a_dask_cluster_with_tls(aws: Aws, secret: str, tmp_path: Path) -> None:
     manager = aws.client("secretsmanager")
-    manager.put_secret_value(SecretId=secret, SecretString=made())
+    manager.put_secret_value(SecretId=secret, SecretString=cluster_material())
     found = tls.fetch(secret, tmp_path / "tls", client=manager)
     ca, cert, key = (str(tmp_path / "tls" / f"{name}.pem") for name in ("ca", "cert", "key"))
     assert found == tls.settings(ca, cert, key)
@@ -51,7 +46,7 @@ def test_material_from_the_secret_makes_a_dask_cluster_with_tls(aws: Aws, secret
 
 def test_the_key_is_readable_by_owner_and_group_only(aws: Aws, secret: str, tmp_path: Path) -> None:
     manager = aws.client("secretsmanager")
-    manager.put_secret_value(SecretId=secret, SecretString=made())
+    manager.put_secret_value(SecretId=secret, SecretString=cluster_material())
     tls.fetch(secret, tmp_path / "tls", client=manager)
     assert (tmp_path / "tls" / "key.pem").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "tls").stat().st_mode & 0o007 == 0
@@ -60,7 +55,7 @@ def test_the_key_is_readable_by_owner_and_group_only(aws: Aws, secret: str, tmp_
 def test_new_material_replaces_old(aws: Aws, secret: str, tmp_path: Path) -> None:
     manager = aws.client("secretsmanager")
     for _ in range(2):
-        text = made()
+        text = cluster_material()
         manager.put_secret_value(SecretId=secret, SecretString=text)
         tls.fetch(secret, tmp_path, client=manager)
         assert (tmp_path / "key.pem").read_text() == json.loads(text)["key"]

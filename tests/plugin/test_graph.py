@@ -32,7 +32,7 @@ from symphony_dask.trace import open_run
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.models import Gate
-from tests.serving.test_serving import EAGER, LIMIT_S, PLACES, QUICK, Deploy, in_flight, occupy, outcomes, queued
+from tests.helpers.serving import EAGER, LIMIT_S, PLACES, QUICK, Deploy, in_flight, occupy, outcomes, queued
 
 #: Dask checks its own invariants after every event.
 CHECKED = {**EAGER, "DASK_DISTRIBUTED__SCHEDULER__VALIDATE": "true", "DASK_DISTRIBUTED__WORKER__VALIDATE": "true"}

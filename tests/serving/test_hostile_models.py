@@ -18,7 +18,7 @@ from symphony_dask.wire.connection import DONE
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.gateway_process import GatewayProcess, tensor
-from tests.slot.test_slots import Answers, on_slot, small
+from tests.helpers.slots import Answers, on_slot, small
 
 Deploy = Callable[..., Model]
 LIMIT_S = 60

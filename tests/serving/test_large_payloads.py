@@ -23,7 +23,7 @@ from symphony_dask.wire import codec
 from symphony_dask.wire.connection import ANSWER, DONE_ROW, PART_BYTES, RELAYED, read_column, read_rows
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
-from tests.slot.test_slots import Answers, small
+from tests.helpers.slots import Answers, small
 
 Deploy = Callable[..., Model]
 LIMIT_S = 120

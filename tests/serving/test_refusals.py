@@ -21,7 +21,7 @@ from symphony_dask.client.serving import Model, Serving
 from symphony_dask.errors import BadInput, UnknownModel
 from tests.helpers import models
 from tests.helpers.cluster import Cluster
-from tests.serving.test_serving import QUICK
+from tests.helpers.serving import QUICK
 
 Deploy = Callable[..., Model]
 ONE = np.array([1.0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,41 +32,11 @@ from symphony_dask.trace import open_run
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.models import Gate
-
-Deploy = Callable[..., Model]
-LIMIT_S = 30
-QUICK = "0.1,0.5"
-EAGER = {"DASK_SYMPHONY__POLICY": "eager"}
-
-#: A model of one request a batch fills so many places before its requests queue: two workers, each with a batch that
-#: runs and one that waits beside it.
-PLACES = 4
-
-
-def queued(serving: Serving, model: Model) -> int:
-    return int(serving.status()["models"][model.name]["queued"])
-
-
-def in_flight(serving: Serving) -> int:
-    return sum(w["in_flight"] for w in serving.status()["workers"].values())
+from tests.helpers.serving import EAGER, LIMIT_S, PLACES, QUICK, Deploy, occupy, outcomes, queued
 
 
 def serves(serving: Serving) -> bool:
     return any(worker.get("serving") for worker in serving.status()["workers"].values())
-
-
-def outcomes(serving: Serving, model: Model) -> dict[str, int]:
-    counts: dict[str, int] = serving.status()["models"][model.name]["outcomes"]
-    return {name: n for name, n in counts.items() if n}
-
-
-def occupy(serving: Serving, model: Model) -> list[Any]:
-    """Requests [0.0], [1.0], ... of ``model``, which waits for its gate, in every place."""
-    futures = []
-    for i in range(PLACES):
-        futures.append(model.submit(np.array([float(i)])))
-        wait_until(lambda n=i + 1: in_flight(serving) == n, f"{i + 1} batches at the workers")  # type: ignore[misc]
-    return futures
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from symphony_dask.plugin.graph_function import ModelRef
 from symphony_dask.text import did_you_mean, last_line, listed
 from tests.helpers import models
 from tests.helpers.cluster import Cluster
-from tests.serving.test_serving import EAGER, LIMIT_S, QUICK
+from tests.helpers.serving import EAGER, LIMIT_S, QUICK
 
 Deploy = Callable[..., Model]
 ONE = np.array([1.0])

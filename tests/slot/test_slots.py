@@ -16,6 +16,7 @@ from symphony_dask.slot.runtime import STAGE_BYTES, Slot, SlotWorker
 from symphony_dask.wire import codec
 from symphony_dask.wire.connection import ASIDE, DONE, DONE_ROW, read_rows
 from tests.helpers.cluster import wait_until
+from tests.helpers.slots import Answers, Hangs, on_slot, small
 
 
 class Sum:
@@ -34,22 +35,6 @@ class Sum:
     def __call__(self, samples: Any) -> Any:
         assert self.second_staged.wait(30), "the second batch was not staged while the first one ran"
         return samples.sum(axis=1)
-
-
-class Answers:
-    """Stands for the connection to the scheduler."""
-
-    closed = False
-
-    def __init__(self, expected: int) -> None:
-        self.frames: list[tuple[list[Any], bytes]] = []
-        self.all_here = asyncio.Event()
-        self._expected = expected
-
-    def send(self, fields: list[Any], *parts: Any) -> None:
-        self.frames.append((fields, b"".join(parts)))
-        if len(self.frames) == self._expected:
-            self.all_here.set()
 
 
 def batch(number: int, n: int, lost: set[int]) -> Batch:
@@ -98,42 +83,6 @@ def test_the_answers_of_a_batch_of_which_one_was_lost_are_those_of_the_others() 
         sizes = read_rows(fields[6], DONE_ROW)["bytes"]
         assert (fields[7], sizes[1]) == ({}, 0)
         assert [codec.decode(p) for p in codec.split(blob, sizes[[0, 2]])] == ["3", "3"]
-
-    asyncio.run(run())
-
-
-class Hangs:
-    """Runs until it is let go."""
-
-    def __init__(self) -> None:
-        self.began, self.may_end = threading.Event(), threading.Event()
-
-    def __call__(self, samples: Any) -> Any:
-        self.began.set()
-        assert self.may_end.wait(30)
-        return samples
-
-
-def small(number: int, model_id: int) -> Batch:
-    payload = codec.encode(np.ones(1))
-    sizes, clients, ids = np.array([len(payload)]), np.zeros(1, np.int32), np.arange(1)
-    return Batch(number, 0, model_id, sizes, clients, ids, memoryview(payload), now_ns())
-
-
-def on_slot(test: Any, expected: int = 1) -> None:
-    """Run ``test(worker, slot, hangs, answers)``; the slot has model 1, which hangs, and model 2, which does not."""
-
-    async def run() -> None:
-        slot, hangs = Slot(0, None), Hangs()
-        slot.runners |= {1: BatchRunner(hangs), 2: BatchRunner(lambda samples: samples)}
-        worker = SlotWorker("tcp://w", [slot], "cpu", rendezvous=None, _specs={1: b"", 2: b""})  # type: ignore[arg-type]
-        worker._loop = asyncio.get_running_loop()
-        worker.connection = answers = Answers(expected)  # type: ignore[assignment]
-        try:
-            await test(worker, slot, hangs, answers)
-        finally:
-            hangs.may_end.set()
-            slot.stop()
 
     asyncio.run(run())
 

@@ -3,7 +3,7 @@ import pytest
 
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome, Recorder, open_run, read_trace, write_trace
-from tests.helpers.run_tables import columns
+from tests.helpers.runs.tables import columns
 
 
 def test_missing_columns_are_filled_in_order_of_arrival(tmp_path):

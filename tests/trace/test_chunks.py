@@ -7,7 +7,7 @@ from symphony_dask.trace import Names, Recorder, TraceWriter, arrival_chunks, co
 from symphony_dask.trace import folder as run_folder
 from symphony_dask.trace.ordered import concatenated, in_order
 from symphony_dask.trace.validate import problems
-from tests.helpers.run_tables import columns
+from tests.helpers.runs.tables import columns
 
 
 def chunked(rows, size):

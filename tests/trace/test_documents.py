@@ -12,7 +12,7 @@ import pytest
 from symphony_dask.engine.events import OPS
 from symphony_dask.trace import GPU_EVENTS, SCHEMA_VERSION, SCHEMAS, BatchOutcome, Outcome
 from symphony_dask.trace.schema import names
-from tests.trace.test_reader import record_example
+from tests.helpers.runs.tables import record_example
 
 PAGE = (Path(__file__).parents[2] / "docs/trace-format.md").read_text(encoding="utf-8")
 

@@ -5,46 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from symphony_dask.errors import BadInput
-from symphony_dask.trace import BatchOutcome, Outcome, Recorder, Summary, open_run
-from tests.helpers.run_tables import columns
+from symphony_dask.trace import Recorder, Summary, open_run
+from tests.helpers.runs.tables import record_example
 
 MS = 1_000_000
-
-
-def record_example(folder):
-    """Eight requests to the models a and b over half a second; times in ms below."""
-    requests = {
-        "id": [0, 1, 2, 3, 4, 5, 6, 7],
-        "model": [0, 0, 1, 1, 0, 0, 1, 0],
-        "arrival_ns": [t * MS for t in (0, 10, 100, 150, 160, 460, 500, 480)],
-        "deadline_ns": [t * MS for t in (25, 35, 125, 175, 185, 510, 525, 505)],
-        "reply_ns": [t if t < 0 else t * MS for t in (20, 20, 130, -1, 161, 500, -1, -1)],
-        "outcome": [
-            Outcome.OK,
-            Outcome.OK,
-            Outcome.LATE,
-            Outcome.DROPPED,
-            Outcome.REJECTED,
-            Outcome.OK,
-            Outcome.FAILED,
-            Outcome.CANCELLED,
-        ],
-    }
-    batches = {
-        "batch": [0, 1, 2, 3],
-        "model": [0, 1, 0, 1],
-        "gpu": [0, 1, 0, 1],
-        "size": [2, 1, 1, 1],
-        "start_ns": [t if t < 0 else t * MS for t in (12, 105, 470, -1)],
-        "end_ns": [t if t < 0 else t * MS for t in (18, 125, 494, -1)],
-        "outcome": [BatchOutcome.DONE, BatchOutcome.DONE, BatchOutcome.DONE, BatchOutcome.LOST],
-    }
-    with Recorder(folder, {}) as recorder:
-        recorder.add_model("a")
-        recorder.add_model("b")
-        recorder.record_requests(columns("requests", **requests))
-        recorder.record_batches(columns("batches", **batches))
-    return open_run(folder)
 
 
 def test_a_summary_has_the_figures_of_the_whole_run(tmp_path):

@@ -14,7 +14,7 @@ from symphony_dask.errors import BadInput
 from symphony_dask.trace import BatchOutcome, Outcome, Recorder, open_run
 from symphony_dask.trace import folder as run_folder
 from symphony_dask.trace.validate import problems
-from tests.helpers.run_tables import columns, wait_until
+from tests.helpers.runs.tables import columns, wait_until
 
 NEVER_S = 3600.0
 SOON_S = 0.005
@@ -168,7 +168,7 @@ def test_a_killed_process_leaves_only_readable_parts(tmp_path):
     program = (
         "import sys, time\n"
         "from symphony_dask.trace import Recorder\n"
-        "from tests.helpers.run_tables import columns\n"
+        "from tests.helpers.runs.tables import columns\n"
         "recorder = Recorder(sys.argv[1], {}, interval_s=0.001)\n"
         "recorder.add_model('a')\n"
         "for first in range(0, 10**9, 50):\n"

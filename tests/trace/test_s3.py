@@ -20,7 +20,7 @@ from symphony_dask.errors import BadInput
 from symphony_dask.trace import Names, Recorder, arrival_chunks, open_run, read_trace, write_trace
 from symphony_dask.trace import folder as run_folder
 from symphony_dask.trace.validate import problems
-from tests.helpers.run_tables import columns, wait_until
+from tests.helpers.runs.tables import columns, wait_until
 from workloads.traces.digest import digest
 
 server = pytest.importorskip("moto.server", reason="needs moto[server], of the extra test")
@@ -138,7 +138,7 @@ def test_a_killed_process_leaves_only_whole_parts_on_s3(root: str) -> None:
     program = (
         "import sys\n"
         "from symphony_dask.trace import Recorder\n"
-        "from tests.helpers.run_tables import columns\n"
+        "from tests.helpers.runs.tables import columns\n"
         "recorder = Recorder(sys.argv[1], {}, interval_s=0.001)\n"
         "recorder.add_model('a')\n"
         "for first in range(0, 10**9, 50):\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 import time
 from collections.abc import Generator, Hashable, Iterator
 from types import SimpleNamespace
@@ -19,9 +18,8 @@ from autoscale.policies.registry import Fleet, Memory, Settings, Target
 from autoscale.policies.signals import Signals
 from symphony_dask import Serving
 from symphony_dask.backends import Emulated
-from symphony_dask.client.future import InferenceFuture
-from symphony_dask.client.serving import Model
 from symphony_dask.errors import BadInput
+from tests.helpers.adaptive import Load, by_the_latest_rate
 from tests.helpers.cluster import wait_until
 
 
@@ -309,30 +307,6 @@ def test_a_policy_that_does_not_exist_is_refused() -> None:
         autoscale.Adaptive(Cluster(), interval=0, policy="lucky")
 
 
-class Load:
-    """Requests at ``rate_hz``, which may change, from a thread of its own."""
-
-    def __init__(self, model: Model, rate_hz: float) -> None:
-        self.rate_hz = rate_hz
-        self.futures: list[InferenceFuture] = []
-        self._model = model
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        due, step = 0.0, 0.02
-        while not self._end.wait(step):
-            due += self.rate_hz * step
-            self.futures += self._model.map([b"x"] * int(due))
-            due -= int(due)
-
-    def end(self) -> list[InferenceFuture]:
-        self._end.set()
-        self._thread.join()
-        return self.futures
-
-
 @pytest.fixture
 def local() -> Iterator[LocalCluster]:
     settings = {"symphony.gpu-class": "cpu", "symphony.policy": "eager", "symphony.wait-for-gpu": "60s"}
@@ -342,13 +316,6 @@ def local() -> Iterator[LocalCluster]:
         LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None, **workers) as cluster,
     ):
         yield cluster
-
-
-def by_the_latest_rate(settings: Settings, memory: Memory, signals: Signals, fleet: Fleet) -> tuple[Memory, Target]:
-    """GPUs for the requests of the last 10 s, and for those that wait; without a window, so that a test is short."""
-    work = sum(m.rate_hz[10.0] * max(m.gpu_seconds_per_request.values(), default=0.0) * 1.1 for m in signals.models)
-    waiting = any(m.queued for m in signals.models) and not signals.gpus
-    return memory, Target(max(math.ceil(work - 0.05), int(waiting)), f"{work:.2f} GPUs of work")
 
 
 @pytest.mark.slow

@@ -29,11 +29,11 @@ from infra.worker import tls
 from symphony_dask import Serving
 from symphony_dask.backends import Emulated
 from symphony_dask.errors import BadInput
-from tests.autoscale.clusters.test_adaptive import Load, by_the_latest_rate
 from tests.helpers import models
+from tests.helpers.adaptive import Load, by_the_latest_rate
 from tests.helpers.aws.account import TEMPLATE, Aws, moto
+from tests.helpers.certificates import cluster_material
 from tests.helpers.cluster import START_S, Cluster, wait_until
-from tests.infra.test_tls import made
 
 #: The scheduler may have to compile its engine first, before an instance is launched and its worker starts.
 JOIN_S = 2 * START_S
@@ -199,7 +199,7 @@ def test_instances_join_a_scheduler_that_runs_already_and_leave_it_running(aws: 
 
 def of_the_secret(aws: Aws, directory: Path) -> Security:
     """What a user makes of the stack's secret."""
-    aws.client("secretsmanager").create_secret(Name="symphony/tls", SecretString=made())
+    aws.client("secretsmanager").create_secret(Name="symphony/tls", SecretString=cluster_material())
     tls.fetch("symphony/tls", directory, client=aws.client("secretsmanager"))
     ca, cert, key = (str(directory / f"{name}.pem") for name in ("ca", "cert", "key"))
     files = {"cert": cert, "key": key}

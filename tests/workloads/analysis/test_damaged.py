@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.damaged_runs import COMMANDS, make_run
+from tests.helpers.runs.damaged import COMMANDS, make_run
 from workloads.analysis.verify import verify
 
 OTHERS = [name for name in COMMANDS if name != "verify"]
@@ -23,7 +23,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def look(run: Path, first: int, last: int, *names: str) -> dict[str, Any]:
     """How the commands end on runs damaged by these seeds, in a process of its own: forks need one without threads."""
-    words = [sys.executable, "-m", "tests.helpers.damaged_runs", str(run), str(first), str(last), *names]
+    words = [sys.executable, "-m", "tests.helpers.runs.damaged", str(run), str(first), str(last), *names]
     found = subprocess.run(words, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     ended: dict[str, Any] = json.loads(found.stdout)

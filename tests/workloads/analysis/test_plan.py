@@ -14,7 +14,7 @@ from symphony_dask.cli.main import symphony
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import write_trace
-from tests.workloads.analysis.test_explain import MS, crowd
+from tests.helpers.runs.simulated import MS, crowd
 from workloads.analysis.plan import on_classes, plan, scaled
 from workloads.analysis.whatif import whatif
 from workloads.simulation.workload import Workload, read_workload

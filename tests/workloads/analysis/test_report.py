@@ -17,7 +17,7 @@ from autoscale.providers.prices import prices
 from symphony_dask.cli.main import symphony
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome, Recorder, open_run, write_trace
-from tests.workloads.analysis.test_explain import MS, crowd, simulated
+from tests.helpers.runs.simulated import MS, crowd, simulated
 from workloads.analysis.report import OTHERS, names, report
 from workloads.analysis.report_page import page
 from workloads.analysis.svg import Chart, ticks

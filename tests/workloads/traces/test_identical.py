@@ -9,44 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
 
 from symphony_dask.cli.main import symphony
-from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.trace import open_run, write_trace
-from workloads.simulation.fleet import AddGpu, DrainGpu, RemoveGpu
-from workloads.simulation.record import record
-from workloads.simulation.result import SimModel
-from workloads.simulation.simulate import simulate
+from tests.helpers.runs.mixed_fleet import CASES, write_all
 from workloads.traces.digest import digest, file_hashes
 
 MS = 1_000_000
 ROOT = Path(__file__).parents[3]
-CASES = [(policy, noise) for policy in ("deferred", "adaptive", "eager") for noise in (0.0, 0.2)]
 TABLES = ("requests", "batches", "gpus")
-
-
-def write(folder: Path, policy: str, noise: float) -> None:
-    """1,500 requests of three models on a mixed fleet that changes, more than it can serve."""
-    rng = np.random.default_rng(1)
-    models = [
-        SimModel(f"m{i}", LatencyProfile(1, 5), slo * MS, {"slow": LatencyProfile(2, 10)})
-        for i, slo in enumerate((20, 30, 50))
-    ]
-    arrivals_ns = np.sort(rng.integers(0, 1_000 * MS, 1_500))
-    choices = rng.integers(0, 3, 1_500).astype(np.int32)
-    events = [AddGpu(200 * MS), DrainGpu(400 * MS, 1), RemoveGpu(600 * MS, 0), AddGpu(700 * MS, "slow", -1)]
-    gpus = [("slow", 1), ("gpu", 2)]
-    result = simulate(models, gpus, arrivals_ns, choices, policy=policy, noise=noise, events=events, reply_ns=MS)
-    record(result, folder)
-
-
-def write_all(folder: Path) -> None:
-    for policy, noise in CASES:
-        write(folder / f"{policy}-{noise}", policy, noise)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +29,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path
     folders = tuple(tmp_path_factory.mktemp(name) for name in ("compiled", "again", "plain"))
     for folder in folders[:2]:
         write_all(folder)
-    code = f"from tests.workloads.traces.test_identical import *\nwrite_all(Path({str(folders[2])!r}))"
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, cwd=ROOT, check=True)
+    command = [sys.executable, "-m", "tests.helpers.runs.mixed_fleet", str(folders[2])]
+    subprocess.run(command, env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, cwd=ROOT, check=True)
     return folders[0], folders[1], folders[2]
 
 

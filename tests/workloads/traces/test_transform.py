@@ -17,7 +17,7 @@ from symphony_dask.errors import BadInput
 from symphony_dask.trace import Recorder, count_requests, open_run, read_trace, write_trace
 from symphony_dask.trace import folder as run_folder
 from symphony_dask.trace.validate import problems
-from tests.helpers.run_tables import columns, wait_until
+from tests.helpers.runs.tables import columns, wait_until
 from workloads.traces import transform
 from workloads.traces.info import info, trace_info
 from workloads.traces.transform import cut, mix, scale, synth

@@ -1,6 +1,6 @@
 """Runs as nobody would leave them: bits turned over, files cut, tables without columns, numbers drawn at random.
 
-``python -m tests.helpers.damaged_runs RUN FIRST LAST COMMAND...`` damages RUN by each seed from FIRST to before LAST,
+``python -m tests.helpers.runs.damaged RUN FIRST LAST COMMAND...`` damages RUN by each seed from FIRST to before LAST,
 has each command look at it, and prints how they ended. Each is a fork of this process, which has everything compiled
 and loaded.
 """
