@@ -3,8 +3,8 @@
 The client leads each request through the stages: every one is a request of its own to a model, batched with all other
 requests to that model. All share one deadline. A stage that has ended early leaves its time to those after it, and one
 that was late takes it from them: of what remains, a stage has the part t / (t + t of all after it), where t are the
-budgets of ``split``. What the client's own functions take is measured, and kept free for those still to come: a batch
-may well end just at its deadline.
+budgets of ``slo_split``. What the client's own functions take is measured, and kept free for those still to come: a
+batch may well end just at its deadline.
 """
 
 from __future__ import annotations

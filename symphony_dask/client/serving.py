@@ -247,7 +247,7 @@ class Serving:
             ``Ensemble([...], combine="mean")``; they may be nested. A model is asked by its name: by whatever version
             serves.
         slo: of a request through all stages. Its split over the stages is the one that uses the least GPU time
-            (``symphony_dask/split.py``).
+            (``symphony_dask/client/slo_split.py``).
         rate_hz: requests a second to expect, for the split.
 
         The scheduler keeps the pipeline: ``serving.model(name)`` and ``find`` give it to other clients, and
@@ -609,7 +609,7 @@ class Serving:
 
 
 class Model:
-    """A served model; made by ``Serving.deploy`` and ``find``. Also the function of Dask tasks (``graph``).
+    """A served model; made by ``Serving.deploy`` and ``find``. Also the function of Dask tasks (``graph_function``).
 
     profiles: l(b) by GPU class, as given or measured.
     version: the one that served when it was last asked; requests go to the one that serves when they come.

@@ -1,6 +1,6 @@
-"""An HTTP front for models on a Dask cluster: the Open Inference Protocol v2, and TensorFlow Serving's ``predict``.
+"""Serves the models of a cluster over HTTP: the Open Inference Protocol v2, and TensorFlow Serving's ``predict``.
 
-``upstream`` holds the lane to the scheduler, ``tensors`` and ``infer`` read and write what v2 puts on the wire,
-``predict`` what TensorFlow Serving does, ``samples`` turns tensors into samples of a model and answers into tensors,
-``app`` is the ASGI application, ``protocol`` the limits on connections, ``server`` the processes.
+``upstream`` holds the lane to the scheduler, ``formats`` reads requests and writes responses of each protocol,
+``app`` is the ASGI application, ``routes`` what it answers without asking a model, ``protocol`` the limits on
+connections, ``server`` the processes.
 """

@@ -165,7 +165,7 @@ def plan_(
     classes = list(by_class) or [c for c in work.models[0].profiles if all(c in m.profiles for m in work.models)]
     assumed = not by_class and not classes
     if assumed:
-        click.echo("no profile is known: assuming ResNet-50 (published by NVIDIA, workloads/zoo.py)", err=True)
+        click.echo("no profile is known: assuming ResNet-50 (published by NVIDIA, workloads/traces/zoo.py)", err=True)
     if by_class or assumed:
         by_class = by_class or DEFAULT_CLASSES
         classes, work = list(by_class), on_classes(work, by_class)

@@ -7,7 +7,8 @@ thousands of requests a second:
 Rule 1. A timer rings when the next request is due; all that are due by then, or within TOGETHER_NS, leave in one frame.
         Frames are at least APART_NS apart. The generator never waits for an answer (open loop).
 Rule 2. Each request says how long ago it was due, so its deadline counts from its own time, however late it left.
-Rule 3. Payloads that are too large for the scheduler go to the workers, as a user's client sends them (``direct``).
+Rule 3. Payloads that are too large for the scheduler go to the workers, as a user's client sends them
+        (``symphony_dask.client.transfer``).
 Rule 4. In a closed loop there are so many requests under way at any time; each answer sets off the next.
 """
 
