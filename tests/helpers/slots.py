@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from symphony_dask.backends import BatchRunner
+from symphony_dask.clock import now_ns
 from symphony_dask.slot.batch_inbox import Batch
 from symphony_dask.slot.runtime import Slot, SlotWorker
 from symphony_dask.wire import codec
-from symphony_dask.wire.connection import now_ns
 
 
 class Answers:

@@ -26,7 +26,18 @@ def test_the_dispatcher_does_not_know_dask() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["client", "plugin", "worker", "commands", "cli", "backends", "profiling", "dashboard", "top"]
+    "module",
+    [
+        "client",
+        "plugin",
+        "slot.runtime",
+        "slot.profiling",
+        "cli.main",
+        "cli.serve",
+        "cli.top",
+        "backends",
+        "observe.dashboard",
+    ],
 )
 def test_the_serving_layer_does_not_know_the_tools(module: str) -> None:
     assert not loaded_by(f"symphony_dask.{module}") & {"workloads", "autoscale", "infra"}
