@@ -10,14 +10,14 @@ __version__ = "0.1.0"
 # Public names load on first use, so that `import symphony_dask` stays quick.
 _WHERE = {
     "Serving": "symphony_dask.client.serving",
-    "Model": "symphony_dask.client.serving",
+    "Model": "symphony_dask.client.model",
     "InferenceFuture": "symphony_dask.client.future",
     "as_completed": "symphony_dask.client.as_completed",
     "deadline": "symphony_dask.client.deadline",
     "Ensemble": "symphony_dask.client.stages",
     "Pipeline": "symphony_dask.client.pipeline",
-    "ModelRef": "symphony_dask.plugin.graph_function",
-    "infer": "symphony_dask.plugin.graph_function",
+    "ModelRef": "symphony_dask.client.serving",
+    "infer": "symphony_dask.client.serving",
     "LatencyProfile": "symphony_dask.engine.latency_profile",
     "SymphonyPlugin": "symphony_dask.plugin.scheduler_plugin",
     "dask_setup": "symphony_dask.preload",
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from symphony_dask.client.as_completed import as_completed
     from symphony_dask.client.deadline import deadline
     from symphony_dask.client.future import InferenceFuture
+    from symphony_dask.client.model import Model
     from symphony_dask.client.pipeline import Pipeline
-    from symphony_dask.client.serving import Model, Serving
+    from symphony_dask.client.serving import ModelRef, Serving, infer
     from symphony_dask.client.stages import Ensemble
     from symphony_dask.engine.latency_profile import LatencyProfile
-    from symphony_dask.plugin.graph_function import ModelRef, infer
     from symphony_dask.plugin.scheduler_plugin import SymphonyPlugin
 
 

@@ -11,8 +11,8 @@ from dask.utils import parse_bytes
 from distributed.comm.addressing import get_address_host
 
 from symphony_dask.errors import BadInput
+from symphony_dask.timeouts import ConnectionTimeouts
 from symphony_dask.units import NS_PER_S, parse_duration_ns
-from symphony_dask.wire.listener import Patience
 
 _FILE = Path(__file__).with_name("symphony.yaml")
 
@@ -62,7 +62,9 @@ def ports(setting: str) -> range:
     return found
 
 
-def patience() -> Patience:
-    """With lane connections that say nothing, or drip; raises ``BadInput``."""
-    settings = ("symphony.lane.hello-timeout", "symphony.lane.frame-timeout")
-    return Patience(*(parse_duration_ns(dask.config.get(name), f"setting {name}") / NS_PER_S for name in settings))
+def connection_timeouts() -> ConnectionTimeouts:
+    """Of lane connections that say nothing, or drip; raises ``BadInput``."""
+    names = ("symphony.lane.hello-timeout", "symphony.lane.frame-timeout")
+    return ConnectionTimeouts(
+        *(parse_duration_ns(dask.config.get(name), f"setting {name}") / NS_PER_S for name in names)
+    )

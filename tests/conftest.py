@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.models import Gate
 from workloads.analysis.verify import verify

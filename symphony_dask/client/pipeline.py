@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from symphony_dask.client.deadline import remaining_ns
 from symphony_dask.client.future import InferenceFuture
+from symphony_dask.client.model import Model
 from symphony_dask.client.notebook import grid
 from symphony_dask.client.slo_split import Graph, Split, Work, split
 from symphony_dask.client.stages import (
@@ -51,9 +52,6 @@ from symphony_dask.errors import (
 from symphony_dask.text import brief
 from symphony_dask.units import NS_PER_S, Seconds, format_duration, parse_duration_ns
 from symphony_dask.wait_checks import AnsweringLoop
-
-if TYPE_CHECKING:
-    from symphony_dask.client.serving import Model
 
 _OUTCOMES: dict[type[BaseException], str] = {
     DeadlineExceeded: "dropped",

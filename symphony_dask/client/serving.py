@@ -8,78 +8,47 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 import warnings
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
+from weakref import WeakKeyDictionary
 
-import dask.config
-import numpy as np
-from distributed import Client
+from distributed import Client, get_client
 from distributed.comm.addressing import get_address_host
 
 from symphony_dask import config, errors
-from symphony_dask.backends import as_spec, check_sample, sample_signature
+from symphony_dask.backends import as_spec, sample_signature
 from symphony_dask.backends.emulated import Emulated
 from symphony_dask.backends.sample import ANY_SHAPE
-from symphony_dask.client.deadline import remaining_ns
-from symphony_dask.client.future import InferenceFuture, Waiting
-from symphony_dask.client.notebook import latency_text, serving_html, table
+from symphony_dask.client.future import InferenceFuture
+from symphony_dask.client.model import Model
+from symphony_dask.client.notebook import serving_html
 from symphony_dask.client.pickling import pickled
-from symphony_dask.client.retry import RetriedFuture
-from symphony_dask.client.transfer import Direct
+from symphony_dask.client.pipeline import Pipeline
+from symphony_dask.client.session import Session
+from symphony_dask.client.stages import Series, as_stage, from_plain, models_of, to_plain
+from symphony_dask.client.user_functions import UserFunction
 from symphony_dask.clock import now_ns
-from symphony_dask.engine.engine import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY
+from symphony_dask.engine.engine import DEFAULT_QUEUE_LIMIT
 from symphony_dask.engine.latency_profile import DEFAULT_MAX_BATCH, LatencyProfile
 from symphony_dask.errors import (
     BadInput,
     ConnectionLost,
-    DeadlineExceeded,
     DeploymentError,
-    NoAnswer,
     NoGPUWorker,
     NotServing,
     SymphonyError,
     UnknownModel,
+    WouldDeadlock,
 )
 from symphony_dask.names import name_list
-from symphony_dask.plugin.graph_function import ModelRef, token
+from symphony_dask.plugin.graph_function import GraphFunction
 from symphony_dask.text import brief, check_name, did_you_mean, listed, shown
-from symphony_dask.trace.schema import Outcome
-from symphony_dask.units import Seconds, format_duration, parse_duration_ns
-from symphony_dask.wait_checks import AnsweringLoop, check_client, is_closed, loop_of
+from symphony_dask.units import Seconds, parse_duration_ns
+from symphony_dask.wait_checks import check_client, is_closed, loop_of
 from symphony_dask.wire import codec
 from symphony_dask.wire import composite as inputs
-from symphony_dask.wire.connection import (
-    ANSWER,
-    CANCEL,
-    OVERDUE_NS,
-    PLACE,
-    RELAYED,
-    RESULT,
-    RESULT_ROW,
-    SUBMIT,
-    SUBMIT_ROW,
-    VERSION,
-    Connection,
-    column,
-    connect,
-    pack_rows,
-    read_column,
-    read_rows,
-)
-
-if TYPE_CHECKING:
-    from symphony_dask.client.pipeline import Pipeline
-
-#: The largest sample, bytes: a batch of some must fit into one frame of the lane.
-MAX_SAMPLE_BYTES = 1 << 26
-
-#: A frame of requests ends with the one that reaches so many bytes.
-FRAME_BYTES = 1 << 24
 
 #: How long a notebook waits for the status of a cluster that it shows, and between looks whether one is ready, s.
 _REPR_S = 1.0
@@ -95,20 +64,6 @@ _SPEC_REMEDY = (
 
 #: Modules that the functions of a pipeline import must be imported in this, ns.
 _READ_STAGES_NS = 120_000_000_000
-
-#: The scheduler pings its clients every 0.2 s. One that has said nothing for so long is silent, and requests whose
-#: deadline is longer ago than OVERDUE_NS then end here; ends of requests are looked for every WATCH_S.
-_SILENT_NS = 300_000_000
-_WATCH_S = 0.1
-
-#: A look that is later than this is late, ns: this process stood still, and may have answers that it has not read yet.
-_LATE_LOOK_NS = 300_000_000
-
-W = TypeVar("W", bound=Waiting)
-
-_NUMBERED = re.compile(r"model (\d+) is not deployed")
-
-_OUTCOMES = {int(o): o.name.lower() for o in Outcome}
 
 
 class Serving:
@@ -127,7 +82,7 @@ class Serving:
         config.load()
         check_client(client)
         self.client = client
-        self._lane = _Lane(client)
+        self._lane = Session(client)
         self._models: dict[str, Model] = {}
         self._pipelines: dict[str, Pipeline] = {}
         self._seen: list[str] = []
@@ -253,8 +208,6 @@ class Serving:
         The scheduler keeps the pipeline: ``serving.model(name)`` and ``find`` give it to other clients, and
         ``undeploy`` forgets it. Raises ``BadInput``, ``UnknownModel``.
         """
-        from symphony_dask.client.stages import Series, as_stage, to_plain
-
         slo_ns = parse_duration_ns(slo, "slo")
         check_name("pipeline name", name)
         stage = as_stage(stages)
@@ -328,7 +281,7 @@ class Serving:
         return self._sync(self._deployed)
 
     @property
-    def lane(self) -> _Lane:
+    def lane(self) -> Session:
         """The connection that requests leave on, for who has payloads and no ``Model``, such as the gateway."""
         return self._lane
 
@@ -514,7 +467,7 @@ class Serving:
             await self._all_names()
 
     async def _install(self) -> None:
-        from symphony_dask.plugin.scheduler_plugin import SymphonyPlugin
+        from symphony_dask.plugin.scheduler_plugin import SymphonyPlugin  # loads the scheduler's side
 
         try:
             await self.client.register_plugin(SymphonyPlugin())
@@ -543,7 +496,7 @@ class Serving:
         return reply["ok"]
 
     async def _declared(self) -> dict[str, Any]:
-        from symphony_dask.client.declarations import Running
+        from symphony_dask.client.declarations import Running  # loads the scheduler's side
 
         return {name: Running(**row) for name, row in (await self._call("declared")).items()}
 
@@ -562,9 +515,6 @@ class Serving:
         return made
 
     async def _pipeline(self, name: str, stages: Any, slo_ns: int, rate_hz: float | None) -> Pipeline:
-        from symphony_dask.client.pipeline import Pipeline
-        from symphony_dask.client.stages import models_of
-
         models = {model: await self._find_model(model) for model in models_of(stages)}
         status = await self._call("status")
         network_ns = max((w["control_mean_ns"] + w["reply_mean_ns"] for w in _measured(status)), default=0)
@@ -600,7 +550,7 @@ class Serving:
         self._lane.names[found["model_id"]] = name
         profiles = {c: LatencyProfile.from_dict(p) for c, p in found["profiles"].items()}
         what = (found["model_id"], found["slo_ns"], profiles, found["signature"], self._lane, found["version"])
-        return Model(name, *what)
+        return Model(name, *what, function=ModelRef)
 
     async def _undeploy(self, name: str, force: bool) -> None:
         await self._call("undeploy", name=name, force=force)
@@ -608,424 +558,49 @@ class Serving:
         self._pipelines.pop(name, None)
 
 
-class Model:
-    """A served model; made by ``Serving.deploy`` and ``find``. Also the function of Dask tasks (``graph_function``).
+class ModelRef(GraphFunction):
+    """A served model by name, as the function of a Dask task: ``client.submit(ModelRef("resnet"), x)``.
 
-    profiles: l(b) by GPU class, as given or measured.
-    version: the one that served when it was last asked; requests go to the one that serves when they come.
+    Needs no ``Serving``, so that any client of the cluster can use it.
     """
 
-    def __init__(
-        self,
-        name: str,
-        model_id: int,
-        slo_ns: int,
-        profiles: dict[str, LatencyProfile],
-        signature: bytes | None,
-        lane: _Lane,
-        version: str = "1",
-    ) -> None:
-        self.name = name
-        self.slo_ns = slo_ns
-        self.profiles = profiles
-        self.version = version
-        self._id = model_id
-        self._signature = signature
-        self._lane = lane
+    def submit(self, x: Any, *, slo: str | None = None, priority: int = 0, retries: int = 0) -> InferenceFuture:
+        """As ``Model.submit``, from within a task that is not the model's own, in which a ``Model`` is a ``ModelRef``.
 
-    def _follow(self, newer: Model) -> None:
-        """Another version took over."""
-        self.slo_ns, self.profiles, self.version = newer.slo_ns, newer.profiles, newer.version
-        self._signature = newer._signature
-
-    @property
-    def number(self) -> int:
-        """The model's number on the lane, for tools that speak it themselves."""
-        return self._id
-
-    def submit(
-        self, x: Any, *, slo: str | Seconds | None = None, priority: int = 0, retries: int = 0
-    ) -> InferenceFuture:
-        """Submit one sample; returns its future at once. From any thread.
-
-        slo: of this request alone, instead of the model's. Within ``symphony_dask.deadline(...)`` no more than is left.
-        priority: 0 to 7. In overload, requests of a higher one are served first, and take the room of lower ones, which
-            end as ``Overloaded``, in a full queue. Otherwise it changes nothing.
-        retries: how often to send it again, while its deadline allows, after ``WorkerLost``, ``Overloaded`` or
-            ``NoGPUWorker``; waits double from a sixteenth of the SLO, 50 ms at most. A sample may then run twice.
-
-        Raises ``BadInput`` if ``x`` cannot be sent or has not the shape of the model's example, ``ConnectionLost``. The
-        future raises a ``RequestError``: ``DeadlineExceeded``, ``Overloaded``, ``NoGPUWorker``, ``ModelError``, ...
+        The request leaves from this process, over a connection to the scheduler that it opens once. Raises as
+        ``Model.submit``; ``UnknownModel``; ``NotServing`` where there is no Dask client.
         """
-        payload = codec.encode_payload(x)
-        check_sample(self.name, self._signature, payload)
-        if len(payload) > MAX_SAMPLE_BYTES:
-            text = f"a sample of {len(payload)} bytes for model {self.name!r}: the most is {MAX_SAMPLE_BYTES}"
-            raise BadInput(f"{text}; send a path or URL, and have the model read it")
-        if not isinstance(priority, int) or not 0 <= priority <= MOST_PRIORITY:
-            raise BadInput(f"priority={priority!r}: give a whole number between 0 and {MOST_PRIORITY}")
-        slo_ns = 0 if slo is None else parse_duration_ns(slo, "slo")
-        left_ns = remaining_ns()
-        if left_ns is not None:
-            if left_ns <= 0:
-                return self._too_late(left_ns)
-            slo_ns = min(slo_ns or self.slo_ns, left_ns)
-        if not retries:
-            return self._lane.submit(self._id, payload, slo_ns, priority, within_ns=slo_ns or self.slo_ns)
-        if not isinstance(retries, int) or retries < 0:
-            raise BadInput(f"retries={retries!r}: give a whole number, at least 0")
-
-        def send(slo_ns: int) -> InferenceFuture:
-            return self._lane.submit(self._id, payload, slo_ns, priority, within_ns=slo_ns)
-
-        return RetriedFuture(send, slo_ns or self.slo_ns, retries, self._lane.later)
-
-    def _too_late(self, left_ns: int) -> InferenceFuture:
-        future = InferenceFuture()
-        text = f"the deadline of the block passed {format_duration(-left_ns)} before this request to {self.name!r}"
-        future._finish("dropped", None, DeadlineExceeded(f"{text}: it was not sent"))
-        return future
-
-    def map(
-        self, xs: Iterable[Any], *, slo: str | Seconds | None = None, priority: int = 0, retries: int = 0
-    ) -> list[InferenceFuture]:
-        """Submit every sample of ``xs``; returns their futures in order."""
-        submit = partial(self.submit, slo=slo, priority=priority, retries=retries)
-        return [submit(x) for x in xs]
-
-    def __call__(self, x: Any, *, slo: str | Seconds | None = None) -> Any:
-        """Submit one sample and wait for the answer.
-
-        Raises ``WouldDeadlock`` in the thread of the event loop that answers, as in a coroutine of an asynchronous
-        client: ``await model.submit(x)`` there.
-        """
-        self._lane.check_wait()
-        return self.submit(x, slo=slo).result()
-
-    @property
-    def __name__(self) -> str:
-        return self.name
-
-    @property
-    def _deployment(self) -> str:
-        return f"{self._lane.scheduler_id}-{self._id}-{self.version}"
-
-    def __dask_tokenize__(self) -> tuple[str, str, str]:
-        return token(self.name, self._deployment)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ModelRef, (self.name, self._signature, self._deployment)
-
-    def __repr__(self) -> str:
-        return f"<Model {self.name!r}: SLO {format_duration(self.slo_ns)}>"
-
-    def _repr_html_(self) -> str:
-        rows = [
-            ("version", self.version),
-            ("SLO", format_duration(self.slo_ns)),
-            ("l(b)", latency_text(self.profiles) or "unknown"),
-        ]
-        return table(f"Model {self.name}", rows)
+        return _serving().model(self.name).submit(x, slo=slo, priority=priority, retries=retries)
 
 
-class _Lane:
-    """The client's lane connection: submissions from any thread, one frame a tick of the client's event loop."""
+_servings: WeakKeyDictionary[Any, Serving] = WeakKeyDictionary()
+_opening = threading.Lock()
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._connection: Connection | None = None
-        self._direct: Direct | None = None
-        self._pending: dict[int, Waiting] = {}
-        self._outbox: deque[tuple[int, int, int, int, int, bytes | memoryview]] = deque()
-        self._cancels: deque[int] = deque()
-        self._flush_due = False
-        self._next = 0
-        self._numbering = threading.Lock()
-        self._watch: asyncio.Task[None] | None = None
-        self._answering: AnsweringLoop | None = None
-        self._wait_ns = 0  # for so long the scheduler lets requests wait for a first GPU
-        self.scheduler_id = ""
-        #: Names of models that were heard of, by their number here.
-        self.names: dict[int, str] = {}
 
-    @property
-    def connected(self) -> bool:
-        return self._connection is not None and not self._connection.closed and not is_closed(self._client)
-
-    def check_wait(self) -> None:
-        """Raises ``ConnectionLost`` or ``WouldDeadlock`` where to wait for an answer would never end."""
-        if self._answering is not None:
-            self._answering.check_wait()
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop that the connection is in; there is none before ``open``."""
-        return self._loop
-
-    async def open(self, host: str, info: dict[str, Any]) -> None:
-        self._fail_all("the connection to the scheduler was lost")  # what an earlier connection may have left
-        self._loop = asyncio.get_running_loop()
-        self.scheduler_id = info["scheduler"]
-        self._thread = threading.get_ident()
-        self._answering = AnsweringLoop(self._loop)
-        hello = {"token": info["token"], "version": VERSION, "role": "client"}
-        ssl_context = self._client.security.get_connection_args("client").get("ssl_context")
-        try:
-            self._connection = await connect(
-                host, info["port"], hello, self._frame, self._lost, ssl_context=ssl_context
-            )
-        except (OSError, TimeoutError) as error:
-            text = f"the lane at {host}:{info['port']} cannot be reached: {error or type(error).__name__}"
-            raise ConnectionLost(f"{text}; check that the port is open, or set symphony.lane.port") from error
-        self._connection.on_drained = self._wake
-        self._wait_ns = int(self._connection.welcome.get("wait_ns", 0))
-        self._direct = Direct(
-            self._connection,
-            info["token"],
-            ssl_context=ssl_context,
-            relay=str(dask.config.get("symphony.lane.relay")),
-            pending=self._pending,
-            on_answer=self._answered,
-            on_broken=self._broken,
+def _serving() -> Serving:
+    """The connection of this process for requests from within tasks; raises ``NotServing``, ``WouldDeadlock``."""
+    try:
+        client = get_client()
+    except ValueError:
+        text = "a model that was sent here can be asked where there is a Dask client, as within a task"
+        raise NotServing(f"{text}: elsewhere use Serving(client).model(name)") from None
+    if client.asynchronous:
+        raise WouldDeadlock(
+            "this thread runs the event loop of the Dask client, so a connection cannot be waited for here: in a "
+            "coroutine use serving = await Serving(client), and await (await serving.find(name)).submit(x)"
         )
-        if self._watch is None:
-            self._watch = self._loop.create_task(self._watch_loop())
+    with _opening:
+        if client not in _servings or is_closed(client):
+            _servings[client] = Serving(client)
+        return _servings[client]
 
-    async def _watch_loop(self) -> None:
-        """End requests that a silent scheduler does not end, and all of them when the event loop does, as when the Dask
-        client is closed: it cancels its tasks then.
-        """
-        heard, heard_ns, looked_ns = -1, 0, 0
-        # Answers that are under way from workers: what has been read from there, and when that was less.
-        expected: dict[int, tuple[int, int]] = {}
-        try:
-            while True:
-                await asyncio.sleep(_WATCH_S)
-                if is_closed(self._client):  # in an event loop that goes on, as that of a cluster in this process
-                    return
-                now, connection, direct = now_ns(), self._connection, self._direct
-                read = connection.bytes_in if connection is not None else 0
-                late = now - looked_ns > _LATE_LOOK_NS
-                looked_ns = now
-                if read != heard:
-                    heard, heard_ns = read, now
-                if now - heard_ns > _SILENT_NS and not late:
-                    text = f"the scheduler has been silent for {format_duration(now - heard_ns)}"
-                    self._end_overdue(now, list(self._pending), text)
-                before, expected = expected, {}
-                for request, come in (direct.expected if direct is not None else {}).items():
-                    known = before.get(request)
-                    expected[request] = known if known is not None and known[0] == come else (come, now)
-                stuck = [r for r, (_, since_ns) in expected.items() if now - since_ns > _SILENT_NS]
-                if stuck and not late:
-                    self._end_overdue(now, stuck, "its answer does not arrive from the worker")
-        finally:
-            self._watch = None
-            self._hang_up("the Dask client was closed")
 
-    def _end_overdue(self, now: int, requests: list[int], why: str) -> None:
-        """Wait no longer for those of some requests that should have ended."""
-        for request in requests:
-            future = self._pending.get(request)
-            if future is None or now <= future.ends_ns + OVERDUE_NS + self._wait_ns:
-                continue
-            self._cancel(request)
-            text = f"{why}, and the deadline is over: whether the request ran is not known; check the network"
-            future._finish("failed", None, NoAnswer(text))
-
-    async def close(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        self._hang_up("the lane was closed by Serving.close()")
-
-    def _hang_up(self, text: str) -> None:
-        if self._connection is not None:
-            self._flush()
-            self._connection.close()
-        if self._direct is not None:
-            self._direct.close()
-        self._fail_all(text)
-
-    def submit(
-        self,
-        model_id: int,
-        payload: bytes | memoryview,
-        slo_ns: int,
-        priority: int,
-        make: Callable[[int, Callable[[int], None]], W] = InferenceFuture,  # type: ignore[assignment]
-        *,
-        within_ns: int,
-    ) -> W:
-        """What ``make(request, on_cancel)`` gives, once the request is in the outbox.
-
-        slo_ns: 0 for the model's. within_ns: what its SLO is as far as is known here.
-        """
-        if self._answering is None:
-            raise ConnectionLost("the lane to the scheduler was never opened: await Serving(client) first")
-        self._answering.check_process()
-        if not self.connected:
-            closed = is_closed(self._client)
-            text = "the Dask client is closed" if closed else "the connection to the scheduler is gone"
-            raise ConnectionLost(f"{text}: make a new {'Client and Serving' if closed else 'Serving(client)'}")
-        with self._numbering:
-            request = self._next
-            self._next += 1
-        future = make(request, self._cancel)
-        now = now_ns()
-        future.ends_ns, future.answered_in = now + within_ns, self._answering
-        self._pending[request] = future
-        self._outbox.append((model_id, slo_ns, now, request, priority, payload))
-        self._wake()
-        if not self.connected:  # lost between the check and the append: nobody will look at the outbox again
-            self._fail_all("the connection to the scheduler was lost")
-        return future
-
-    def _wake(self) -> None:
-        """Have the outbox sent at the end of the event loop's tick, from whichever thread this is."""
-        if self._flush_due:
-            return
-        self._flush_due = True
-        try:
-            if threading.get_ident() == self._thread:
-                self._loop.call_soon(self._flush)
-            else:
-                self._loop.call_soon_threadsafe(self._flush)
-        except RuntimeError:  # the event loop is closed
-            self._flush_due = False
-            self._fail_all("the Dask client is closed")
-
-    def later(self, wait_s: float, future: InferenceFuture, call: Callable[[], None]) -> None:
-        """Have ``call()`` made in the event loop after ``wait_s``; ``future`` fails if the connection ends before."""
-        waits = -1 - future.request  # no request has this number
-        self._pending[waits] = future
-
-        def due() -> None:
-            if self._pending.pop(waits, None) is not None:
-                call()
-
-        try:
-            self._loop.call_soon_threadsafe(self._loop.call_later, wait_s, due)
-        except RuntimeError:  # the event loop is closed
-            self._fail_all("the Dask client is closed")
-
-    def _cancel(self, request: int) -> None:
-        self._pending.pop(request, None)
-        self._cancels.append(request)
-        self._wake()
-
-    def _flush(self) -> None:
-        self._flush_due = False
-        connection, direct = self._connection, self._direct
-        if connection is None or direct is None or connection.stuck:
-            return
-        rows: list[tuple[int, int, int, int, int, bytes | memoryview]] = []
-        payloads: list[bytes | memoryview] = []
-        held: list[bool] = []
-        left = FRAME_BYTES
-        while self._outbox and left > 0:
-            try:
-                rows.append(self._outbox.popleft())
-            except IndexError:  # another thread found the connection lost
-                break
-            payload = rows[-1][-1]
-            held.append(direct.keeps(len(payload)))
-            if held[-1]:
-                direct.hold(rows[-1][3], payload)
-            else:
-                payloads.append(payload)
-                left -= len(payload)
-        if rows:
-            models, slos, times, requests, priorities, samples = zip(*rows, strict=True)
-            try:
-                frame = pack_rows(
-                    SUBMIT_ROW, len(rows), id=requests, slo=slos, age=now_ns() - np.array(times, np.int64),
-                    model=models, bytes=[len(p) for p in samples], priority=priorities, held=held,
-                )  # fmt: skip
-                connection.send([SUBMIT, frame], *payloads)
-            except Exception as error:  # they have left the outbox, and nobody else would end them
-                for request in requests:
-                    direct.forget(request)
-                    if (future := self._pending.pop(request, None)) is not None:
-                        future._finish("failed", None, errors.RequestError(f"it cannot be sent: {brief(error)}"))
-        if self._cancels:
-            cancels = [self._cancels.popleft() for _ in range(len(self._cancels))]
-            connection.send([CANCEL, column(cancels)])
-            for request in cancels:
-                direct.forget(request)
-        if self._outbox:
-            self._wake()
-
-    def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
-        direct = self._direct
-        assert direct is not None
-        if op == PLACE:
-            batch, host, port, ids = fields
-            direct.place(batch, host, port, read_column(ids).tolist())
-            return
-        if op == ANSWER:
-            direct.take(RELAYED, fields, blob)
-            return
-        if op != RESULT:
-            raise BadInput(f"lane op {op!r:.40} does not come from a scheduler")
-        failed = fields[1]
-        at = 0
-        for i, (request, size, link, outcome) in enumerate(read_rows(fields[0], RESULT_ROW).tolist()):
-            if link >= 0:
-                direct.outcome(request, link, _OUTCOMES[outcome])
-                continue
-            direct.forget(request)
-            future = self._pending.pop(request, None)
-            payload = blob[at : at + size]
-            at += size
-            if future is None:
-                continue
-            if i in failed:
-                kind, text = failed[i]
-                error = getattr(errors, kind, errors.RequestError)(self._named(kind, text))
-                future._finish(_OUTCOMES[outcome], None, error)
-            else:
-                future._answer(_OUTCOMES[outcome], payload)
-
-    def _named(self, kind: str, text: str) -> str:
-        """An error's text; one about a number that the scheduler no longer knows says the name that it was of."""
-        number = _NUMBERED.match(text) if kind == "UnknownModel" else None
-        if number is None or int(number[1]) not in self.names:
-            return text
-        remedy = "serving.deployed() has what is, and serving.find(name) a handle to what serves now"
-        return f"model {self.names[int(number[1])]!r} is not deployed any more: deploy it again ({remedy})"
-
-    def _answered(self, request: int, outcome: str, payload: memoryview) -> None:
-        future = self._pending.pop(request, None)
-        if future is not None:
-            future._answer(outcome, payload)
-
-    def _broken(self, request: int, text: str) -> None:
-        future = self._pending.pop(request, None)
-        if future is not None:
-            future._finish("failed", None, ConnectionLost(f"{text} before the answer came"))
-
-    def _lost(self, connection: Connection, error: Exception | None) -> None:
-        if connection is self._connection:  # and not an earlier one
-            if self._direct is not None:
-                self._direct.close()
-            self._fail_all(f"the connection to the scheduler was lost ({error or 'closed'})")
-
-    def _fail_all(self, text: str) -> None:
-        """End every request without an answer; whether it ran is not known."""
-        self._outbox.clear()
-        while self._pending:
-            try:
-                _, future = self._pending.popitem()
-            except KeyError:  # another thread took the last one
-                break
-            future._finish("failed", None, ConnectionLost(f"{text} before the answer came"))
+#: The model that the annotation ``symphony={"model": NAME}`` says, as the function of a task.
+infer = ModelRef("")
 
 
 async def _read_stages(name: str, plain: dict[str, Any]) -> Any:
     """The stages of a pipeline: not in the event loop, as functions may import anything. Raises ``SymphonyError``."""
-    from symphony_dask.client.stages import from_plain
-    from symphony_dask.client.user_functions import UserFunction
-
     read = UserFunction(from_plain, f"loading pipeline {name!r}")
     try:
         return await read(plain, now_ns() + _READ_STAGES_NS, _READ_STAGES_NS)

@@ -17,8 +17,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from distributed.protocol.pickle import loads
 
+from symphony_dask.client.model import Model
 from symphony_dask.client.pickling import pickled
 from symphony_dask.errors import BadInput
+from symphony_dask.plugin.graph_function import GraphFunction
 from symphony_dask.text import did_you_mean, plain, shown
 
 #: Characters of a function's name that are shown.
@@ -68,12 +70,9 @@ Stage: TypeAlias = "Ask | Call | Series | Parallel"
 
 def as_stage(given: Any) -> Stage:
     """What a user wrote (the module's grammar); raises ``BadInput``."""
-    from symphony_dask.client.serving import Model
-    from symphony_dask.plugin.graph_function import ModelRef
-
     if isinstance(given, str) and given:
         return Ask(given)
-    if isinstance(given, (Model, ModelRef)) and given.name:
+    if isinstance(given, (Model, GraphFunction)) and given.name:
         return Ask(given.name)
     if isinstance(given, Ensemble):
         if isinstance(given.members, str) or not isinstance(given.members, Iterable):

@@ -14,10 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from symphony_dask import errors
 from symphony_dask.clock import now_ns
+from symphony_dask.control.deployment import Deployment
 from symphony_dask.control.placement import (
     ALLOW,
     ALLOW_NS,
@@ -40,9 +41,6 @@ from symphony_dask.text import brief, plain
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_S, format_duration
 from symphony_dask.wire.connection import Connection
-
-if TYPE_CHECKING:
-    from symphony_dask.control.deployments import Deployment
 
 logger = logging.getLogger(__name__)
 

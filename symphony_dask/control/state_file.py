@@ -14,7 +14,8 @@ from typing import Any
 
 import msgpack
 
-from symphony_dask.control.deployments import Deployment, Versions
+from symphony_dask.control.deployment import Deployment
+from symphony_dask.control.deployments import Versions
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
 

@@ -50,6 +50,7 @@ from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.engine.request_kernels import MIXED
 from symphony_dask.errors import BadInput
 from symphony_dask.text import bounded, brief, plain
+from symphony_dask.timeouts import ConnectionTimeouts
 from symphony_dask.trace import BatchOutcome, Outcome
 from symphony_dask.units import NS_PER_S, format_duration
 from symphony_dask.wire.connection import (
@@ -83,7 +84,7 @@ from symphony_dask.wire.connection import (
     read_data,
     read_rows,
 )
-from symphony_dask.wire.listener import Doorway, Patience
+from symphony_dask.wire.listener import Listener
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class Dispatcher:
 
     inline_bytes: payloads and answers of more bytes go past the scheduler where they can.
     wait_ns: for how long requests wait for a first GPU while there is none; their SLO counts from then. 0: not at all.
-    patience: with connections that say nothing, or drip.
+    timeouts: with connections that say nothing, or drip.
     on_worker: called with the connection of each worker that says HELLO; its slots get batches from ``add_slots`` on.
     on_aside: called with a worker's connection, a slot, a model and why, when the slot goes on without a batch of that
         model that hangs (-1: the slot goes on as another GPU, and no batch was lost); on_back: with the first three,
@@ -143,7 +144,7 @@ class Dispatcher:
         max_requests: int = 65_536,
         inline_bytes: int = 8_192,
         wait_ns: int = 0,
-        patience: Patience | None = None,
+        timeouts: ConnectionTimeouts | None = None,
         on_worker: Callable[[Connection], None] = lambda connection: None,
         on_aside: Callable[[Connection, int, int, str], None] = lambda *aside: None,
         on_back: Callable[[Connection, int, int], None] = lambda *back: None,
@@ -189,7 +190,7 @@ class Dispatcher:
         self._waiting = Waiting(wait_ns, max_requests)
         #: What answers are taken to need back, and how much of it is for estimates that stray.
         self._reply_ns, self._reply_care_ns = FIRST_ROUND_TRIP_NS // 2, 0
-        self._doorway = Doorway(self._frame, self._lost, patience=patience)
+        self._listener = Listener(self._frame, self._lost, timeouts=timeouts)
         #: Whether requests were dropped lately that only the delays to and from workers leave no time for.
         self._refused_for_delays = False
         self._timer_lateness = Latency(FIRST_TIMER_LATENESS_NS)
@@ -202,14 +203,14 @@ class Dispatcher:
     async def start(self, host: str | None, port: int = 0, ssl_context: ssl.SSLContext | None = None) -> None:
         """Listen on ``host`` (None: all interfaces) and ``port`` (0: any)."""
         self._loop = asyncio.get_running_loop()
-        await self._doorway.listen(host, port, ssl_context)
+        await self._listener.listen(host, port, ssl_context)
         self._timer = Timer(self._loop, self._on_timer)
         self._sample()
         self._tasks = [self._loop.create_task(task) for task in (self._measure(), self._follow_overdue())]
 
     @property
     def port(self) -> int:
-        return self._doorway.port
+        return self._listener.port
 
     async def stop(self) -> None:
         """Close the server, all connections and the recording."""
@@ -217,8 +218,8 @@ class Dispatcher:
             task.cancel()
         if self._tasks:
             self._timer.close()
-        self._doorway.close()
-        self._doorway.hang_up()
+        self._listener.close()
+        self._listener.hang_up()
         await self.stop_recording()
 
     # Models
@@ -647,7 +648,7 @@ class Dispatcher:
 
     def _hello(self, connection: Connection, hello: dict[str, Any]) -> None:
         check_hello(hello, self.token)
-        self._doorway.welcome(connection)
+        self._listener.welcome(connection)
         if hello["role"] == "worker":
             worker = worker_of(hello)
             self.drop_worker(worker.address)
@@ -1278,8 +1279,8 @@ class Dispatcher:
             "clients": len(self._clients) - (self._local is not None),
             "recording": recording,
             "lane": {
-                "bytes_in": self._bytes_in + sum(c.bytes_in for c in self._doorway.connections),
-                "bytes_out": self._bytes_out + sum(c.bytes_out for c in self._doorway.connections),
+                "bytes_in": self._bytes_in + sum(c.bytes_in for c in self._listener.connections),
+                "bytes_out": self._bytes_out + sum(c.bytes_out for c in self._listener.connections),
             },
             "timer_lateness_ns": self._timer_lateness.bound_ns(),
             "client_round_trip_mean_ns": int(self._round_trip.mean_ns),

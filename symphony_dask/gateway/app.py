@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from symphony_dask.client.serving import MAX_SAMPLE_BYTES
+from symphony_dask.client.model import MAX_SAMPLE_BYTES
 from symphony_dask.clock import now_ns
 from symphony_dask.dispatcher.delay import Latency
 from symphony_dask.errors import BadInput, RequestError, Undeployed, UnknownModel

@@ -6,39 +6,30 @@
 >>> with dask.annotate(symphony={"slo": "50ms", "priority": 1}):                  # doctest: +SKIP
 ...     client.submit(model, x)
 
-A ``Model`` travels in a graph as a ``ModelRef``. The scheduler's plugin holds each task whose function is one
-(``graph_tasks.HeldTasks``), has the engine batch it with all other requests, and sends it to the worker of its batch
-with ``run_held`` in place of the function.
+A ``Model`` travels in a graph as a ``ModelRef``, which is a ``GraphFunction``. The scheduler's plugin holds each task
+whose function is one (``graph_tasks.HeldTasks``), has the engine batch it with all other requests, and sends it to the
+worker of its batch with ``run_held`` in place of the function.
 """
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import Any
 
 from symphony_dask.backends.sample import check_sample
 from symphony_dask.engine.engine import MOST_PRIORITY
-from symphony_dask.errors import BadInput, NotServing, SymphonyError, WouldDeadlock
+from symphony_dask.errors import BadInput, NotServing, SymphonyError
 from symphony_dask.text import brief, did_you_mean, plain, shown
 from symphony_dask.units import parse_duration_ns
-from symphony_dask.wait_checks import is_closed
 from symphony_dask.wire import codec
-
-if TYPE_CHECKING:
-    from symphony_dask.client.future import InferenceFuture
-    from symphony_dask.client.serving import Serving
 
 _KEYS = {"model", "slo", "priority"}
 
 
 @dataclass(frozen=True)
-class ModelRef:
-    """A served model by name, as the function of a Dask task: ``client.submit(ModelRef("resnet"), x)``.
-
-    Needs no ``Serving``, so that any client of the cluster can use it.
+class GraphFunction:
+    """A served model by name, as the function of a Dask task.
 
     signature: what requests must look like (``backends.sample_signature``); None lets everything pass.
     deployment: tells deployments of one name apart, so that Dask does not take results of one for those of another.
@@ -55,14 +46,6 @@ class ModelRef:
     def __dask_tokenize__(self) -> tuple[str, str, str]:
         return token(self.name, self.deployment)
 
-    def submit(self, x: Any, *, slo: str | None = None, priority: int = 0, retries: int = 0) -> InferenceFuture:
-        """As ``Model.submit``, from within a task that is not the model's own, in which a ``Model`` is a ``ModelRef``.
-
-        The request leaves from this process, over a connection to the scheduler that it opens once. Raises as
-        ``Model.submit``; ``UnknownModel``; ``NotServing`` where there is no Dask client.
-        """
-        return _serving().model(self.name).submit(x, slo=slo, priority=priority, retries=retries)
-
     def __call__(self, x: Any, *, slo: str | None = None) -> Any:
         """Raises ``NotServing``: only the scheduler's plugin can have a model called, for a task of its own."""
         raise NotServing(
@@ -70,36 +53,6 @@ class ModelRef:
             "of its own, as in client.submit(model, x), and do not fuse tasks (optimization.fuse.delayed); or ask it "
             "from within the task, model.submit(x).result()"
         )
-
-
-_servings: WeakKeyDictionary[Any, Serving] = WeakKeyDictionary()
-_opening = threading.Lock()
-
-
-def _serving() -> Serving:
-    """The connection of this process for requests from within tasks; raises ``NotServing``, ``WouldDeadlock``."""
-    from distributed import get_client
-
-    from symphony_dask.client.serving import Serving
-
-    try:
-        client = get_client()
-    except ValueError:
-        text = "a model that was sent here can be asked where there is a Dask client, as within a task"
-        raise NotServing(f"{text}: elsewhere use Serving(client).model(name)") from None
-    if client.asynchronous:
-        raise WouldDeadlock(
-            "this thread runs the event loop of the Dask client, so a connection cannot be waited for here: in a "
-            "coroutine use serving = await Serving(client), and await (await serving.find(name)).submit(x)"
-        )
-    with _opening:
-        if client not in _servings or is_closed(client):
-            _servings[client] = Serving(client)
-        return _servings[client]
-
-
-#: The model that the annotation ``symphony={"model": NAME}`` says, as the function of a task.
-infer = ModelRef("")
 
 
 def token(name: str, deployment: str) -> tuple[str, str, str]:
@@ -111,7 +64,7 @@ def token(name: str, deployment: str) -> tuple[str, str, str]:
 class Wish:
     """What a task asks of which model. ``slo_ns`` 0 is the model's own."""
 
-    model: ModelRef
+    model: GraphFunction
     slo_ns: int
     priority: int
 
@@ -123,7 +76,7 @@ def wish_of(spec: Any, annotations: dict[str, Any] | None) -> Wish | SymphonyErr
     function is a model; it leaves others alone, so that it may span a whole graph. "model" is for ``infer``.
     """
     model = getattr(spec, "func", None)
-    if not isinstance(model, ModelRef):
+    if not isinstance(model, GraphFunction):
         return None
     try:
         asked = dict((annotations or {}).get("symphony") or {})
@@ -134,7 +87,7 @@ def wish_of(spec: Any, annotations: dict[str, Any] | None) -> Wish | SymphonyErr
             )
             raise BadInput(f"{text}{did_you_mean(unknown[0], _KEYS)}")
         if not model.name:
-            model = ModelRef(str(asked.get("model") or ""))
+            model = GraphFunction(str(asked.get("model") or ""))
         if not model.name:
             raise BadInput('task of symphony_dask.infer has no model: set dask.annotate(symphony={"model": NAME})')
         priority = asked.get("priority", 0)
@@ -154,7 +107,7 @@ def wish_of(spec: Any, annotations: dict[str, Any] | None) -> Wish | SymphonyErr
         return BadInput(f"annotation symphony={given} cannot be read: {brief(error)}")
 
 
-async def run_held(task: str, model: ModelRef, x: Any, *, slo: Any = None) -> Any:
+async def run_held(task: str, model: GraphFunction, x: Any, *, slo: Any = None) -> Any:
     """On the worker: bring the sample to its batch and wait for the answer.
 
     A coroutine, because a task that waits must not hold a thread of the worker.
@@ -183,7 +136,7 @@ def _encoded(model: str, x: Any) -> bytes | memoryview:
         raise BadInput(f"the sample for model {model!r} cannot be sent: {brief(error)}") from None
 
 
-def held_function(task: str, model: ModelRef) -> Any:
+def held_function(task: str, model: GraphFunction) -> Any:
     """The function that a held task is sent to its worker with."""
     return partial(run_held, task, model)
 

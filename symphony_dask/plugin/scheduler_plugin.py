@@ -23,7 +23,8 @@ from symphony_dask import config
 from symphony_dask.backends.sample import ANY_SHAPE
 from symphony_dask.clock import now_ns
 from symphony_dask.control import state_file
-from symphony_dask.control.deployments import Deployment, Deployments, Versions
+from symphony_dask.control.deployment import Deployment
+from symphony_dask.control.deployments import Deployments, Versions
 from symphony_dask.control.fleet_rpc import Fleets
 from symphony_dask.control.loader import Loader
 from symphony_dask.control.pipeline_registry import Pipelines
@@ -125,7 +126,7 @@ class SymphonyPlugin(SchedulerPlugin):
             "max_requests": int(dask.config.get("symphony.max-requests")),
             "inline_bytes": int(dask.config.get("symphony.lane.inline-bytes")),
             "wait_ns": parse_duration_ns(wait, "symphony.wait-for-gpu") if wait else 0,
-            "patience": config.patience(),
+            "timeouts": config.connection_timeouts(),
         }
         # Compiling the engine, where it is not in the disk cache yet, takes seconds: not on the event loop.
         options |= {"on_worker": self._on_worker, "on_aside": self._on_aside, "on_back": self._on_back}

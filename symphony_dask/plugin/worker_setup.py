@@ -11,7 +11,7 @@ from distributed.protocol.pickle import dumps
 
 from symphony_dask.plugin import worker_stub
 from symphony_dask.plugin.start_attempts import waits_s
-from symphony_dask.slot.runtime import SymphonyWorkerPlugin
+from symphony_dask.plugin.worker_plugin import SymphonyWorkerPlugin
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ class _Absent(WorkerPlugin):
 def plugin() -> WorkerPlugin:
     """The worker plugin, or one that says why there is none."""
     try:
-        from symphony_dask.slot.runtime import SymphonyWorkerPlugin
+        from symphony_dask.plugin.worker_plugin import SymphonyWorkerPlugin
 
         return SymphonyWorkerPlugin()
     except Exception as error:

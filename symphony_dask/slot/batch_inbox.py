@@ -22,6 +22,7 @@ import numpy.typing as npt
 from symphony_dask.backends import BatchResult
 from symphony_dask.clock import now_ns
 from symphony_dask.errors import BadInput
+from symphony_dask.timeouts import ConnectionTimeouts
 from symphony_dask.wire import codec
 from symphony_dask.wire.connection import (
     ANSWER,
@@ -41,7 +42,7 @@ from symphony_dask.wire.connection import (
     read_data,
     read_rows,
 )
-from symphony_dask.wire.listener import Doorway, Patience
+from symphony_dask.wire.listener import Listener
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ class _Peer:
 class Inbox:
     """Gathers payloads, and hands each batch to ``on_complete`` when they are there."""
 
-    def __init__(self, on_complete: Callable[[Batch], None], patience: Patience | None = None) -> None:
+    def __init__(self, on_complete: Callable[[Batch], None], timeouts: ConnectionTimeouts | None = None) -> None:
         #: The cluster's, known once the scheduler was reached.
         self.token: str | None = None
         #: Answers above so many bytes leave on links, where there are any.
@@ -120,7 +121,7 @@ class Inbox:
         self._waiting: dict[int, _Waiting] = {}
         self._early: dict[int, list[tuple[int, list[int], list[int], memoryview]]] = {}
         self._newest = -1
-        self._doorway = Doorway(self._frame, self._lost, patience=patience, bounded=True)
+        self._listener = Listener(self._frame, self._lost, timeouts=timeouts, bounded=True)
         #: The newest batch for each slot.
         self.newest: dict[int, int] = {}
         self._links: dict[int, Connection] = {}
@@ -132,15 +133,15 @@ class Inbox:
         failure = OSError("no port was given")
         for port in ports:
             try:
-                await self._doorway.listen(host, port, ssl_context)
+                await self._listener.listen(host, port, ssl_context)
             except OSError as error:
                 failure = error
             else:
-                return self._doorway.port
+                return self._listener.port
         raise failure
 
     def close(self) -> None:
-        self._doorway.close()
+        self._listener.close()
         self.clear()
 
     def clear(self) -> None:
@@ -152,7 +153,7 @@ class Inbox:
         self._early.clear()
         self._newest = -1
         self.newest.clear()
-        self._doorway.hang_up()
+        self._listener.hang_up()
 
     # Batches
 
@@ -306,7 +307,7 @@ class Inbox:
         peer = connection.peer
         if peer is None and op == HELLO:
             hello = check_hello(fields[0], self.token)
-            self._doorway.welcome(connection)
+            self._listener.welcome(connection)
             connection.peer = peer = _peer_of(hello)
             self._links[peer.client] = connection
             connection.send([WELCOME, {}])

@@ -11,9 +11,9 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from symphony_dask.timeouts import ConnectionTimeouts
 from symphony_dask.wire.connection import MAX_FRAME_BYTES, MAX_HELLO_BYTES, Connection
 
 logger = logging.getLogger(__name__)
@@ -25,15 +25,7 @@ LEAST_BYTES_PER_S = 1 << 16
 LOOK_S = 1.0
 
 
-@dataclass(frozen=True)
-class Patience:
-    """Seconds for TLS and for HELLO, and for one frame after that."""
-
-    hello_s: float = 10.0
-    frame_s: float = 30.0
-
-
-class Doorway:
+class Listener:
     """Listens for lane connections, and keeps those that are open in ``connections``.
 
     on_frame, on_lost: as of ``Connection``. bounded: whether peers that do not read are cut off too.
@@ -44,14 +36,14 @@ class Doorway:
         on_frame: Callable[[Connection, int, list[Any], memoryview], None],
         on_lost: Callable[[Connection, Exception | None], None],
         *,
-        patience: Patience | None = None,
+        timeouts: ConnectionTimeouts | None = None,
         bounded: bool = False,
     ) -> None:
         self.connections: set[Connection] = set()
         #: For how long each that has not said HELLO has been there, s.
         self._strangers: dict[Connection, float] = {}
         self._on_frame, self._on_lost = on_frame, on_lost
-        self._patience = patience or Patience()
+        self._timeouts = timeouts or ConnectionTimeouts()
         self._bounded = bounded
         self._server: asyncio.Server | None = None
         self._look_due: asyncio.TimerHandle | None = None
@@ -59,7 +51,7 @@ class Doorway:
     async def listen(self, host: str | None, port: int, ssl_context: ssl.SSLContext | None) -> None:
         """Listen on ``host`` (None: all interfaces) and ``port`` (0: any); raises ``OSError``."""
         self._loop = asyncio.get_running_loop()
-        limit_s = self._patience.hello_s if ssl_context is not None else None
+        limit_s = self._timeouts.hello_s if ssl_context is not None else None
         self._server = await self._loop.create_server(
             self._accept, host, port, ssl=ssl_context, ssl_handshake_timeout=limit_s, backlog=512
         )
@@ -104,13 +96,13 @@ class Doorway:
         # Counted in looks, so that a stall of this process is nobody's fault.
         for connection, age_s in list(self._strangers.items()):
             self._strangers[connection] = age_s + LOOK_S
-            if age_s >= self._patience.hello_s:
+            if age_s >= self._timeouts.hello_s:
                 logger.info("lane connection with %s cut off: no HELLO in time", connection.describe())
                 connection.abort()
         for connection in list(self.connections):
             connection.mind_slow_reader(LOOK_S)
             filled, age_s = connection.frame_under_way(LOOK_S)
-            if filled < (age_s - self._patience.frame_s) * LEAST_BYTES_PER_S:
+            if filled < (age_s - self._timeouts.frame_s) * LEAST_BYTES_PER_S:
                 text = "lane connection with %s cut off: a frame of which %d bytes came took more than %.0f s"
                 logger.warning(text, connection.describe(), filled, age_s)
                 connection.abort()

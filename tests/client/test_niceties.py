@@ -16,8 +16,9 @@ from symphony_dask import as_completed, deadline
 from symphony_dask.client import retry
 from symphony_dask.client.deadline import remaining_ns
 from symphony_dask.client.future import InferenceFuture
+from symphony_dask.client.model import Model
 from symphony_dask.client.retry import RetriedFuture
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.serving import Serving
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import (
     BadInput,

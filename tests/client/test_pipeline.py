@@ -14,11 +14,11 @@ import pytest
 from symphony_dask import Ensemble, Pipeline, Serving
 from symphony_dask.client import stages
 from symphony_dask.client.future import InferenceFuture
-from symphony_dask.client.serving import Model
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import ModelRef
 from symphony_dask.client.stages import as_stage, describe, from_plain, mean, models_of, to_plain, vote
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput, DeadlineExceeded, ModelError, Overloaded, SymphonyError, UnknownModel
-from symphony_dask.plugin.graph_function import ModelRef
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.models import Gate

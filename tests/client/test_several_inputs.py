@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from symphony_dask.client import declarations
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput, DeploymentError, ModelError
 from tests.helpers import models
 from tests.helpers.cluster import Cluster

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from distributed.comm.addressing import get_address_host
 
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.client.transfer import Direct
 from symphony_dask.errors import BadInput, PayloadLost
 from symphony_dask.wire import codec

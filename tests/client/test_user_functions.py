@@ -14,7 +14,8 @@ import pytest
 from symphony_dask import Ensemble, Pipeline
 from symphony_dask.client import user_functions
 from symphony_dask.client.future import InferenceFuture
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.client.stages import as_stage
 from symphony_dask.errors import BadInput, DeadlineExceeded, DeploymentError, ModelError, SymphonyError
 from tests.helpers import models

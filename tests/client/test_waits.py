@@ -17,7 +17,8 @@ from distributed import Client, LocalCluster
 
 from symphony_dask import as_completed
 from symphony_dask.client.future import InferenceFuture
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput, ConnectionLost, WouldDeadlock
 from symphony_dask.wait_checks import AnsweringLoop
 from tests.helpers import models

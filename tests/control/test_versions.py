@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.dispatcher.routing import Canary
 from symphony_dask.errors import BadInput, DeploymentError, Undeployed, UnknownModel
 from symphony_dask.trace import open_run

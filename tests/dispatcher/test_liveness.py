@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.clock import now_ns
 from symphony_dask.control.placement import FORGET_NS, Loaded, SlotPlace
 from symphony_dask.dispatcher.dispatcher import Dispatcher

@@ -34,7 +34,7 @@ from symphony_dask.wire.connection import (
     pack_rows,
     read_rows,
 )
-from symphony_dask.wire.listener import Doorway
+from symphony_dask.wire.listener import Listener
 from tests.fuzz.mutation import fields, mutated, records, value
 from tests.fuzz.wire import Wire, feed, frame, frames
 
@@ -92,7 +92,7 @@ class Strangers:
 
     async def start(self) -> None:
         self._heard = 0
-        self._door = Doorway(self._frame, lambda *lost: None)
+        self._door = Listener(self._frame, lambda *lost: None)
         self._corpus = [
             frame(HELLO, {"token": "0" * 32, "version": VERSION, "role": "client"}),
             frame(HELLO, {"token": "0" * 32, "version": VERSION, "role": "worker", "worker": "w", "slots": 1}),
@@ -162,7 +162,7 @@ def client_frame(by: random.Random, batch: int) -> bytes:
 
 
 class OfTheCluster:
-    """A dispatcher with two models, a good client, and in ``dispatcher._doorway`` one connection that is not good."""
+    """A dispatcher with two models, a good client, and in ``dispatcher._listener`` one connection that is not good."""
 
     def __init__(self, role: str) -> None:
         self._role = role
@@ -181,7 +181,7 @@ class OfTheCluster:
         self._connect()
 
     def _connect(self) -> None:
-        self._connection = self.dispatcher._doorway._accept()
+        self._connection = self.dispatcher._listener._accept()
         self._wire = Wire(self._connection)
         hello = {"token": self.dispatcher.token, "version": VERSION, "role": self._role}
         if self._role == "worker":
@@ -278,7 +278,7 @@ class AtAWorker:
         assert codec.blob_bytes(batch.blob) == int(batch.present_sizes().sum())
 
     def _connect(self) -> None:
-        self._connection = self._inbox._doorway._accept()
+        self._connection = self._inbox._listener._accept()
         self._wire = Wire(self._connection)
         hello = {"token": "t", "version": VERSION, "client": 1, "link": 0}
         feed(self._connection, self._wire, frame(HELLO, hello))

@@ -17,7 +17,8 @@ import pytest
 
 pytest.importorskip("uvicorn")
 
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.wire.connection import HELLO, VERSION
 from tests.fuzz.body_targets import request
 from tests.fuzz.lane_targets import client_frame, data_frame

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from tests.helpers import models
 from tests.helpers.cluster import Cluster
 from tests.helpers.gateway_process import GatewayProcess, tensor

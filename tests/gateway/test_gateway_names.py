@@ -11,7 +11,8 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from tests.helpers import models
 from tests.helpers.cluster import Cluster
 from tests.helpers.gateway_process import GatewayProcess, tensor

@@ -8,7 +8,7 @@ import threading
 from autoscale.policies.registry import Fleet, Memory, Settings, Target
 from autoscale.policies.signals import Signals
 from symphony_dask.client.future import InferenceFuture
-from symphony_dask.client.serving import Model
+from symphony_dask.client.model import Model
 
 
 class Load:

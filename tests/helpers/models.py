@@ -71,8 +71,8 @@ def break_lane(dask_worker: Any) -> None:
 def close_inbox(dask_worker: Any) -> None:
     """Have a worker take no connections of clients any more, and hang up on those that it has."""
     inbox = dask_worker.plugins["symphony"]._slot_worker.inbox
-    inbox._doorway.close()
-    inbox._doorway.hang_up()
+    inbox._listener.close()
+    inbox._listener.hang_up()
 
 
 def reverse(batch: Any) -> list[bytes]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from tests.helpers.cluster import wait_until
 
 #: ``serving.deploy`` under the test's name (the fixture ``deploy``).

@@ -11,7 +11,8 @@ import numpy as np
 from symphony_dask.backends import BatchRunner
 from symphony_dask.clock import now_ns
 from symphony_dask.slot.batch_inbox import Batch
-from symphony_dask.slot.runtime import Slot, SlotWorker
+from symphony_dask.slot.executor import Slot
+from symphony_dask.slot.runtime import SlotWorker
 from symphony_dask.wire import codec
 
 
@@ -55,7 +56,7 @@ def on_slot(test: Any, expected: int = 1) -> None:
     async def run() -> None:
         slot, hangs = Slot(0, None), Hangs()
         slot.runners |= {1: BatchRunner(hangs), 2: BatchRunner(lambda samples: samples)}
-        worker = SlotWorker("tcp://w", [slot], "cpu", rendezvous=None, _specs={1: b"", 2: b""})  # type: ignore[arg-type]
+        worker = SlotWorker("tcp://w", [slot], "cpu", graph_batches=None, _specs={1: b"", 2: b""})  # type: ignore[arg-type]
         worker._loop = asyncio.get_running_loop()
         worker.connection = answers = Answers(expected)  # type: ignore[assignment]
         try:

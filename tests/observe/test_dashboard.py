@@ -18,7 +18,8 @@ from click.testing import CliRunner
 
 from symphony_dask.backends import Emulated
 from symphony_dask.cli.top import top, view
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.observe import dashboard
 from symphony_dask.observe.colours import GREY
 from tests.helpers.browser import CHROMIUM, HEIGHT, WIDTH, Browser

@@ -16,7 +16,8 @@ from distributed import Client, KilledWorker
 
 import symphony_dask
 from symphony_dask.backends import Emulated
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import ModelRef, Serving
 from symphony_dask.errors import (
     BadInput,
     DeadlineExceeded,
@@ -27,7 +28,6 @@ from symphony_dask.errors import (
     Undeployed,
     UnknownModel,
 )
-from symphony_dask.plugin.graph_function import ModelRef
 from symphony_dask.trace import open_run
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until

@@ -19,7 +19,7 @@ from distributed.core import Status
 
 import symphony_dask.plugin.scheduler_plugin
 import symphony_dask.plugin.start_attempts
-import symphony_dask.slot.runtime
+import symphony_dask.plugin.worker_plugin
 from symphony_dask.client.serving import Serving
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.errors import NotServing
@@ -228,8 +228,8 @@ def test_hooks_that_fail_leave_dask_what_it_had(
 def test_a_worker_that_cannot_serve_goes_on_and_the_status_says_why(
     monkeypatch: pytest.MonkeyPatch, impatient: None
 ) -> None:
-    right = symphony_dask.slot.runtime.gpu_class_of
-    monkeypatch.setattr(symphony_dask.slot.runtime, "gpu_class_of", lambda worker: 1 / 0)
+    right = symphony_dask.plugin.worker_plugin.gpu_class_of
+    monkeypatch.setattr(symphony_dask.plugin.worker_plugin, "gpu_class_of", lambda worker: 1 / 0)
 
     async def run() -> None:
         async with (
@@ -242,7 +242,7 @@ def test_a_worker_that_cannot_serve_goes_on_and_the_status_says_why(
             assert await client.submit(lambda: 5) == 5
             [text] = (await serving.status())["problems"]
             assert text == f"worker {worker.address} serves no models: ZeroDivisionError: division by zero"
-            monkeypatch.setattr(symphony_dask.slot.runtime, "gpu_class_of", right)
+            monkeypatch.setattr(symphony_dask.plugin.worker_plugin, "gpu_class_of", right)
             await until(lambda: scheduler.plugins["symphony"].loader.workers)
             assert not (await serving.status())["problems"]
 

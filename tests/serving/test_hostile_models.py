@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from symphony_dask.backends import BatchRunner
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput, DeploymentError, ModelError, NoGPUWorker
-from symphony_dask.slot.runtime import Slot, SlotWorker
+from symphony_dask.slot.executor import Slot
+from symphony_dask.slot.runtime import SlotWorker
 from symphony_dask.text import MOST_CHARS
 from symphony_dask.wire.connection import DONE
 from tests.helpers import models
@@ -242,7 +244,7 @@ def test_a_slot_whose_answers_cannot_be_sent_says_so_and_runs_the_next_batch() -
     async def run() -> None:
         slot = Slot(0, None)
         slot.runners[1] = BatchRunner(lambda samples: samples)
-        worker = SlotWorker("tcp://w", [slot], "cpu", rendezvous=None, _specs={1: b""})  # type: ignore[arg-type]
+        worker = SlotWorker("tcp://w", [slot], "cpu", graph_batches=None, _specs={1: b""})  # type: ignore[arg-type]
         worker._loop = asyncio.get_running_loop()
         worker.connection = broken = Breaks(2)  # type: ignore[assignment]
         worker._start_batch(small(0, 1))
@@ -267,7 +269,7 @@ def test_a_model_whose_staging_raises_fails_its_batch() -> None:
     async def run() -> None:
         slot = Slot(0, None)
         slot.runners[1] = BatchRunner(Staged())
-        worker = SlotWorker("tcp://w", [slot], "cpu", rendezvous=None, _specs={1: b""})  # type: ignore[arg-type]
+        worker = SlotWorker("tcp://w", [slot], "cpu", graph_batches=None, _specs={1: b""})  # type: ignore[arg-type]
         worker._loop = asyncio.get_running_loop()
         worker.connection = answers = Answers(1)  # type: ignore[assignment]
         worker._stage(answers, small(0, 1), slot.runners[1])  # type: ignore[arg-type]

@@ -15,10 +15,12 @@ import pytest
 
 from symphony_dask.backends import BatchRunner, Emulated
 from symphony_dask.backends.batch import BatchResult
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import ModelError
 from symphony_dask.slot.batch_inbox import Batch, Inbox
-from symphony_dask.slot.runtime import Slot, SlotWorker
+from symphony_dask.slot.executor import Slot
+from symphony_dask.slot.runtime import SlotWorker
 from symphony_dask.wire import codec
 from symphony_dask.wire.connection import ANSWER, DONE_ROW, PART_BYTES, RELAYED, read_column, read_rows
 from tests.helpers import models
@@ -87,12 +89,12 @@ def test_answers_leave_in_frames_that_a_client_can_take_with_and_without_a_conne
 
 
 def test_an_answer_that_fits_no_frame_fails_its_own_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("symphony_dask.slot.runtime.MAX_ANSWER_BYTES", 100)
+    monkeypatch.setattr("symphony_dask.slot.batch_answers.MAX_ANSWER_BYTES", 100)
 
     async def main() -> None:
         slot = Slot(0, None)
         slot.runners[1] = BatchRunner(lambda batch: [b"x" * 200, b"fine"])
-        worker = SlotWorker("tcp://w", [slot], "cpu", rendezvous=None, _specs={1: b""})  # type: ignore[arg-type]
+        worker = SlotWorker("tcp://w", [slot], "cpu", graph_batches=None, _specs={1: b""})  # type: ignore[arg-type]
         worker._loop = asyncio.get_running_loop()
         worker.connection = answers = Answers(1)  # type: ignore[assignment]
         one = small(0, 1)

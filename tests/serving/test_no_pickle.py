@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from symphony_dask.client.declarations import read
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput, SymphonyError
 from symphony_dask.wire import codec
 from symphony_dask.wire.connection import DATA, HELLO, SUBMIT, SUBMIT_ROW, VERSION, column, connect, pack_rows
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 #: Who may load pickle, and from where it comes.
 MAY_LOAD = {
-    "symphony_dask/slot/runtime.py": "a model, from the scheduler over Dask's channel",
+    "symphony_dask/slot/model_loading.py": "a model, from the scheduler over Dask's channel",
     "symphony_dask/client/stages.py": "the functions of a pipeline, from the scheduler over Dask's channel",
     "workloads/live/lane_generator.py": "what to send, from the parent process in a folder of this user's only",
     "workloads/live/load_generator.py": "the results of these processes",

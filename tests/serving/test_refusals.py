@@ -17,7 +17,8 @@ import symphony_dask
 from symphony_dask.backends.emulated import Emulated
 from symphony_dask.cli.main import symphony
 from symphony_dask.client import declarations
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput, UnknownModel
 from tests.helpers import models
 from tests.helpers.cluster import Cluster

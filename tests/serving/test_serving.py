@@ -14,8 +14,10 @@ import pytest
 from distributed import Client, LocalCluster
 
 from symphony_dask.backends.emulated import Emulated
-from symphony_dask.client import serving as client_module
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client import model as model_module
+from symphony_dask.client import session
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import (
     BadInput,
     ConnectionLost,
@@ -88,7 +90,7 @@ def test_map_answers_in_the_order_of_its_inputs(deploy: Deploy) -> None:
 
 
 def test_more_requests_than_fit_a_frame_are_all_sent(deploy: Deploy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "FRAME_BYTES", 100)
+    monkeypatch.setattr(session, "FRAME_BYTES", 100)
     model = deploy(models.double, profile=QUICK)
     futures = model.map(np.full(7, float(i)) for i in range(200))
     assert [f.result(LIMIT_S)[0] for f in futures] == [2.0 * i for i in range(200)]
@@ -329,7 +331,7 @@ def test_a_sample_of_another_shape_is_refused_when_it_is_submitted(deploy: Deplo
 
 
 def test_a_sample_too_large_to_send_is_refused(deploy: Deploy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "MAX_SAMPLE_BYTES", 1000)
+    monkeypatch.setattr(model_module, "MAX_SAMPLE_BYTES", 1000)
     with pytest.raises(BadInput, match=r"a sample of 1001 bytes.*the most is 1000"):
         deploy(Emulated(0.1, 1)).submit(b"x" * 1000)
 

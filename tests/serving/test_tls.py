@@ -28,7 +28,7 @@ from tests.helpers.gateway_process import GatewayProcess, tensor
 pytest.importorskip("cryptography")
 pytest.importorskip("uvicorn")
 
-from symphony_dask.wire.listener import Doorway
+from symphony_dask.wire.listener import Listener
 from tests.helpers.certificates import Authority, Certificate, trusting
 
 #: The sockets that ask for a certificate, and how a connection is found to be one that is served.
@@ -246,7 +246,7 @@ def test_a_client_does_not_talk_to_a_lane_whose_certificate_is(tmp_path: Path, d
     heard: list[int] = []
 
     async def main() -> None:
-        door = Doorway(lambda connection, op, fields, blob: heard.append(op), lambda *lost: None)
+        door = Listener(lambda connection, op, fields, blob: heard.append(op), lambda *lost: None)
         server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         server.load_cert_chain(bad.cert, bad.key)
         await door.listen("127.0.0.1", 0, server)

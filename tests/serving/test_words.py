@@ -14,7 +14,8 @@ import pytest
 from distributed import Client
 
 from symphony_dask import Ensemble
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import ModelRef, Serving
 from symphony_dask.client.stages import as_stage
 from symphony_dask.control import loader as loading
 from symphony_dask.errors import (
@@ -24,7 +25,6 @@ from symphony_dask.errors import (
     NotServing,
     UnknownModel,
 )
-from symphony_dask.plugin.graph_function import ModelRef
 from symphony_dask.text import did_you_mean, last_line, listed
 from tests.helpers import models
 from tests.helpers.cluster import Cluster

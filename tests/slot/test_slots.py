@@ -12,7 +12,8 @@ import numpy as np
 from symphony_dask.backends import BatchRunner
 from symphony_dask.clock import now_ns
 from symphony_dask.slot.batch_inbox import Batch
-from symphony_dask.slot.runtime import STAGE_BYTES, Slot, SlotWorker
+from symphony_dask.slot.executor import Slot
+from symphony_dask.slot.runtime import STAGE_BYTES, SlotWorker
 from symphony_dask.wire import codec
 from symphony_dask.wire.connection import ASIDE, DONE, DONE_ROW, read_rows
 from tests.helpers.cluster import wait_until
@@ -49,7 +50,7 @@ def test_a_large_batch_is_staged_while_the_one_before_runs() -> None:
         slot = Slot(0, None)
         model = Sum()
         slot.runners[7] = BatchRunner(model)
-        worker = SlotWorker("tcp://w", [slot], "cpu", rendezvous=None)  # type: ignore[arg-type]
+        worker = SlotWorker("tcp://w", [slot], "cpu", graph_batches=None)  # type: ignore[arg-type]
         worker._loop = asyncio.get_running_loop()
         worker.connection = answers = Answers(2)  # type: ignore[assignment]
         worker._start_batch(batch(1, 3, lost=set()))
@@ -72,7 +73,7 @@ def test_the_answers_of_a_batch_of_which_one_was_lost_are_those_of_the_others() 
     async def run() -> None:
         slot = Slot(0, None)
         slot.runners[7] = BatchRunner(lambda samples: [f"{int(x[0])}" for x in samples])
-        worker = SlotWorker("tcp://w", [slot], "cpu", rendezvous=None)  # type: ignore[arg-type]
+        worker = SlotWorker("tcp://w", [slot], "cpu", graph_batches=None)  # type: ignore[arg-type]
         worker._loop = asyncio.get_running_loop()
         worker.connection = answers = Answers(1)  # type: ignore[assignment]
         worker._start_batch(batch(3, 3, lost={1}))

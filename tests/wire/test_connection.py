@@ -373,7 +373,7 @@ def test_who_has_much_to_read_may_take_its_time_but_must_read(monkeypatch: pytes
             for i in range(40):
                 sender.send([RESULT, i], bytes(1_000_000))
             await until(lambda: sender.stuck)
-            for _ in range(6):  # six seconds, as the doorway counts them
+            for _ in range(6):  # six seconds, as the listener counts them
                 sender.mind_slow_reader(1.0)
                 if reads and not sender.closed:
                     before = sender.bytes_out

@@ -18,10 +18,11 @@ import pytest
 from symphony_dask.dispatcher.sessions import worker_of
 from symphony_dask.errors import BadInput
 from symphony_dask.slot.batch_inbox import Inbox
+from symphony_dask.timeouts import ConnectionTimeouts
 from symphony_dask.wire import connection as lane
 from symphony_dask.wire import listener
 from symphony_dask.wire.connection import DATA, HELLO, VERSION, WELCOME, Connection, check_hello, column, connect
-from symphony_dask.wire.listener import Doorway, Patience
+from symphony_dask.wire.listener import Listener
 
 TOKEN = "5" * 32
 
@@ -37,9 +38,9 @@ HELLO_FRAME = encoded(HELLO, {"token": TOKEN, "version": VERSION})
 class Host:
     """Welcomes who has the token, and keeps what comes then."""
 
-    def __init__(self, patience: Patience) -> None:
+    def __init__(self, timeouts: ConnectionTimeouts) -> None:
         self.frames: list[tuple[int, int]] = []
-        self.door = Doorway(self.frame, lambda *lost: None, patience=patience)
+        self.door = Listener(self.frame, lambda *lost: None, timeouts=timeouts)
 
     def frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
         if connection.peer is None:
@@ -52,14 +53,16 @@ class Host:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> Patience:
+def quick(monkeypatch: pytest.MonkeyPatch) -> ConnectionTimeouts:
     monkeypatch.setattr(listener, "LOOK_S", 0.02)
-    return Patience(hello_s=0.2, frame_s=0.2)
+    return ConnectionTimeouts(hello_s=0.2, frame_s=0.2)
 
 
-def hosted(patience: Patience, main: Callable[[Host], Awaitable[None]], context: ssl.SSLContext | None = None) -> None:
+def hosted(
+    timeouts: ConnectionTimeouts, main: Callable[[Host], Awaitable[None]], context: ssl.SSLContext | None = None
+) -> None:
     async def wrapped() -> None:
-        host = Host(patience)
+        host = Host(timeouts)
         await host.door.listen("127.0.0.1", 0, context)
         try:
             async with asyncio.timeout(20):
@@ -105,7 +108,7 @@ async def entered(host: Host) -> tuple[asyncio.StreamReader, asyncio.StreamWrite
 
 
 @pytest.mark.parametrize("dripped", [b"", HELLO_FRAME[:-1]], ids=["silence", "a HELLO that drips"])
-def test_who_has_not_said_hello_in_time_is_cut_off(quick: Patience, dripped: bytes) -> None:
+def test_who_has_not_said_hello_in_time_is_cut_off(quick: ConnectionTimeouts, dripped: bytes) -> None:
     async def main(host: Host) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", host.door.port)
         sending = asyncio.ensure_future(drip(writer, dripped))
@@ -126,7 +129,9 @@ def test_who_has_not_said_hello_in_time_is_cut_off(quick: Patience, dripped: byt
     ],
     ids=["prefix", "header", "body"],
 )
-def test_who_lets_a_frame_drip_is_cut_off(quick: Patience, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_who_lets_a_frame_drip_is_cut_off(
+    quick: ConnectionTimeouts, data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main(host: Host) -> None:
         reader, writer = await entered(host)
         sending = asyncio.ensure_future(drip(writer, data))
@@ -139,7 +144,7 @@ def test_who_lets_a_frame_drip_is_cut_off(quick: Patience, data: bytes, caplog: 
     assert "a frame of which" in caplog.text
 
 
-def test_who_is_idle_between_frames_stays(quick: Patience) -> None:
+def test_who_is_idle_between_frames_stays(quick: ConnectionTimeouts) -> None:
     async def main(host: Host) -> None:
         _, writer = await entered(host)
         await asyncio.sleep(0.5)
@@ -151,7 +156,7 @@ def test_who_is_idle_between_frames_stays(quick: Patience) -> None:
     hosted(quick, main)
 
 
-def test_a_large_frame_that_comes_fast_enough_may_take_longer(quick: Patience) -> None:
+def test_a_large_frame_that_comes_fast_enough_may_take_longer(quick: ConnectionTimeouts) -> None:
     size = 400_000
 
     async def main(host: Host) -> None:
@@ -168,7 +173,7 @@ def test_a_large_frame_that_comes_fast_enough_may_take_longer(quick: Patience) -
     hosted(quick, main)
 
 
-def test_frames_that_never_leave_the_buffer_empty_are_not_taken_for_one_that_drips(quick: Patience) -> None:
+def test_frames_that_never_leave_the_buffer_empty_are_not_taken_for_one_that_drips(quick: ConnectionTimeouts) -> None:
     async def main(host: Host) -> None:
         _, writer = await entered(host)
         data = encoded(DATA, blob=b"abc") * 60
@@ -182,7 +187,9 @@ def test_frames_that_never_leave_the_buffer_empty_are_not_taken_for_one_that_dri
     hosted(quick, main)
 
 
-def test_tls_that_does_not_come_to_an_end_is_cut_off_and_leaves_nothing(quick: Patience, tmp_path: Path) -> None:
+def test_tls_that_does_not_come_to_an_end_is_cut_off_and_leaves_nothing(
+    quick: ConnectionTimeouts, tmp_path: Path
+) -> None:
     pytest.importorskip("cryptography")
     from tests.helpers.certificates import Authority
 
@@ -215,7 +222,7 @@ def test_lists_that_promise_more_than_they_have_cost_no_time() -> None:
         assert time.thread_time() - before < 0.05
         writer.close()
 
-    hosted(Patience(), main)
+    hosted(ConnectionTimeouts(), main)
 
 
 # Tokens

@@ -23,8 +23,8 @@ from symphony_dask.units import NS_PER_S
 from workloads.baselines.nexus import CannotPlace
 from workloads.compare.bound import BoundModel, ideal_gpus
 from workloads.compare.gpus_needed import least
+from workloads.compare.policies import scheduler
 from workloads.simulation.fleet import GpuGroup
-from workloads.simulation.simulate import scheduler
 from workloads.simulation.workload import Workload
 from workloads.traces.zoo import ZOO
 

@@ -19,9 +19,9 @@ from symphony_dask.units import NS_PER_MS, NS_PER_S
 from workloads.analysis.causes import label
 from workloads.analysis.gpu_presence import stays
 from workloads.analysis.plan import scaled
+from workloads.compare.policies import scheduler
 from workloads.simulation.fleet import GPU, GpuGroup, Gpus, groups
 from workloads.simulation.result import Simulated
-from workloads.simulation.simulate import scheduler
 from workloads.simulation.workload import Workload, read_workload
 
 

@@ -17,7 +17,8 @@ from typing import Any
 from distributed import Client
 
 from symphony_dask.backends import Emulated
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.dispatcher.dispatcher import SLACK_SHARE
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput

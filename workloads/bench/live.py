@@ -16,7 +16,8 @@ import numpy as np
 from distributed import Client
 
 from symphony_dask.backends import Emulated
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput
 from workloads.live import load_generator
 from workloads.live.local_cluster import ProcessCluster

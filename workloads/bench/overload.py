@@ -21,7 +21,8 @@ from distributed import Client
 
 from symphony_dask.backends import Emulated
 from symphony_dask.cli.partial_files import whole_file
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome

@@ -120,10 +120,10 @@ def _run(
     from symphony_dask.engine.latency_profile import LatencyProfile
     from symphony_dask.errors import BadInput
     from symphony_dask.units import NS_PER_S, parse_duration_ns
+    from workloads.compare.policies import compile_policies
     from workloads.policy_trials import assess
     from workloads.policy_trials.learn import learn
     from workloads.policy_trials.trial import FleetModel
-    from workloads.simulation.process_pool import compile_policies
     from workloads.simulation.workload import DEFAULT_PROFILE, read_workload
 
     usd = _price(gpu_class) if price is None else price

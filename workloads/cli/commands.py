@@ -666,9 +666,9 @@ def simulate_(
 
     from symphony_dask.errors import BadInput
     from symphony_dask.units import parse_duration_ns
-    from workloads.simulation.process_pool import compile_policies
+    from workloads.compare.policies import compile_policies, scheduler
     from workloads.simulation.record import record
-    from workloads.simulation.simulate import SimulatedRun, scheduler
+    from workloads.simulation.simulate import SimulatedRun
     from workloads.simulation.workload import read_workload
     from workloads.traces.digest import digest, file_hashes
 

@@ -151,8 +151,8 @@ def plan_(
     from autoscale.providers.prices import prices
     from symphony_dask.units import parse_duration_ns
     from workloads.analysis.plan import DEFAULT_CLASSES, on_classes, plan, scaled
+    from workloads.compare.policies import compile_policies
     from workloads.simulation.fleet import GPU
-    from workloads.simulation.process_pool import compile_policies
     from workloads.simulation.workload import read_workload
     from workloads.traces.zoo import parse_profiles
 

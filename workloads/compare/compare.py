@@ -16,8 +16,8 @@ from symphony_dask.errors import BadInput
 from symphony_dask.names import name_list
 from workloads.compare.cells import CELL_SCHEMA, Cell
 from workloads.compare.goodput import Found, Mix, over_seeds, search
-from workloads.simulation.process_pool import OnProgress, compile_policies, no_progress, run_all
-from workloads.simulation.simulate import scheduler
+from workloads.compare.policies import compile_policies, scheduler
+from workloads.simulation.process_pool import OnProgress, no_progress, run_all
 
 #: The policy that the others are compared with, and the two whose better it should not fall behind.
 DEFAULT = "adaptive"

@@ -18,9 +18,10 @@ from symphony_dask.errors import BadInput
 from symphony_dask.units import NS_PER_S
 from workloads.baselines.nexus import CannotPlace
 from workloads.compare.bound import BoundModel, goodput_bound
+from workloads.compare.policies import scheduler
 from workloads.simulation.fleet import Gpus
 from workloads.simulation.result import SimModel
-from workloads.simulation.simulate import Scheduler, scheduler
+from workloads.simulation.simulate import Scheduler
 from workloads.traces.synthetic_arrivals import gamma
 from workloads.traces.zoo import checked_shares, equal
 

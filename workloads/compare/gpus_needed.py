@@ -17,8 +17,9 @@ from workloads.compare.bound import ideal_gpus
 from workloads.compare.cells import CELL_SCHEMA, Cell
 from workloads.compare.compare import DEFAULT, NO_SCHEDULER_CAN, SERVED
 from workloads.compare.goodput import Mix
-from workloads.simulation.process_pool import OnProgress, compile_policies, no_progress, run_all
-from workloads.simulation.simulate import Scheduler, scheduler
+from workloads.compare.policies import compile_policies, scheduler
+from workloads.simulation.process_pool import OnProgress, no_progress, run_all
+from workloads.simulation.simulate import Scheduler
 
 ATTAINMENT = 0.99
 

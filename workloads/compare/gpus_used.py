@@ -23,9 +23,9 @@ from workloads.baselines.nexus import CannotPlace
 from workloads.compare.bound import ideal_gpus
 from workloads.compare.cells import CELL_SCHEMA, Cell
 from workloads.compare.compare import CANNOT_PLACE, NO_SCHEDULER_CAN, SERVED, Search, searches
-from workloads.simulation.process_pool import OnProgress, compile_policies, no_progress, run_all
+from workloads.compare.policies import compile_policies, scheduler
+from workloads.simulation.process_pool import OnProgress, no_progress, run_all
 from workloads.simulation.result import Simulated
-from workloads.simulation.simulate import scheduler
 
 PARTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 

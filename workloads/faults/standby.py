@@ -24,7 +24,7 @@ def _scheduler() -> Callable[[Sequence[str]], object]:
 def _worker() -> Callable[[Sequence[str]], object]:
     from distributed.cli import dask_worker
 
-    import symphony_dask.slot.runtime  # noqa: F401  as it is sent here pickled
+    import symphony_dask.plugin.worker_plugin  # noqa: F401  as it is sent here pickled
 
     return lambda arguments: dask_worker.main(arguments, prog_name="dask worker")
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from distributed import Client
 
 from symphony_dask.backends import Emulated
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.trace import open_run
 from symphony_dask.units import NS_PER_S
 from workloads.data import bundled_azure_llm

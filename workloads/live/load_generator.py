@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from distributed.comm.addressing import get_address_host
 
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput, ConnectionLost
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_MS, NS_PER_S

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from symphony_dask.backends import Emulated
 from symphony_dask.client.future import InferenceFuture
-from symphony_dask.client.serving import Model
+from symphony_dask.client.model import Model
 from symphony_dask.errors import BadInput, SymphonyError
 from symphony_dask.units import NS_PER_MS, NS_PER_S
 

@@ -77,9 +77,9 @@ def replay_simulated(
     folder: str | None = None,
 ) -> dict[str, Any]:
     """Serve the trace by the engine under a virtual clock; returns what became of it. Raises ``BadInput``."""
-    from workloads.simulation.process_pool import compile_policies
+    from workloads.compare.policies import compile_policies, scheduler
     from workloads.simulation.record import record
-    from workloads.simulation.simulate import SimulatedRun, scheduler
+    from workloads.simulation.simulate import SimulatedRun
 
     if payload is not None:
         raise BadInput("--payload is for a live replay: simulated requests carry none")

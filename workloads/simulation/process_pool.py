@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import TypeVar
 
-import numpy as np
-
-from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
-from symphony_dask.units import NS_PER_S
-from workloads.simulation.result import SimModel
-from workloads.simulation.simulate import scheduler
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -101,15 +95,3 @@ def _end_with_parent() -> None:
             os._exit(1)
 
     Thread(target=watch, daemon=True).start()
-
-
-def compile_policies(policies: Iterable[str]) -> None:
-    """Compile what simulates these policies, so that processes load it from the cache and none compiles it again.
-
-    Raises ``BadInput`` when there is no such policy.
-    """
-    model = SimModel("model", LatencyProfile(1, 5), NS_PER_S)
-    # Two, at a distance: from a single arrival a planner cannot tell a rate.
-    arrivals_ns = np.array([0, NS_PER_S // 2])
-    for simulated in [scheduler(policy) for policy in policies]:
-        simulated([model], 1, arrivals_ns, np.zeros(2, np.int32))

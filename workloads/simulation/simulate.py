@@ -14,8 +14,7 @@ Rule 4. GPUs and models that come or go at an instant do so before all else then
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +29,7 @@ from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome
 from workloads.simulation.batch_ends import Ends, begin, lose, make_ends, report
 from workloads.simulation.engine_host import Host, Ids, latency_tables
-from workloads.simulation.fleet import Change, Event, Fleet, Gpus, RemoveGpu, groups, plan_fleet
+from workloads.simulation.fleet import Change, Event, Fleet, Gpus, RemoveGpu, plan_fleet
 from workloads.simulation.result import SimModel, Simulated, check_times
 
 Ints = npt.NDArray[np.int64]
@@ -336,32 +335,6 @@ def simulate(
         batch_planned_start_ns=batches["planned_start"],
         batch_planned_end_ns=batches["planned_end"],
     )
-
-
-def scheduler(policy: str, **options: Any) -> Scheduler:
-    """What simulates ``policy``: the engine, or a baseline of that name; raises ``BadInput`` when there is neither.
-
-    options: of ``simulate``; baselines do without them, and refuse ``noise``.
-    """
-    if policy in POLICIES:
-        return partial(simulate, policy=policy, **options)
-    from workloads.baselines import BASELINES
-
-    if policy not in BASELINES:
-        raise BadInput(f"policy {policy!r} is unknown: choose one of {', '.join([*POLICIES, *BASELINES])}")
-    if options.get("noise", 0) != 0:
-        raise BadInput(f"policy {policy!r} is a baseline, whose batches take exactly l(b): leave noise out")
-
-    def baseline(models: Sequence[SimModel], gpus: Gpus, arrivals_ns: Ints, choices: Slots) -> Simulated:
-        given = groups(gpus)
-        classes = {group.gpu_class for group in given}
-        if len(classes) != 1:
-            raise BadInput(f"policy {policy!r} is a baseline, for GPUs of one class: {sorted(classes)} were given")
-        name = classes.pop()
-        alike = [replace(model, profile=model.profile_on(name)) for model in models]
-        return BASELINES[policy](alike, sum(group.number for group in given), arrivals_ns, choices)
-
-    return baseline
 
 
 def _check(models: Sequence[SimModel], arrivals: Ints, choices: Slots) -> None:

@@ -14,7 +14,7 @@ from autoscale.fleet.act import Step, step
 from autoscale.fleet.reconcile import Memory, Settings
 from autoscale.fleet.scheduler_view import DaskCluster
 from autoscale.providers.local import LocalFleet
-from symphony_dask.client.serving import Model
+from symphony_dask.client.model import Model
 from symphony_dask.errors import RequestError
 from tests.helpers.cluster import Cluster, wait_until
 

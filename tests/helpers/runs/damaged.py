@@ -401,7 +401,7 @@ def main(run: Path, first: int, last: int, names: Sequence[str]) -> dict[str, An
     """Damage ``run`` by each seed, and have each command look; returns how they ended, and what ended badly."""
     import workloads.cli.commands  # noqa: F401 - the commands' modules are loaded once, not in each fork
     from workloads.analysis.verify import verify
-    from workloads.simulation.process_pool import compile_policies
+    from workloads.compare.policies import compile_policies
 
     if "verify" in names:
         assert verify(run).differing == 0

@@ -9,7 +9,8 @@ import pytest
 from distributed import Client
 
 from symphony_dask.backends import Emulated
-from symphony_dask.client.serving import Model, Serving
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_MS

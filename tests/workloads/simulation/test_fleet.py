@@ -15,6 +15,7 @@ from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome, open_run, write_trace
 from workloads.compare.goodput import goodput, mix_arrivals
+from workloads.compare.policies import scheduler
 from workloads.simulation.fleet import (
     AddGpu,
     AddModel,
@@ -28,7 +29,7 @@ from workloads.simulation.fleet import (
 )
 from workloads.simulation.record import record
 from workloads.simulation.result import SimModel
-from workloads.simulation.simulate import SimulatedRun, scheduler, simulate
+from workloads.simulation.simulate import SimulatedRun, simulate
 from workloads.simulation.workload import read_workload
 
 MS = 1_000_000

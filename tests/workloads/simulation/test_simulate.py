@@ -14,9 +14,10 @@ from symphony_dask.cli.main import symphony
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome, open_run, write_trace
+from workloads.compare.policies import scheduler
 from workloads.simulation.record import record
 from workloads.simulation.result import SimModel, Simulated
-from workloads.simulation.simulate import SimulatedRun, scheduler, simulate
+from workloads.simulation.simulate import SimulatedRun, simulate
 from workloads.simulation.workload import read_workload
 from workloads.traces.digest import digest
 
