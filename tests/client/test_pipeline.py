@@ -126,8 +126,8 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A clock of one entry, ns, which only the test moves."""
     clock = [0]
-    for module in ("pipeline", "deadlines"):
-        monkeypatch.setattr(f"symphony_dask.{module}.now_ns", lambda: clock[0])
+    for module in ("pipeline", "deadline"):
+        monkeypatch.setattr(f"symphony_dask.client.{module}.now_ns", lambda: clock[0])
     return clock
 
 
