@@ -1,20 +1,27 @@
-"""The options that say which fleet a command is about, and the fleet that they make."""
+"""Options that fleet commands share: which fleet, its caps, and how long EC2 and drains take."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from symphony_dask.cli.options import gathered, seconds
 from symphony_dask.errors import BadInput
+
+if TYPE_CHECKING:
+    from autoscale.fleet.controller import Notices
+    from autoscale.fleet.fleet import FleetProtocol
+    from autoscale.fleet.reconcile import Settings
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Which:
+class WhichFleet:
     """The options, as given."""
 
     fleet: str
@@ -28,7 +35,7 @@ class Which:
     prices: tuple[str, ...]
     local_usd_per_hour: float
 
-    def make(self, scheduler: str | None) -> Any:
+    def make(self, scheduler: str | None) -> FleetProtocol:
         """The fleet; raises ``BadInput``."""
         if self.provider == "local":
             from autoscale.providers.local import LocalFleet
@@ -59,7 +66,7 @@ class Which:
             given_prices=self.prices,
         )
 
-    def notices(self) -> Any:
+    def notices(self) -> Notices | None:
         """Where the stack's spot notices come; None without a stack."""
         if self.provider == "local" or self.stack is None:
             return None
@@ -75,49 +82,85 @@ class Which:
         return [zone for zone, _, _ in pairs]
 
 
-def which_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of ``Which``; the command takes it as ``which``."""
+def fleet_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Add the options of ``WhichFleet``; the command takes it as ``which_fleet``."""
     options = [
         click.option(
-            "--fleet", default="symphony", show_default=True, help="The fleet's name, a tag of its instances."
+            "--fleet", default="symphony", show_default=True,
+            help="Name the fleet by this tag of its instances.",
         ),
-        click.option("--provider", type=click.Choice(["ec2", "local"]), default="ec2", show_default=True),
-        click.option("--stack", help="CloudFormation stack of infra/template.yaml: template, subnets, spot notices."),
-        click.option("--launch-template", help="EC2 launch template, by name or id; by default the stack's."),
-        click.option("--type", "types", multiple=True, help="EC2 instance type, the preferred one first; repeat."),
-        click.option("--market", "markets", multiple=True, type=click.Choice(["on-demand", "spot"]), help="Repeat."),
-        click.option("--zone", "zones", multiple=True, help="ZONE or ZONE=SUBNET; by default the stack's. Repeat."),
-        click.option("--region", help="AWS region; by default the one of your AWS settings."),
-        click.option("--price", "prices", multiple=True, help="TYPE=USD an hour on demand, before the price table."),
-        click.option("--local-usd-per-hour", type=float, default=0.0, help="What a local process is taken to cost."),
-    ]
-
-    @wraps(function)
-    def with_which(**given: Any) -> Any:
-        which = Which(**{name: given.pop(name) for name in Which.__dataclass_fields__})
-        return function(which=which, **given)
-
-    wrapped: Callable[..., Any] = with_which
+        click.option(
+            "--provider", type=click.Choice(["ec2", "local"]), default="ec2", show_default=True,
+            help="Launch EC2 instances, or processes on this machine.",
+        ),
+        click.option(
+            "--stack", help="Take template, subnets and spot notices from this CloudFormation stack of "
+            "infra/template.yaml.",
+        ),
+        click.option(
+            "--launch-template", help="Launch by this EC2 template, a name or an id. By default, use the stack's."
+        ),
+        click.option(
+            "--type", "types", multiple=True, help="Launch this EC2 instance type. Repeat it, the preferred one first."
+        ),
+        click.option(
+            "--market", "markets", multiple=True, type=click.Choice(["on-demand", "spot"]),
+            help="Launch on this market. Repeat it, the preferred one first.",
+        ),
+        click.option(
+            "--zone", "zones", multiple=True, metavar="ZONE[=SUBNET]",
+            help="Launch in this availability zone. Repeat it for several. By default, use the stack's.",
+        ),
+        click.option("--region", help="Use this AWS region. By default, use the one of your AWS settings."),
+        click.option(
+            "--price", "prices", multiple=True, metavar="TYPE=USD",
+            help="Take this as the price of an hour on demand, before the price table. Repeat it for several types.",
+        ),
+        click.option(
+            "--local-usd-per-hour", type=float, default=0.0, help="Take a local process to cost this much.",
+        ),
+    ]  # fmt: skip
+    decorated = gathered(WhichFleet, "which_fleet")(function)
     for option in reversed(options):
-        wrapped = option(wrapped)
-    return wrapped
+        decorated = option(decorated)
+    return decorated
 
 
-def caps_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The hard caps."""
-    most = click.option("--max-instances", type=click.IntRange(min=0), required=True, help="Never more than these.")
-    usd = click.option(
-        "--max-usd-per-hour", type=float, default=math.inf, help="Never more than this; by default no limit."
+@dataclass(frozen=True)
+class Caps:
+    """What a fleet may never exceed."""
+
+    max_instances: int
+    max_usd_per_hour: float
+
+
+def caps_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Add the options of ``Caps``; the command takes it as ``caps``."""
+    instances = click.option(
+        "--max-instances", type=click.IntRange(min=0), required=True, help="Never have more instances than this."
     )
-    capped: Callable[..., Any] = most(usd(function))
-    return capped
+    usd = click.option(
+        "--max-usd-per-hour", type=float, default=math.inf, help="Never spend more than this. By default, no limit."
+    )
+    decorated: Callable[..., R] = instances(usd(gathered(Caps, "caps")(function)))
+    return decorated
 
 
-def seconds(ctx: Any, parameter: Any, value: str) -> float:
-    """An option's duration, "60s" or "2min", in s."""
-    from symphony_dask.units import NS_PER_S, parse_duration_ns
+dry_run_option = click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
+settle_option = click.option(
+    "--settle", "settle_s", default="90s", show_default=True, callback=seconds,
+    help="Expect EC2 to list what it launched within this time; launch nothing until the scheduler is that old.",
+)  # fmt: skip
+drain_option = click.option(
+    "--drain", "drain_s", default="60s", show_default=True, callback=seconds,
+    help="Give batches on a worker that goes this long to end; then run them elsewhere.",
+)  # fmt: skip
 
-    try:
-        return parse_duration_ns(value, parameter.opts[0]) / NS_PER_S
-    except BadInput as error:
-        raise click.BadParameter(str(error)) from None
+
+def settings_of(which_fleet: WhichFleet, caps: Caps, **times_s: Any) -> Settings:
+    """What a step goes by. times_s: of ``Settings``, as the options give them."""
+    from autoscale.fleet.reconcile import Settings
+
+    # A new process is listed at once, so nothing has to settle.
+    quick = {"settle_s": 5.0, "retry_s": 1.0} if which_fleet.provider == "local" else {}
+    return Settings(caps.max_instances, caps.max_usd_per_hour, **{**times_s, **quick})

@@ -37,13 +37,13 @@ _EXAMPLE = "tcp://127.0.0.1:8786"
 _PRELOAD = "start it with dask scheduler --preload symphony_dask"
 
 
-def scheduler_option(*, required: bool = True, purpose: str = "") -> Callable[[Any], Any]:
+def scheduler_option(*, required: bool = True, note: str = "") -> Callable[[Any], Any]:
     """``--scheduler``; by default the address in Dask's configuration. The command gets an address that is well formed.
 
-    required: whether there must be one; purpose: what it is for, where there need not.
+    required: whether there must be one; note: a sentence for the help, such as when there need not be one.
     """
 
-    def resolved(context: Any, parameter: Any, given: str | None) -> str | None:
+    def resolved(context: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
         address = default_scheduler() if given is None else given
         if address is None:
             if required and not context.resilient_parsing:
@@ -55,10 +55,10 @@ def scheduler_option(*, required: bool = True, purpose: str = "") -> Callable[[A
         except BadInput as error:
             raise click.ClickException(str(error)) from None
 
-    what = f"Address of the Dask scheduler, such as {_EXAMPLE}, or its scheduler file"
-    remedy = "by default Dask's setting scheduler-address (DASK_SCHEDULER_ADDRESS)"
-    text = f"{what}{purpose and f', {purpose}'}; {remedy}."
-    return click.option("--scheduler", callback=resolved, help=text)
+    what = f"Use the Dask scheduler at this address, such as {_EXAMPLE}, or the one that a scheduler file names."
+    default = "By default, use the one in Dask's configuration (DASK_SCHEDULER_ADDRESS)."
+    text = " ".join(filter(None, (what, default, note)))
+    return click.option("--scheduler", metavar="ADDRESS", callback=resolved, help=text)
 
 
 def default_scheduler() -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from symphony_dask.cli.serve import apply
+from symphony_dask.cli.commands.apply import apply
 from symphony_dask.client.declarations import Action, Running, options_of, plan, read
 from symphony_dask.client.serving import Serving
 from symphony_dask.control import state_file

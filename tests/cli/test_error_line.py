@@ -7,8 +7,8 @@ import pytest
 from botocore import exceptions as aws
 from click.testing import CliRunner
 
+from symphony_dask.cli.command import command
 from symphony_dask.cli.error_line import in_one_line
-from symphony_dask.cli.serve import command
 from symphony_dask.errors import BadInput
 
 

@@ -17,9 +17,9 @@ from symphony_dask.cli.partial_files import Terminated, farewell, interruptible,
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import open_run
 from tests.helpers.cluster import Cluster, wait_until
-from workloads.cli.commands import simulate_
-from workloads.cli.report import report_
-from workloads.cli.trace import trace
+from workloads.cli.analysis.report import report
+from workloads.cli.simulate import simulate
+from workloads.cli.trace.group import trace
 from workloads.simulation import record as records
 from workloads.traces.transform import synth
 
@@ -64,7 +64,7 @@ def test_what_had_written_nothing_leaves_nothing(tmp_path: Path) -> None:
             sys.executable,
             "-c",
             "import click, time\n"
-            "from symphony_dask.cli.serve import command\n"
+            "from symphony_dask.cli.command import command\n"
             "from symphony_dask.trace import TraceWriter\n"
             "@click.command()\n"
             "@command\n"
@@ -100,7 +100,7 @@ def test_a_replay_that_is_cut_short_leaves_a_run_that_says_so(tmp_path: Path) ->
         info = open_run(run).info
         assert (info["closed"], info["complete"]) == (True, False)
         assert open_run(run).partial == "what it records was interrupted"
-        done = CliRunner().invoke(report_, [str(run), "--out", str(tmp_path / "page.html"), "--json"])
+        done = CliRunner().invoke(report, [str(run), "--out", str(tmp_path / "page.html"), "--json"])
     assert json.loads(done.stdout)["runs"][0]["partial"] == "what it records was interrupted"
     assert "what it records was interrupted" in (tmp_path / "page.html").read_text()
 
@@ -116,7 +116,7 @@ def test_a_simulated_run_that_is_cut_short_is_not_closed(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(records.run_folder, "write_part", write_some)
     run = tmp_path / "run"
-    told = CliRunner().invoke(simulate_, [str(tmp_path / "trace"), "--gpus", "1", "--folder", str(run)])
+    told = CliRunner().invoke(simulate, [str(tmp_path / "trace"), "--gpus", "1", "--folder", str(run)])
     assert told.exit_code == 130
     assert told.stderr == f"interrupted by SIGINT: the run in {run} is partial, and its run.json says so\n"
     assert open_run(run).partial is not None
@@ -125,7 +125,7 @@ def test_a_simulated_run_that_is_cut_short_is_not_closed(tmp_path: Path, monkeyp
 def test_processes_that_work_in_parallel_end_at_once(tmp_path: Path) -> None:
     program = (
         "import click, time\n"
-        "from symphony_dask.cli.serve import command\n"
+        "from symphony_dask.cli.command import command\n"
         "from workloads.simulation.process_pool import run_all\n"
         "@click.command()\n"
         "@command\n"

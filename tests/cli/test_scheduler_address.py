@@ -17,13 +17,17 @@ import pytest
 from click.testing import CliRunner
 from distributed import LocalCluster
 
-from autoscale.cli.fleet import AUTOSCALE, down, orphans, up
+from autoscale.cli.down import down
+from autoscale.cli.orphans import orphans
+from autoscale.cli.run import run as autoscale_run
+from autoscale.cli.up import up
+from symphony_dask.cli.commands.apply import apply
+from symphony_dask.cli.commands.status import status
+from symphony_dask.cli.commands.top import top
 from symphony_dask.cli.scheduler_address import address_of, check
-from symphony_dask.cli.serve import apply, status
-from symphony_dask.cli.top import top
 from symphony_dask.errors import BadInput, NotServing
 from tests.helpers.certificates import Authority
-from workloads.cli.commands import replay_
+from workloads.cli.replay import replay
 
 CLOSED = "tcp://127.0.0.1:9"
 UNREACHABLE = (
@@ -64,7 +68,6 @@ def silent() -> Iterator[int]:
 
 
 FLEET = ["--provider", "local", "--fleet", "none"]
-RUN = next(command for command in AUTOSCALE if command.name == "run")
 
 
 @pytest.mark.parametrize(
@@ -73,11 +76,11 @@ RUN = next(command for command in AUTOSCALE if command.name == "run")
         (status, []),
         (top, []),
         (apply, ["{folder}/serving.yaml"]),
-        (replay_, ["{folder}"]),
+        (replay, ["{folder}"]),
         (up, [*FLEET, "--gpus", "1", "--max-instances", "1"]),
         (down, [*FLEET, "--yes"]),
         (orphans, FLEET),
-        (RUN, [*FLEET, "--max-instances", "1"]),
+        (autoscale_run, [*FLEET, "--max-instances", "1"]),
     ],
     ids=lambda value: value.name if isinstance(value, click.Command) else "",
 )
@@ -87,7 +90,7 @@ def test_each_command_names_the_scheduler_that_cannot_be_reached_which_dask_s_se
     (tmp_path / "serving.yaml").write_text("models: {m: {emulated: '1,1', slo: 1s}}")
     given = [text.format(folder=tmp_path) for text in arguments]
     with dask.config.set({"scheduler-address": CLOSED}):
-        if command is replay_:
+        if command is replay:
             from workloads.traces.transform import synth
 
             synth(tmp_path / "trace", requests=3, rate_hz=10.0)

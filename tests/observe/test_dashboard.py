@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from symphony_dask.backends import Emulated
-from symphony_dask.cli.top import top, view
+from symphony_dask.cli.commands.top import top, view
 from symphony_dask.client.model import Model
 from symphony_dask.client.serving import Serving
 from symphony_dask.observe import dashboard

@@ -13,13 +13,17 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from autoscale.cli import fleet as fleet_commands
+from autoscale.cli.autoscale_group import RunByDefault
+from autoscale.cli.down import down
+from autoscale.cli.orphans import orphans
+from autoscale.cli.prices import prices
+from autoscale.cli.up import up
 from autoscale.fleet.controller import Controller, fixed
 from autoscale.fleet.fleet import Launch
 from autoscale.fleet.reconcile import Settings
 from autoscale.fleet.scheduler_view import DaskCluster
 from autoscale.providers.local import LocalFleet
-from symphony_dask.cli.serve import status
+from symphony_dask.cli.commands.status import status
 from tests.helpers.aws.controller_process import fleet as ec2_fleet
 from tests.helpers.aws.ec2 import TEMPLATE, ZONES, AwsFront
 from tests.helpers.cluster import Cluster, wait_until
@@ -57,10 +61,10 @@ CAPS = ["--max-instances", "3", "--max-usd-per-hour", "5"]
 
 
 def test_up_shows_a_plan_with_its_cost_and_launches_nothing_unless_told(local: list[str]) -> None:
-    shown = ran(fleet_commands.up, *local, *CAPS, "--gpus", "9", "--dry-run")
-    assert shown.exit_code == 0
+    shown = ran(up, *local, *CAPS, "--gpus", "9", "--dry-run")
+    assert shown.exit_code == 0, shown.output
     assert "then at most 4.00 USD an hour; the cap of 5 USD an hour" in shown.stdout
-    refused = ran(fleet_commands.up, *local, *CAPS, "--gpus", "1", input="n\n")
+    refused = ran(up, *local, *CAPS, "--gpus", "1", input="n\n")
     assert refused.exit_code == 1
     assert "Launch 1 instances?" in refused.output
     assert LocalFleet("cli", "").list() == []
@@ -68,20 +72,20 @@ def test_up_shows_a_plan_with_its_cost_and_launches_nothing_unless_told(local: l
 
 @pytest.mark.slow  # the same on EC2 is in the normal run
 def test_up_then_orphans_status_and_down(local: list[str], empty_cluster: Cluster) -> None:
-    up = found(ran(fleet_commands.up, *local, *CAPS, "--gpus", "2", "--yes", "--json"))
-    assert (up["gpus_ready"], up["usd_per_hour"], len(up["launched"])) == (2, 4.0, 2)
-    again = found(ran(fleet_commands.up, *local, *CAPS, "--gpus", "2", "--yes", "--json"))
+    launched = found(ran(up, *local, *CAPS, "--gpus", "2", "--yes", "--json"))
+    assert (launched["gpus_ready"], launched["usd_per_hour"], len(launched["launched"])) == (2, 4.0, 2)
+    again = found(ran(up, *local, *CAPS, "--gpus", "2", "--yes", "--json"))
     assert again["planned"] == again["launched"] == []
 
-    orphans = found(ran(fleet_commands.orphans, *local, "--json"))
-    assert (orphans["instances"], orphans["orphans"]) == (2, [])
+    none = found(ran(orphans, *local, "--json"))
+    assert (none["instances"], none["orphans"]) == (2, [])
     unknown = local[: local.index("--scheduler")]
-    assert len(found(ran(fleet_commands.orphans, *unknown, "--json"))["orphans"]) == 2
+    assert len(found(ran(orphans, *unknown, "--json"))["orphans"]) == 2
 
-    kept = ran(fleet_commands.down, *local, "--dry-run")
+    kept = ran(down, *local, "--dry-run")
     assert "fleet cli: 2 instances, at most 4.00 USD an hour" in kept.stdout
-    down = found(ran(fleet_commands.down, *local, "--yes", "--json"))
-    assert (len(down["ended"]), down["left"]) == (2, [])
+    ended = found(ran(down, *local, "--yes", "--json"))
+    assert (len(ended["ended"]), ended["left"]) == (2, [])
     told = ran(status, "--scheduler", empty_cluster.address)
     assert told.exit_code == 0
     assert "retired for" in told.output
@@ -103,20 +107,20 @@ def test_down_without_a_scheduler_has_to_be_told_that_it_may_lose_work(local: li
     fleet = LocalFleet("cli", "tcp://127.0.0.1:1", boot_s=600.0)
     fleet.launch(Launch(0, 1, fleet.offers()[0]))
     unknown = local[: local.index("--scheduler")]
-    refused = ran(fleet_commands.down, *unknown, "--yes")
+    refused = ran(down, *unknown, "--yes")
     assert refused.exit_code == 1
     assert "give --scheduler, so that workers can be drained, or --now" in refused.output
-    assert found(ran(fleet_commands.down, *unknown, "--now", "--yes", "--json"))["left"] == []
+    assert found(ran(down, *unknown, "--now", "--yes", "--json"))["left"] == []
 
 
 def test_an_instance_whose_worker_does_not_join_is_an_orphan_and_can_be_ended(local: list[str]) -> None:
     fleet = LocalFleet("cli", "tcp://127.0.0.1:1", boot_s=600.0)
     fleet.launch(Launch(0, int((time.time() - 3600) * 1000), fleet.offers()[0]))
-    listed = found(ran(fleet_commands.orphans, *local, "--json"))
+    listed = found(ran(orphans, *local, "--json"))
     assert [o["slot"] for o in listed["orphans"]] == [0]
-    young = found(ran(fleet_commands.orphans, *local, "--join-timeout", "2h", "--json"))
+    young = found(ran(orphans, *local, "--join-timeout", "2h", "--json"))
     assert young["orphans"] == []
-    assert found(ran(fleet_commands.orphans, *local, "--terminate", "--yes", "--json"))["terminated"]
+    assert found(ran(orphans, *local, "--terminate", "--yes", "--json"))["terminated"]
     wait_until(lambda: not [i for i in fleet.list() if i.live], "its end")
 
 
@@ -126,32 +130,32 @@ def test_the_same_on_ec2(empty_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
         zones = [option for zone in ZONES for option in ("--zone", zone)]
         where = ["--fleet", "test", "--launch-template", TEMPLATE, *zones, "--type", "g5.xlarge"]
         scheduler = ["--scheduler", empty_cluster.address]
-        wait_until(lambda: ran(fleet_commands.orphans, *where, *scheduler).exit_code == 0, "the scheduler")
+        wait_until(lambda: ran(orphans, *where, *scheduler).exit_code == 0, "the scheduler")
         settle = ["--settle", "1s", "--no-wait"]
-        up = found(ran(fleet_commands.up, *where, *scheduler, *CAPS, *settle, "--gpus", "2", "--yes", "--json"))
-        assert [(p["instance_type"], p["zone"]) for p in up["planned"]] == [("g5.xlarge", z) for z in ZONES]
-        assert up["usd_per_hour"] == 2.012
+        launched = found(ran(up, *where, *scheduler, *CAPS, *settle, "--gpus", "2", "--yes", "--json"))
+        assert [(p["instance_type"], p["zone"]) for p in launched["planned"]] == [("g5.xlarge", z) for z in ZONES]
+        assert launched["usd_per_hour"] == 2.012
         assert len(front.live()) == 2
         assert [i.slot for i in ec2_fleet(front.url).list()] == [0, 1]
-        down = found(ran(fleet_commands.down, *where, "--now", "--yes", "--json"))
-        assert down["left"] == []
+        ended = found(ran(down, *where, "--now", "--yes", "--json"))
+        assert ended["left"] == []
         assert front.live() == []
 
 
 def test_ec2_needs_to_know_what_and_where() -> None:
-    refused = ran(fleet_commands.orphans, "--region", "us-east-1")
+    refused = ran(orphans, "--region", "us-east-1")
     assert refused.exit_code == 1
     assert "EC2 needs --stack NAME, or --launch-template and --zone" in refused.output
 
 
 def test_prices_are_shown_and_written(tmp_path: Path) -> None:
-    shown = found(ran(fleet_commands.prices, "--json", "--out", str(tmp_path / "prices.json")))
+    shown = found(ran(prices, "--json", "--out", str(tmp_path / "prices.json")))
     assert json.loads((tmp_path / "prices.json").read_text()) == shown
-    assert "g5.xlarge" in ran(fleet_commands.prices).stdout
+    assert "g5.xlarge" in ran(prices).stdout
 
 
 def test_autoscale_without_a_subcommand_runs() -> None:
-    group = fleet_commands.RunByDefault("autoscale")
+    group = RunByDefault("autoscale")
     given: list[str] = []
 
     @group.command()

@@ -399,7 +399,7 @@ class _Host:
 
 def main(run: Path, first: int, last: int, names: Sequence[str]) -> dict[str, Any]:
     """Damage ``run`` by each seed, and have each command look; returns how they ended, and what ended badly."""
-    import workloads.cli.commands  # noqa: F401 - the commands' modules are loaded once, not in each fork
+    import workloads.cli.registry  # noqa: F401 - the commands' modules are loaded once, not in each fork
     from workloads.analysis.verify import verify
     from workloads.compare.policies import compile_policies
 

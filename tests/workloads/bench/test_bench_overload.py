@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from workloads.cli.commands import overload_
+from workloads.cli.bench.overload import overload
 
 
 @pytest.mark.slow
 def test_goodput_does_not_collapse_in_overload(tmp_path: Path) -> None:
     picture = tmp_path / "overload.png"
     arguments = ["--times", "0.8", "--times", "5", "--seconds", "3", "--gpus", "2", "--png", str(picture), "--json"]
-    result = CliRunner().invoke(overload_, arguments)
+    result = CliRunner().invoke(overload, arguments)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert [row["times"] for row in found["rows"]] == [0.8, 5.0]

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from symphony_dask.errors import BadInput
 from workloads.bench.pipeline import bench_pipeline, bench_split
-from workloads.cli.commands import bench
+from workloads.cli.bench.group import bench
 
 
 @pytest.mark.slow

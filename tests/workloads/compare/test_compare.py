@@ -301,6 +301,6 @@ def test_arguments_that_cannot_be_used_are_named(arguments: list[str], message: 
 
 
 def test_profiles_may_be_names_and_pairs_of_numbers_in_one_list() -> None:
-    from workloads.cli.compare import _profiles
+    from workloads.cli.compare_grid import listed_profiles
 
-    assert _profiles(["resnet50,1.0,5", "2,6"]) == ["resnet50", "1.0,5", "2,6"]
+    assert listed_profiles(["resnet50,1.0,5", "2,6"]) == ["resnet50", "1.0,5", "2,6"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from workloads.cli.commands import soak_
+from workloads.cli.soak import soak
 from workloads.live.soak import slopes
 
 
@@ -39,7 +39,7 @@ def test_workers_that_come_and_go_have_one_slope_and_a_warm_up_each() -> None:
 @pytest.mark.slow
 def test_a_soak_of_half_a_minute_reports_all_that_it_measures(tmp_path: Path) -> None:
     arguments = ["--hours", "0.008", "--seed", "1", "--every", "5", "--folder", str(tmp_path / "soak"), "--json"]
-    result = CliRunner().invoke(soak_, arguments)
+    result = CliRunner().invoke(soak, arguments)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found == json.loads((tmp_path / "soak" / "soak.json").read_text())

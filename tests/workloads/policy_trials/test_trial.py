@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from autoscale.cli.commands import autoscale
 from autoscale.policies.decision import Memory, Settings, Target
 from autoscale.policies.registry import POLICIES
+from symphony_dask.cli.main import symphony
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome
-from workloads.cli.autoscale_simulate import POLICY_NAMES
+from workloads.cli.autoscale_trials import POLICY_NAMES
 from workloads.policy_trials.trial import FleetModel, run_trial
 from workloads.simulation.result import SimModel
 from workloads.simulation.workload import Workload
@@ -150,7 +150,7 @@ def trace(tmp_path_factory):
 
 
 def invoke(*arguments: str) -> str:
-    result = CliRunner().invoke(autoscale, ["simulate", *arguments], catch_exceptions=False)
+    result = CliRunner().invoke(symphony, ["autoscale", "simulate", *arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -204,7 +204,7 @@ def test_policies_side_by_side(tmp_path):
     ],
 )
 def test_what_cannot_be_used_is_said(trace, arguments, text):
-    result = CliRunner().invoke(autoscale, ["simulate", trace, *arguments])
+    result = CliRunner().invoke(symphony, ["autoscale", "simulate", trace, *arguments])
     assert result.exit_code == 1
     assert text in result.output
 

@@ -14,10 +14,11 @@ from click.testing import CliRunner
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import read_trace
 from workloads import data
+from workloads.cli.analysis.plan import plan
+from workloads.cli.analysis.whatif import whatif
 from workloads.cli.autoscale_simulate import simulate as autoscale_simulate
-from workloads.cli.commands import simulate_
-from workloads.cli.report import plan_, whatif_
-from workloads.cli.trace import trace
+from workloads.cli.simulate import simulate
+from workloads.cli.trace.group import trace
 from workloads.simulation.workload import read_workload
 from workloads.traces.transform import cut, synth
 
@@ -28,9 +29,9 @@ BUNDLED = str(Path(data.__file__).with_name(data.AZURE_LLM_FILE))
     ("command", "arguments", "key"),
     [
         (trace, ["info", BUNDLED], "requests"),
-        (simulate_, [BUNDLED, "--gpus", "1"], "requests"),
-        (plan_, [BUNDLED, "--profile", "1.053,5.072"], "requests"),
-        (whatif_, [BUNDLED, "--gpus", "1"], None),
+        (simulate, [BUNDLED, "--gpus", "1"], "requests"),
+        (plan, [BUNDLED, "--profile", "1.053,5.072"], "requests"),
+        (whatif, [BUNDLED, "--gpus", "1"], None),
         (autoscale_simulate, [BUNDLED], "requests"),
     ],
 )

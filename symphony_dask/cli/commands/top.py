@@ -1,4 +1,4 @@
-"""``symphony top``: models and GPUs of a cluster in the terminal, brought up to date while one looks."""
+"""``symphony top``: shows the models and GPUs of a cluster in the terminal, and keeps the view up to date."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from typing import Any
 
 import click
 
+from symphony_dask.cli.command import command
+from symphony_dask.cli.options import json_option
+from symphony_dask.cli.output import print_json
 from symphony_dask.cli.scheduler_address import connected, scheduler_option
-from symphony_dask.cli.serve import command, json_option, print_json
 
 
 @click.command()
 @scheduler_option()
-@click.option("--interval", default="1s", show_default=True, help="Time between looks.")
-@click.option("--once", is_flag=True, help="Look once and end.")
+@click.option("--interval", default="1s", show_default=True, help="Refresh the view this often.")
+@click.option("--once", is_flag=True, help="Print the view once and end.")
 @json_option
 @command
 def top(scheduler: str, interval: str, once: bool, as_json: bool) -> None:
-    """Watch the models and GPUs of a cluster; ends with Ctrl-C. Figures are of the last ten seconds.
+    """Watch a cluster's models and GPUs in the terminal.
 
-    With --json, one object is printed and the command ends.
+    Runs until Ctrl-C. Rates and shares are those of the last ten seconds. With --json, it prints one object and ends.
     """
     import time
 
@@ -140,6 +142,3 @@ def _gpus(gpus: list[dict[str, Any]]) -> Any:
         bar.append(f" {100 * gpu['busy']:3.0f} %", style="default")
         table.add_row(str(gpu["rank"]), bar, gpu["gpu_class"], gpu["worker"], gpu_state(gpu))
     return table
-
-
-COMMANDS = [top]

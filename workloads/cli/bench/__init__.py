@@ -1,0 +1,1 @@
+"""The commands of ``symphony bench``, one file each."""

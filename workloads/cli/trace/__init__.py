@@ -1,0 +1,1 @@
+"""The commands of ``symphony trace``, one file each."""
