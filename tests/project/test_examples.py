@@ -1,4 +1,4 @@
-"""Each example of docs/examples runs as the README prints it."""
+"""Each example of docs/examples runs as the guide prints it."""
 
 from __future__ import annotations
 

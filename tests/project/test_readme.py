@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from tests.helpers.cluster import Cluster
 from tests.helpers.gateway_process import GatewayProcess
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "infra/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "infra/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 class Block(NamedTuple):
@@ -58,6 +59,11 @@ def run_in(block: Block, names: dict[str, Any]) -> None:
     exec(compile("\n" * block.line + block.text, block.page, "exec"), names)
 
 
+def unhurried(block: Block) -> Block:
+    """With SLOs that a busy machine keeps, too."""
+    return block._replace(text=block.text.replace('"500ms"', '"10s"').replace('"1s"', '"20s"'))
+
+
 # Python
 
 
@@ -75,8 +81,12 @@ def test_the_first_program_of_the_readme_runs_without_torch(tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr
     shown = done.stdout.splitlines()
-    assert shown[-2] == "<Model 'net': SLO 500ms> [42. 48. 54.]"  # the sample (0, 1, 2, 3) times the weights
-    assert sum(int(n) for n in re.findall(r": (\d+)", shown[-1])) == 100
+    (printed,) = (block.text.splitlines() for block in blocks(ROOT / "README.md", "text") if "Model" in block.text)
+    assert shown[-2] == printed[0] == "<Model 'net': SLO 500ms> [42. 48. 54.]"  # (0, 1, 2, 3) times the weights
+    # A busy machine answers some of them late; the README has those of an idle one.
+    assert re.sub(r"\d+", "N", shown[-1]) == re.sub(r"\d+", "N", printed[1])
+    for line in (shown[-1], printed[1]):
+        assert sum(int(n) for n in re.findall(r": (\d+)", line)) == 100
 
 
 @pytest.fixture
@@ -87,30 +97,32 @@ def first(serving: Serving) -> Iterator[dict[str, Any]]:
     run_in(program, names)
     last = program.text.partition("serving:\n")[2]
     before = {*serving.status()["models"], *serving.pipelines()}
-    run_in(program._replace(text="if True:\n" + last.replace("        ", "    ")), names)
+    run_in(unhurried(program._replace(text="if True:\n" + last.replace("        ", "    "))), names)
     yield names
     for name in {*serving.pipelines(), *serving.status()["models"]} - before:
         serving.undeploy(name, force=True)
 
 
-def test_the_other_blocks_of_the_readme_run_after_it(
+def test_the_other_blocks_of_readme_and_guide_run_after_it(
     cluster: Cluster, serving: Serving, first: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torch")
-    others = [block for block in python_blocks("README.md") if not is_whole(block)]
+    others = [b for page in ("docs/guide.md", "README.md") for b in python_blocks(page) if not is_whole(b)]
     assert len(others) == 6
     adapted: dict[str, Any] = {}  # a cluster that does adapt is in tests/autoscale/clusters/test_adaptive.py
     first["cluster"] = SimpleNamespace(adapt=lambda **options: adapted.update(options))
     for block in others:
         with serving.client.as_current():
-            run_in(block._replace(text=block.text.replace("tcp://SCHEDULER:8786", cluster.address)), first)
+            run_in(unhurried(block._replace(text=block.text.replace("tcp://SCHEDULER:8786", cluster.address))), first)
     assert "(32,)" in capsys.readouterr().out
     assert adapted["maximum"] == 8
 
 
-def test_the_predict_call_of_the_readme_fits_its_model(cluster: Cluster, first: dict[str, Any]) -> None:
+def test_the_predict_call_of_the_guide_fits_the_first_program(cluster: Cluster, first: dict[str, Any]) -> None:
     pytest.importorskip("uvicorn")
-    (line,) = (line for b in blocks(ROOT / "README.md", "bash") for line in b.text.splitlines() if ":predict" in line)
+    (line,) = (
+        line for b in blocks(ROOT / "docs/guide.md", "bash") for line in b.text.splitlines() if ":predict" in line
+    )
     curl = shlex.split(line)
     path, body = curl[3].removeprefix("localhost:8000"), curl[5].encode()
     with GatewayProcess(cluster.address) as gateway:
@@ -182,8 +194,8 @@ def test_commands_of_the_documents_have_these_arguments_and_options(line: str) -
             return
 
 
-def test_examples_of_the_readme_are_those_that_there_are() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_examples_of_the_guide_are_those_that_there_are() -> None:
+    text = (ROOT / "docs/guide.md").read_text()
     assert set(re.findall(r"docs/examples/(\w+\.py)", text)) == {p.name for p in (ROOT / "docs/examples").glob("*.py")}
     tested = (ROOT / "tests/project/test_examples.py").read_text()
     assert set(re.findall(r'run\("(\w+\.py)"', tested)) == {p.name for p in (ROOT / "docs/examples").glob("*.py")}
@@ -205,6 +217,10 @@ def test_the_declaration_file_of_the_operations_page_can_be_read() -> None:
     assert list(declarations.read(block.text)) == ["resnet", "bert"]
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
 # Links
 
 
@@ -219,6 +235,28 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert there.exists(), target
         if anchor:
             assert anchor in anchors(there), target
+
+
+NAMED_PATH = re.compile(r"`((?:symphony_dask|workloads|autoscale|infra|tests|docs|\.ci|\.github)(?:/[\w.-]+)+)/?`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_folders_that_pages_name_exist(page: Path) -> None:
+    for path in NAMED_PATH.findall(page.read_text(encoding="utf-8")):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_glossary_explains_each_of_at_most_40_terms_once() -> None:
+    text = (ROOT / "docs/glossary.md").read_text()
+    terms = re.findall(r"^\*\*(.+?)\*\*", text, re.M)
+    assert len(terms) == len(set(terms)) <= 40
+    for entry in re.findall(r"^\*\*.+?\*\*(.*?)(?=^$)", text + "\n", re.M | re.S):
+        assert 1 <= len(re.findall(r"\.(?:\s|$)", entry)) <= 3, entry
+
+
+def test_the_picture_of_the_readme_is_what_its_program_draws() -> None:
+    names = runpy.run_path(str(ROOT / "docs/img/eager_and_deferred.py"))
+    assert names["picture"]() == (ROOT / "docs/img/eager-and-deferred.svg").read_text()
 
 
 def anchors(page: Path) -> set[str]:
