@@ -186,7 +186,7 @@ class Loader:
             self._dispatcher.add_slots(connection)
         for slot, gpu in zip(worker.slots, connection.peer.gpus, strict=True):
             for model_id in self._dispatcher.models:
-                self._dispatcher.set_able(gpu, model_id, model_id in slot.loaded)
+                self._dispatcher.set_eligible(gpu, model_id, model_id in slot.loaded)
 
     def admit_again(self, address: str) -> None:
         """A worker is drained no more."""

@@ -236,7 +236,7 @@ class Dispatcher:
     ) -> ServedModel:
         """Serve a model under an id from ``new_model_id``; requests to a name's number follow ``route``.
 
-        profiles: by GPU class. Slots of other classes must not get it (``set_able``).
+        profiles: by GPU class. Slots of other classes must not get it (``set_eligible``).
         """
         max_batch = min(p.max_batch for p in profiles.values())
         tables = {self._gpu_class(c): p.latency_ns()[: max_batch + 2] for c, p in profiles.items()}
@@ -333,11 +333,11 @@ class Dispatcher:
 
     # Workers
 
-    def set_able(self, gpu: int, model_id: int, able: bool) -> None:
+    def set_eligible(self, gpu: int, model_id: int, eligible: bool) -> None:
         """Let a GPU take batches of a served model, or no more: those that are there still run."""
         index = self.models[model_id].index
-        if self.engine.can_run(index, gpu) != able:
-            self.engine.set_able(now_ns(), index, gpu, able)
+        if self.engine.can_run(index, gpu) != eligible:
+            self.engine.set_eligible(now_ns(), index, gpu, eligible)
             self._due()
 
     def holds(self, gpu: int, model_id: int) -> bool:
@@ -345,7 +345,7 @@ class Dispatcher:
         return any(f.gpu == gpu and f.model.model_id == model_id for f in self._flights.values())
 
     def add_slots(self, connection: Connection) -> None:
-        """Let the slots of a worker take batches, of every model until ``set_able`` says otherwise."""
+        """Let the slots of a worker take batches, of every model until ``set_eligible`` says otherwise."""
         worker: Worker = connection.peer
         now = now_ns()
         gpu_class = self._gpu_class(worker.gpu_class)
@@ -1262,7 +1262,7 @@ class Dispatcher:
                 "closing": c.peer.closing,
                 "ranks": [int(engine.state.gpu["home_rank"][g]) for g in c.peer.gpus],
                 "in_flight": self.in_flight(address),
-                "pace": [engine.pace(g) for g in c.peer.gpus],
+                "pace": [engine.slowdown(g) for g in c.peer.gpus],
                 "slow": [engine.is_slow(g) for g in c.peer.gpus],
                 "control_ns": c.peer.control.bound_ns(),
                 "control_mean_ns": int(c.peer.control.mean_ns),

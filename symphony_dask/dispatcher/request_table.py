@@ -106,7 +106,7 @@ class RequestTable:
             self._evicted = records(2 * n, EVICTED)
         one_way = int(self._one_way[client])
         found, refused = compiled_calls.admit(
-            engine.handle, self._entries, index_of, slo_of, fielded(rows), len(blob), client, now, one_way, margin_ns,
+            engine.table, self._entries, index_of, slo_of, fielded(rows), len(blob), client, now, one_way, margin_ns,
             care_ns, serving, slots, self._evicted,
         )  # fmt: skip
         if found < 0:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from symphony_dask.engine.latency_profile import LONGEST_NS
 from symphony_dask.engine.native import memory
+from symphony_dask.engine.native.arrays import Int64s
 from symphony_dask.engine.native.heap import ITEM, KEY, ROOT
 from symphony_dask.engine.policy.priorities import MOST_PRIORITY
 from symphony_dask.engine.state import (
@@ -102,7 +103,7 @@ def _check_scalars(s: State) -> None:
     for name, most in {
         "n_slots": requests, "n_dirty": models, "n_batches": gpus * DEPTH, "n_members": requests, "n_drops": requests,
         "live_gpus": gpus, "n_slow": gpus, "policy": _POLICIES - 1, "exact": 1, "fleet_changed": 1, "opened": 1,
-        "crowded": 1, "evicted_model": models - 1, "n_unable": models * gpus, "observed": 1, "waiting": 1.0,
+        "crowded": 1, "evicted_model": models - 1, "n_ineligible": models * gpus, "observed": 1, "waiting": 1.0,
         "slack_share": MOST_SHARE, "fraction": 1.0, "seq": LATEST, "next_batch": LATEST,
     }.items():  # fmt: skip
         within(name, s.g[name], 0, most)
@@ -139,7 +140,7 @@ def _check_records(s: State, p: Profiles) -> None:
         within(f"{name} of a model", s.mod[name], low, high)
     for name, low, high in (
         ("gpu_class", 0, classes - 1), ("state", ABSENT, DRAINING), ("n_flight", 0, DEPTH), ("draining", 0, 1),
-        ("slow", 0, 1), ("pace", _TINY, _HUGE), ("heard", 0, MOST_INT),
+        ("slow", 0, 1), ("slowdown", _TINY, _HUGE), ("heard", 0, MOST_INT),
         ("control", -LONGEST, LONGEST), *((name, -LATEST, LATEST) for name in ("key", "free_at", "rank")),
     ):  # fmt: skip
         within(f"{name} of a GPU", s.gpu[name], low, high)
@@ -241,7 +242,7 @@ def _walk(s: State, m: int, level: int) -> list[int]:
     return slots
 
 
-def _check_heap(name: str, heap: Any, own_keys: npt.NDArray[Any], inside: npt.NDArray[Any]) -> None:
+def _check_heap(name: str, heap: Int64s, own_keys: npt.NDArray[Any], inside: npt.NDArray[Any]) -> None:
     items = len(own_keys)
     _require(heap[0, KEY] == ROOT + items, f"heap {name!r} has its places elsewhere")
     n = int(heap[0, ITEM])

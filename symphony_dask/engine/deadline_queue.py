@@ -11,8 +11,7 @@ A request's levels come from a hash of its sequence number, so that the same sub
 
 from __future__ import annotations
 
-from typing import Any
-
+from symphony_dask.engine.native.arrays import Int32s
 from symphony_dask.engine.native.compiled import compiled, inlined, wide
 from symphony_dask.engine.state import LEVELS, State
 
@@ -161,7 +160,7 @@ def _begin_behind(s: State, m: int, n: int, ahead: int) -> None:
 
 
 @inlined
-def pop_first(s: State, m: int, n: int, out: Any, at: int) -> None:
+def pop_first(s: State, m: int, n: int, out: Int32s, at: int) -> None:
     """Take the first ``n`` requests out into ``out[at:]``; the queue must hold that many, ``n`` at least 1."""
     ahead = wide(s.head[m, 0])
     for i in range(n):

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.engine import bounds, compiled_calls, kernels
+from symphony_dask.engine.compiled_calls import ArrayTable
 from symphony_dask.engine.events import Journal
 from symphony_dask.engine.policy import eligibility, priorities, speed_tracking, trials, window
 from symphony_dask.engine.state import (
@@ -24,11 +25,11 @@ from symphony_dask.engine.state import (
     State,
     grown,
     grown_profiles,
+    ineligible_rows,
     make_profiles,
     make_state,
     pairs,
     records,
-    unable_rows,
 )
 
 #: Policies by name. "timeout" takes the fraction of the SLO in brackets, as in "timeout(0.3)"; 0.5 without.
@@ -91,6 +92,7 @@ class Engine:
 
     def __init__(self, policy: str = "adaptive", *, exact: bool = False, max_requests: int = 65_536) -> None:
         bounds.within("max_requests", max_requests, 1, bounds.MOST_INT)
+        self._table: ArrayTable | None = None
         self.state = make_state(max_requests, 8, 8, 2, 128)
         self.profiles = make_profiles(8, 2, 128)
         self.state.g["exact"] = int(exact)
@@ -108,10 +110,17 @@ class Engine:
     @state.setter
     def state(self, state: State) -> None:
         self._state = state
-        self._state_table = compiled_calls.table_of(state)
         self._n_slots, self._n_models, self._n_gpus = len(state.req), len(state.mod), len(state.gpu)
-        #: What stands for the state in calls of ``compiled_calls``; another one whenever the engine grows.
-        self.handle: compiled_calls.Handle = compiled_calls.of(state, self._state_table)
+        table = ArrayTable(state)
+        if self._table is not None:
+            self._table.retire()
+        self._table = table
+
+    @property
+    def table(self) -> ArrayTable:
+        """What stands for the state in calls of ``compiled_calls``; another one whenever the engine grows."""
+        assert self._table is not None
+        return self._table
 
     @property
     def profiles(self) -> Profiles:
@@ -120,8 +129,7 @@ class Engine:
     @profiles.setter
     def profiles(self, profiles: Profiles) -> None:
         self._profiles = profiles
-        self._profiles_table = compiled_calls.table_of(profiles)
-        self._profiles_handle = compiled_calls.of(profiles, self._profiles_table)
+        self._profiles_table = ArrayTable(profiles)
 
     @property
     def policy(self) -> str:
@@ -236,19 +244,19 @@ class Engine:
         kernels.remove_gpu(self.state, now, gpu)
         return Removal(self.state.members[: self.state.g["n_members"][0]].copy(), self._drops().copy())
 
-    def set_able(self, now: int, model: int, gpu: int, can_run: bool) -> None:
+    def set_eligible(self, now: int, model: int, gpu: int, can_run: bool) -> None:
         """Say whether a GPU can run a model, as it can until something else is said; see
         ``engine/policy/eligibility.py``.
         """
         self._check_served(model)
         self._check_present(gpu)
         self._note("able", now, model, gpu, int(can_run))
-        kernels.set_able(self.state, model, gpu, can_run)
+        kernels.set_eligible(self.state, model, gpu, can_run)
 
     def can_run(self, model: int, gpu: int) -> bool:
         """Whether a GPU can run a model."""
         m = self._model(model)
-        return not int(unable_rows(self.state)[self._gpu(gpu), m // 16]) >> m % 16 & 1
+        return not int(ineligible_rows(self.state)[self._gpu(gpu), m // 16]) >> m % 16 & 1
 
     def in_flight(self, gpu: int) -> int:
         """Batches at a GPU."""
@@ -289,7 +297,7 @@ class Engine:
         if not 0 <= slot < self._n_slots:
             raise ValueError(f"request slot {slot} is not there: they are 0 to {self._n_slots - 1}")
         self._note("cancel", now, slot)
-        return bool(compiled_calls.cancel(self.handle, now, slot))
+        return bool(compiled_calls.cancel(self.table, now, slot))
 
     def completed(self, now: int, gpu: int, batch: int, start_ns: int, end_ns: int) -> bool:
         """A batch ran from ``start_ns`` to ``end_ns``: its slots are free. False when the GPU has no such batch.
@@ -301,11 +309,11 @@ class Engine:
         if not (abs(start_ns) <= bounds.LATEST and abs(end_ns) <= bounds.LATEST):
             raise ValueError(f"batch from {start_ns} to {end_ns}: times must be within {bounds.LATEST} ns of 0")
         self._note("completed", now, gpu, batch, start_ns, end_ns)
-        return bool(compiled_calls.completed(self.handle, self._profiles_handle, now, gpu, batch, start_ns, end_ns))
+        return bool(compiled_calls.completed(self.table, self._profiles_table, now, gpu, batch, start_ns, end_ns))
 
-    def pace(self, gpu: int) -> float:
+    def slowdown(self, gpu: int) -> float:
         """Execution time of a GPU over that of its class as several models observed it; 1 until they agree."""
-        return float(self.state.gpu["pace"][self._gpu(gpu)])
+        return float(self.state.gpu["slowdown"][self._gpu(gpu)])
 
     def is_slow(self, gpu: int) -> bool:
         """Whether a GPU is so much slower than its class that it is used last."""
@@ -335,7 +343,7 @@ class Engine:
     def step(self, now: int) -> tuple[Decisions, int]:
         """``advance`` and ``next_event`` in one call."""
         state = self._state
-        at, n_batches, n_members, n_drops = compiled_calls.step(self.handle, now)
+        at, n_batches, n_members, n_drops = compiled_calls.step(self.table, now)
         if n_batches == 0 and n_drops == 0:
             if self.journal is not None:
                 self.journal.note("step", now)
@@ -360,7 +368,7 @@ class Engine:
         if gpu is None:
             self.state.g["control"] = control_ns
         else:
-            compiled_calls.set_control(self.handle, now, gpu, control_ns)
+            compiled_calls.set_control(self.table, now, gpu, control_ns)
 
     def set_slack(self, slack_ns: int, share: float = 0.0) -> None:
         """Open windows before frontrun by ``slack_ns`` and a share of the model's SLO, for a host whose estimates err.
@@ -441,9 +449,9 @@ class Engine:
             rank = int(gpu["home_rank"]) + int(gpu["slow"]) * speed_tracking.SLOW_RANK
             assert gpu["rank"] == rank, f"GPU {g} has a wrong rank"
         assert sum(s.gpu["slow"]) == s.g["n_slow"][0], "slow GPUs are miscounted"
-        words = [(int(g), int(w), int(unable_rows(s)[g, w])) for g, w in np.argwhere(unable_rows(s))]
+        words = [(int(g), int(w), int(ineligible_rows(s)[g, w])) for g, w in np.argwhere(ineligible_rows(s))]
         pairs = [(w * 16 + bit, g) for g, w, word in words for bit in range(16) if word >> bit & 1]
-        assert len(pairs) == s.g["n_unable"][0], "models that GPUs cannot run are miscounted"
+        assert len(pairs) == s.g["n_ineligible"][0], "models that GPUs cannot run are miscounted"
         stale = [(m, g) for m, g in pairs if not eligibility.is_served(s, m) or s.gpu["state"][g] == ABSENT]
         assert not stale, f"pairs {stale} of what is gone were not forgotten"
 

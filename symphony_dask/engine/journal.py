@@ -163,7 +163,7 @@ class Replayer:
         elif op == "remove_gpu":
             engine.remove_gpu(now, a)
         elif op == "able":
-            engine.set_able(now, a, b, bool(c))
+            engine.set_eligible(now, a, b, bool(c))
         elif op == "add_model":
             tables = np.frombuffer(data, np.int64).reshape(c, -1)
             engine.add_model(now, slo_ns=a, latency_ns={int(t[0]): t[1:] for t in tables}, queue_limit=b)

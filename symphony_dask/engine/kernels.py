@@ -7,10 +7,9 @@ clock.
 
 from __future__ import annotations
 
-from typing import Any
-
 from symphony_dask.engine import deadline_queue, matching
 from symphony_dask.engine.native import heap
+from symphony_dask.engine.native.arrays import Int32s, Int64s, Records
 from symphony_dask.engine.native.compiled import compiled, inlined, wide
 from symphony_dask.engine.policy import eligibility, fairness, speed_tracking, trials, window
 from symphony_dask.engine.state import (
@@ -128,7 +127,7 @@ def _evict(s: State, m: int, priority: int) -> bool:
 
 
 @inlined
-def list_evicted(s: State, slots: Any, i: int, evicted: Any, n: int) -> int:
+def list_evicted(s: State, slots: Int32s, i: int, evicted: Records, n: int) -> int:
     """Put down whom request ``i`` of a call evicted, if any: of the call itself in ``slots``, else as ``evicted[n]``.
 
     Returns how many are listed in ``evicted``.
@@ -152,7 +151,14 @@ def list_evicted(s: State, slots: Any, i: int, evicted: Any, n: int) -> int:
 
 @compiled
 def submit(
-    s: State, now: int, models: Any, deadlines: Any, requests: Any, priorities: Any, slots: Any, evicted: Any
+    s: State,
+    now: int,
+    models: Int32s,
+    deadlines: Int64s,
+    requests: Int64s,
+    priorities: Int32s,
+    slots: Int32s,
+    evicted: Records,
 ) -> int:
     """Queue requests; returns how many evicted others, of earlier calls, are listed."""
     n = wide(0)
@@ -217,7 +223,7 @@ def _follow_fleet(s: State) -> None:
             one = int(s.lat[m, c, 1])
             if one < 0:
                 continue
-            if s.present[c] == 0 or (s.g[0].n_unable > 0 and eligibility.count(s, m, c) == 0):
+            if s.present[c] == 0 or (s.g[0].n_ineligible > 0 and eligibility.count(s, m, c) == 0):
                 one += int(NEVER) // 2  # a class without GPUs serves only while there is no other
             if one < best:
                 best = one
@@ -298,7 +304,7 @@ def set_control(s: State, now: int, g: int, control: int) -> None:
 
 
 @compiled
-def set_able(s: State, m: int, g: int, value: bool) -> None:
+def set_eligible(s: State, m: int, g: int, value: bool) -> None:
     """Whether a GPU can run a model."""
     eligibility.put(s, m, g, value)
     s.g[0].fleet_changed = 1

@@ -187,7 +187,7 @@ def match(s: State, now: int) -> None:
         while heap.size(s.open) > 0 and not placed:
             g = heap.top(s.open)
             heap.remove(s.open, g)
-            placed = (s.g[0].n_unable == 0 or eligibility.can_run(s, m, g)) and _dispatch(s, now, m, g)
+            placed = (s.g[0].n_ineligible == 0 or eligibility.can_run(s, m, g)) and _dispatch(s, now, m, g)
             if not placed:
                 s.aside[n_models + aside_gpus] = g
                 aside_gpus += 1
@@ -232,7 +232,7 @@ def start_early(s: State, now: int) -> None:
             mod = s.mod[m]
             if mod.n < HOLD * mod.target * mod.in_flight / (mod.excess + 2.0):
                 continue
-            if out.n_unable > 0 and eligibility.first_open(s, m) < 0:
+            if out.n_ineligible > 0 and eligibility.first_open(s, m) < 0:
                 continue
             at = int(mod.open - int(out.waiting / FULL_SHARE * mod.slo))
             if at > now:
@@ -243,7 +243,7 @@ def start_early(s: State, now: int) -> None:
             out.early_at = soonest
             return
         g = heap.top(s.open)
-        if out.n_unable > 0:
+        if out.n_ineligible > 0:
             g = eligibility.first_open(s, best)
         if s.gpu[g].slow == 1:
             return
@@ -265,7 +265,7 @@ def probe(s: State, now: int) -> None:
         if gpu.slow == 0 or gpu.state != OPEN or heap.size(s.pending) == 0:
             continue
         m = heap.top(s.pending)
-        if s.g[0].n_unable > 0 and not eligibility.can_run(s, m, g):
+        if s.g[0].n_ineligible > 0 and not eligibility.can_run(s, m, g):
             continue
         heap.remove(s.open, g)
         if _give(s, now, m, g):

@@ -9,11 +9,10 @@ Times are ns on the host's clock.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from symphony_dask.engine.kernels import NO_MODEL, list_evicted, submit_one
+from symphony_dask.engine.native.arrays import Int8s, Int32s, Int64s, Record, Records
 from symphony_dask.engine.native.compiled import compiled, inlined, wide
 from symphony_dask.engine.policy.priorities import MOST_PRIORITY
 from symphony_dask.engine.state import State
@@ -65,7 +64,7 @@ LATENCY_BINS = len(LATENCY_BOUNDS_NS) + 1
 
 
 @inlined
-def _count_latency(latencies: Any, took: int) -> None:
+def _count_latency(latencies: Int64s, took: int) -> None:
     low, high = 0, len(LATENCY_BOUNDS_NS)
     while low < high:
         middle = (low + high) // 2
@@ -78,12 +77,12 @@ def _count_latency(latencies: Any, took: int) -> None:
 
 
 @inlined
-def _arrival(row: Any, now: int, one_way: int) -> int:
+def _arrival(row: Record, now: int, one_way: int) -> int:
     return now - min(max(int(row.age), 0), now) - one_way
 
 
 @inlined
-def _deadline(slo_of: Any, row: Any, arrival: int) -> int:
+def _deadline(slo_of: Int64s, row: Record, arrival: int) -> int:
     slo = int(row.slo)
     if slo <= 0:
         slo = int(slo_of[row.model]) if 0 <= row.model < len(slo_of) else 0
@@ -93,10 +92,10 @@ def _deadline(slo_of: Any, row: Any, arrival: int) -> int:
 @compiled
 def admit(
     s: State,
-    table: Any,
-    index_of: Any,
-    slo_of: Any,
-    rows: Any,
+    table: Records,
+    index_of: Int32s,
+    slo_of: Int64s,
+    rows: Records,
     blob_bytes: int,
     client: int,
     now: int,
@@ -104,8 +103,8 @@ def admit(
     margin: int,
     care: int,
     serving: bool,
-    slots: Any,
-    evicted: Any,
+    slots: Int32s,
+    evicted: Records,
 ) -> tuple[int, int]:
     """Queue the requests of a frame, and keep an entry for each.
 
@@ -152,7 +151,7 @@ def admit(
 
 
 @compiled
-def keep(table: Any, slo_of: Any, rows: Any, client: int, now: int, one_way: int, slots: Any) -> None:
+def keep(table: Records, slo_of: Int64s, rows: Records, client: int, now: int, one_way: int, slots: Int32s) -> None:
     """Keep an entry for each request that got a slot; see ``admit``."""
     for i in range(len(rows)):
         if slots[i] >= 0:
@@ -169,7 +168,7 @@ def keep(table: Any, slo_of: Any, rows: Any, client: int, now: int, one_way: int
 
 
 @compiled
-def lay_out(table: Any, slots: Any, local: int, rows: Any) -> tuple[int, int, int, int]:
+def lay_out(table: Records, slots: Int32s, local: int, rows: Records) -> tuple[int, int, int, int]:
     """Fill in the rows of a batch (id, bytes, client, held).
 
     Returns how many are held, the one client that they are all of (else MIXED, NOBODY for an empty batch), the last
@@ -198,18 +197,18 @@ def lay_out(table: Any, slots: Any, local: int, rows: Any) -> tuple[int, int, in
 
 @compiled
 def settle(
-    table: Any,
-    slots: Any,
-    answers: Any,
+    table: Records,
+    slots: Int32s,
+    answers: Records,
     blob_bytes: int,
     now: int,
-    one_way: Any,
-    failed: Any,
-    results: Any,
-    owners: Any,
-    counts: Any,
-    latencies: Any,
-    kept: Any,
+    one_way: Int64s,
+    failed: Int8s,
+    results: Records,
+    owners: Int32s,
+    counts: Int64s,
+    latencies: Int64s,
+    kept: Records,
 ) -> tuple[int, int, int]:
     """Decide how the requests of a batch ended, and have their entries be nobody's.
 

@@ -6,13 +6,14 @@ compiled function as some fifteen arrays (2 us from Python), where one array per
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.engine.native import memory
+from symphony_dask.engine.native.arrays import Floats, Int32s, Int64s, Records
 from symphony_dask.engine.native.compiled import inlined
 from symphony_dask.engine.native.heap import grown_heap, make_heap
 from symphony_dask.engine.native.memory import LINE
@@ -81,10 +82,10 @@ MODEL = np.dtype(
         ("dirty", "i4"),  #: 1 while on the list of models to be looked at
         ("raised", "i4"),  #: requests queued of a priority above 0
         ("first_raised", "i4"),  #: the first of them, -1 when there is none
-        ("used", "f8"),  #: GPU time planned, ns, fading (``share``), as the next two do
+        ("used", "f8"),  #: GPU time planned, ns, fading (``fairness``), as the next two do
         ("served", "f4"),  #: requests dispatched
         ("dropped", "f4"),
-        ("under", "i4"),  #: 1: in overload, and uses less GPU time than others (``share``)
+        ("under", "i4"),  #: 1: in overload, and uses less GPU time than others (``fairness``)
         ("urgent", "i4"),  #: 1: stands in the heap ``urgent`` instead of ``ready`` while it is READY
         ("try_at", "i8"),  #: from when on a request that estimates refuse is tried, ns (``trials``)
     ],
@@ -97,9 +98,9 @@ GPU = np.dtype(
         ("free_at", "i8"),  #: when it has run all it has, as predicted, ns
         ("control", "i8"),  #: from dispatch to start of execution, ns
         ("rank", "i8"),  #: that of the open heap: ``home_rank``, or behind all others while it is slow
-        ("pace", "f8"),  #: execution time over that of its class, as several models say (``speed_tracking``)
+        ("slowdown", "f8"),  #: execution time over that of its class, as several models say (``speed_tracking``)
         ("home_rank", "i4"),
-        ("heard", "i4"),  #: batches whose times were observed since its pace was reviewed
+        ("heard", "i4"),  #: batches whose times were observed since its slowdown was reviewed
         ("gpu_class", "i2"),
         ("state", "i1"),
         ("n_flight", "i1"),
@@ -155,14 +156,14 @@ SCALARS = np.dtype(
         ("observed", "i4"),  #: 1: times of batches were observed (``speed_tracking``)
         ("n_slow", "i4"),  #: GPUs that are slow
         ("probe_at", "i8"),  #: when slow GPUs are next tried, ns
-        ("ticked_at", "i8"),  #: when shares were last looked at, ns (``share``)
+        ("ticked_at", "i8"),  #: when shares were last looked at, ns (``fairness``)
         ("tick_batch", "i8"),  #: the next batch then
         ("lead", "i8"),  #: how much earlier windows of models with ``under`` open, ns
         ("evicted_request", "i8"),  #: the caller's name for the request that was evicted last, its slot and its model
         ("evicted", "i4"),  #: -1 when the host has been told
         ("evicted_model", "i4"),
         ("crowded", "i4"),  #: 1: requests are dropped
-        ("n_unable", "i4"),  #: pairs of a model and a GPU that cannot run it (``eligibility``)
+        ("n_ineligible", "i4"),  #: pairs of a model and a GPU that cannot run it (``eligibility``)
     ],
     align=True,
 )
@@ -178,42 +179,42 @@ class Profiles(NamedTuple):
     Apart from ``State``, because each array of that costs every call inside the compiled code some 3 %.
     """
 
-    given: Any  # (M, C, B + 2) int64, ns; ``State.lat`` is this times ``acting``
-    drift: Any  # (M, C) float64: observed execution time over the given one, smoothed
-    acting: Any  # (M, C) float64
-    heard_at: Any  # (M, C) int64, ns: when a batch of the model last ran on the class, 0 for never
-    heard_on: Any  # (M, C) int32: on how many GPUs of the class it was heard at the last review
-    unread: Any  # (M, C) int32: batches since then
+    given: Int64s  # (M, C, B + 2) int64, ns; ``State.lat`` is this times ``acting``
+    drift: Floats  # (M, C) float64: observed execution time over the given one, smoothed
+    acting: Floats  # (M, C) float64
+    heard_at: Int64s  # (M, C) int64, ns: when a batch of the model last ran on the class, 0 for never
+    heard_on: Int32s  # (M, C) int32: on how many GPUs of the class it was heard at the last review
+    unread: Int32s  # (M, C) int32: batches since then
 
 
 class State(NamedTuple):
     """All other arrays of one engine. Sizes: R requests, M models, G GPUs, C GPU classes, B largest batch."""
 
-    g: Any  # (1,) SCALARS
-    req: Any  # (R,) REQUEST
-    nxt: Any  # (R, LEVELS) int32: towards the later deadline, -1 at the tail
-    slots: Any  # (R,) int32: stack of free request slots
-    mod: Any  # (M,) MODEL
-    head: Any  # (M + 1, LEVELS) int32; row M is scratch of the queue search
-    tail: Any  # (M, LEVELS) int32
+    g: Records  # (1,) SCALARS
+    req: Records  # (R,) REQUEST
+    nxt: Int32s  # (R, LEVELS) int32: towards the later deadline, -1 at the tail
+    slots: Int32s  # (R,) int32: stack of free request slots
+    mod: Records  # (M,) MODEL
+    head: Int32s  # (M + 1, LEVELS) int32; row M is scratch of the queue search
+    tail: Int32s  # (M, LEVELS) int32
     # (M + 1, C, B + 2) int64: l(b) in ns, -1 where no profile is known; row M is scratch. Entry 0 is no time, but how
     # many times as long as declared the others are, in units of 1/ONE.
-    lat: Any
-    present: Any  # (C,) int32: GPUs of each class that take batches
-    gpu: Any  # (G,) GPU
-    flight: Any  # (G * DEPTH,) FLIGHT, oldest first for each GPU
-    fly: Any  # (G * DEPTH, at least B) int32: the requests of batches at GPUs; two rows a GPU, in no order
-    pending: Any  # heap of PENDING models by window opening
-    ready: Any  # heap of READY models by window closing
-    urgent: Any  # the same, of those that go first in overload
-    busy: Any  # heap of BUSY GPUs by the time they can take a batch
-    open: Any  # heap of OPEN GPUs by rank
-    dirty: Any  # (M,) int32
-    # (M + G + G * (ceil(M / 16) + 2 * M),) int32: scratch of the matching loop; behind it ``unable_rows`` and ``pairs``
-    aside: Any
-    batches: Any  # (G * DEPTH,) BATCH: output
-    members: Any  # (R,) int32: output
-    drops: Any  # (R,) int32: output
+    lat: Int64s
+    present: Int32s  # (C,) int32: GPUs of each class that take batches
+    gpu: Records  # (G,) GPU
+    flight: Records  # (G * DEPTH,) FLIGHT, oldest first for each GPU
+    fly: Int32s  # (G * DEPTH, at least B) int32: the requests of batches at GPUs; two rows a GPU, in no order
+    pending: Int64s  # heap of PENDING models by window opening
+    ready: Int64s  # heap of READY models by window closing
+    urgent: Int64s  # the same, of those that go first in overload
+    busy: Int64s  # heap of BUSY GPUs by the time they can take a batch
+    open: Int64s  # heap of OPEN GPUs by rank
+    dirty: Int32s  # (M,) int32
+    # (M + G + G * (ceil(M / 16) + 2 * M),): scratch of the matching loop; behind it ``ineligible_rows``, ``pairs``
+    aside: Int32s
+    batches: Records  # (G * DEPTH,) BATCH: output
+    members: Int32s  # (R,) int32: output
+    drops: Int32s  # (R,) int32: output
 
 
 def is_plain() -> bool:
@@ -222,14 +223,14 @@ def is_plain() -> bool:
     return bool(config.DISABLE_JIT)
 
 
-def records(n: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def records(n: int, dtype: np.dtype[Any]) -> Records:
     """Records of zeros, in guarded memory (``memory``)."""
     return fielded(memory.array(n, dtype))
 
 
-def fielded(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def fielded(array: npt.NDArray[Any]) -> Records:
     """Records from elsewhere, with fields as attributes where the kernels run as Python."""
-    return array.view(np.recarray) if is_plain() else array
+    return array.view(np.recarray) if is_plain() else cast(Records, array)
 
 
 def _padded(dtype: np.dtype[Any], size: int) -> np.dtype[Any]:
@@ -245,7 +246,7 @@ def _padded(dtype: np.dtype[Any], size: int) -> np.dtype[Any]:
     )
 
 
-def _lined(n: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def _lined(n: int, dtype: np.dtype[Any]) -> Records:
     """As ``records``, where each record begins with a cache line."""
     padded = _padded(dtype, -(-dtype.itemsize // LINE) * LINE)
     return records(n, padded)
@@ -256,7 +257,7 @@ def _batch_rows(rows: int, max_batch: int) -> npt.NDArray[np.int32]:
     return memory.array((rows, -(-max_batch * 4 // LINE) * LINE // 4), np.int32)
 
 
-def _requests(n: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
+def _requests(n: int) -> tuple[Records, Int32s]:
     """Records of n requests and their links, which lie behind each record on the same cache line."""
     lines = memory.aligned(n * LINE)
     req = lines.view(_padded(REQUEST, LINE))
@@ -295,7 +296,7 @@ def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: i
     state.slots[:] = np.arange(requests - 1, -1, -1)
     state.g["n_slots"] = requests
     state.g["evicted"] = -1
-    state.gpu["pace"] = 1.0
+    state.gpu["slowdown"] = 1.0
     state.mod["first"] = state.mod["first_raised"] = -1
     return state
 
@@ -304,7 +305,7 @@ def aside_words(models: int, gpus: int) -> int:
     return models + gpus + gpus * (-(-models // 16) + 2 * models)
 
 
-def unable_rows(state: State) -> npt.NDArray[np.int32]:
+def ineligible_rows(state: State) -> npt.NDArray[np.int32]:
     """A bit for each model that a GPU cannot run, (G, ceil(M / 16)): bit m % 16 of word m // 16 (``eligibility``)."""
     begin, gpus = len(state.mod) + len(state.gpu), len(state.gpu)
     rows: npt.NDArray[np.int32] = state.aside[begin : begin + gpus * -(-len(state.mod) // 16)].reshape(gpus, -1)
@@ -341,17 +342,21 @@ def grown_profiles(old: Profiles, models: int, classes: int, max_batch: int) -> 
     new = make_profiles(models, classes, max_batch)
     m, c, b = old.given.shape
     new.given[:m, :c, :b] = old.given
-    for before, after in zip(old[1:], new[1:], strict=True):
-        after[:m, :c] = before
+    for name in Profiles._fields[1:]:
+        getattr(new, name)[:m, :c] = getattr(old, name)
     return new
 
 
 def grown(old: State, requests: int, models: int, gpus: int, classes: int, max_batch: int) -> State:
     """A copy of ``old`` with more room; no size may shrink. Output arrays start empty."""
     new = make_state(requests, models, gpus, classes, max_batch)
-    heaps = {name: grown_heap(getattr(old, name), models) for name in ("pending", "ready", "urgent")}
-    heaps |= {name: grown_heap(getattr(old, name), gpus) for name in ("busy", "open")}
-    new = new._replace(**heaps)
+    new = new._replace(
+        pending=grown_heap(old.pending, models),
+        ready=grown_heap(old.ready, models),
+        urgent=grown_heap(old.urgent, models),
+        busy=grown_heap(old.busy, gpus),
+        open=grown_heap(old.open, gpus),
+    )
     kept = "req nxt mod tail gpu flight dirty present"
     for name in kept.split():
         source = getattr(old, name)
@@ -362,8 +367,8 @@ def grown(old: State, requests: int, models: int, gpus: int, classes: int, max_b
     rows, b = old.fly.shape
     new.fly[:rows, :b] = old.fly
     new.g[:] = old.g
-    unable = unable_rows(old)
-    unable_rows(new)[: len(unable), : unable.shape[1]] = unable
+    ineligible = ineligible_rows(old)
+    ineligible_rows(new)[: len(ineligible), : ineligible.shape[1]] = ineligible
     pairs(new)[: len(old.gpu), : len(old.mod)] = pairs(old)
     free = int(old.g["n_slots"][0])
     extra = requests - len(old.req)

@@ -527,7 +527,7 @@ def warm_up() -> None:
         engine.completed(0, gpu, row[0], 0, 10**6)
     engine.set_control(0, 0, gpu)
     engine.alone_ns(0, model)  # what the first drop asks, on the event loop
-    engine.set_able(0, model, gpu, False)
+    engine.set_eligible(0, model, gpu, False)
     engine.step(10**9)
     engine.drain_gpu(0, gpu)
     engine.remove_gpu(0, gpu)

@@ -30,7 +30,7 @@ def busy_engine() -> Engine:
     engine = make_engine(models=2, gpus=3, exact=False, max_requests=20, policy="eager", max_batch=4)
     submit(engine, 0, 20, 21, 22, 23, 24, 25)
     advance(engine, 0)
-    engine.set_able(0, 1, 2, False)
+    engine.set_eligible(0, 1, 2, False)
     submit(engine, 1, 24, 30, 26)
     submit(engine, 1, 60, 50, model=1, priority=2)
     engine.cancel(ns(1), 2)
@@ -72,7 +72,7 @@ def test_a_write_beside_an_array_is_seen() -> None:
 CALLS: list[tuple[str, Callable[[Engine, int], Any]]] = [
     ("a model", lambda e, i: e.remove_model(0, i)),
     ("a model", lambda e, i: e.update_profile(0, i, 0, table(1, 5))),
-    ("a model", lambda e, i: e.set_able(0, i, 0, False)),
+    ("a model", lambda e, i: e.set_eligible(0, i, 0, False)),
     ("a model", lambda e, i: e.can_run(i, 0)),
     ("a model", lambda e, i: e.queued(i)),
     ("a model", lambda e, i: e.work(i)),
@@ -80,11 +80,11 @@ CALLS: list[tuple[str, Callable[[Engine, int], Any]]] = [
     ("a model", lambda e, i: e.drift(i)),
     ("a GPU", lambda e, i: e.drain_gpu(0, i)),
     ("a GPU", lambda e, i: e.remove_gpu(0, i)),
-    ("a GPU", lambda e, i: e.set_able(0, 0, i, False)),
+    ("a GPU", lambda e, i: e.set_eligible(0, 0, i, False)),
     ("a GPU", lambda e, i: e.can_run(0, i)),
     ("a GPU", lambda e, i: e.in_flight(i)),
     ("a GPU", lambda e, i: e.completed(0, i, 0, 0, 1)),
-    ("a GPU", lambda e, i: e.pace(i)),
+    ("a GPU", lambda e, i: e.slowdown(i)),
     ("a GPU", lambda e, i: e.is_slow(i)),
     ("a GPU", lambda e, i: e.set_control(0, 1, i)),
     ("a GPU class", lambda e, i: e.drift(0, i)),
@@ -252,19 +252,19 @@ def test_the_compiled_functions_take_no_array_of_another_kind() -> None:
         ("drops", state.slots[::2]),
     ):
         with pytest.raises(ValueError, match=f"array {name!r} of an engine is"):
-            compiled_calls.table_of(state._replace(**{name: array}))
+            compiled_calls.ArrayTable(state._replace(**{name: array}))
 
 
 @pytest.mark.skipif(not CHECKED or is_plain(), reason="looked at where code is compiled with checks")
-def test_a_handle_of_before_the_engine_grew_is_refused() -> None:
+def test_a_table_of_before_the_engine_grew_is_refused() -> None:
     engine = make_engine()
-    old = engine.handle
+    old = engine.table
     compiled_calls.step(old, 0)
     for _ in range(9):
         engine.add_gpu(0)
-    with pytest.raises(ValueError, match="take its handle anew"):
+    with pytest.raises(ValueError, match="take its table anew"):
         compiled_calls.step(old, 0)
-    compiled_calls.step(engine.handle, 0)
+    compiled_calls.step(engine.table, 0)
 
 
 @pytest.mark.skipif(not CHECKED or is_plain(), reason="looked at where code is compiled with checks")

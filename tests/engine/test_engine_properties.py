@@ -159,9 +159,9 @@ def set_control_of_a_gpu(books: Books, draw: Draw) -> None:
         books.set_control_of(pick(draw, books.gpus), draw(CONTROLS))
 
 
-def set_able(books: Books, draw: Draw) -> None:
+def set_eligible(books: Books, draw: Draw) -> None:
     if books.models and books.gpus:
-        books.set_able(pick(draw, books.models), pick(draw, books.gpus), draw(st.booleans()))
+        books.set_eligible(pick(draw, books.models), pick(draw, books.gpus), draw(st.booleans()))
 
 
 def set_policy(books: Books, draw: Draw) -> None:
@@ -172,8 +172,8 @@ TRAFFIC = (
     [submit] * 12 + [drop_all_then_make_room] + [follow_next_event] * 8 + [advance] * 6 + [complete] * 8 + [cancel] * 2
 )
 RARE = [
-    set_able,
-    set_able,
+    set_eligible,
+    set_eligible,
     fall_silent,
     submit_to_nobody,
     update_profile,

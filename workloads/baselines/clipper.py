@@ -20,15 +20,15 @@ models.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.engine.native.arrays import Int64s
 from symphony_dask.engine.native.compiled import compiled
 from symphony_dask.errors import BadInput
-from workloads.baselines.replicas import round_robin, spread_evenly
-from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, end_run, queues, start_run
+from workloads.baselines.replicas import Replicas, round_robin, spread_evenly
+from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, Queues, Run, end_run, queues, start_run
 from workloads.simulation.result import SimModel, Simulated
 
 #: What a full batch in time adds to the cap: "a fixed amount" in the paper, which names none.
@@ -58,7 +58,9 @@ def clipper(
 
 
 @compiled
-def _serve(run: Any, queue: Any, replicas: Any, slo: Any, head: Any, ready: Any, cap: Any, step: int) -> int:
+def _serve(
+    run: Run, queue: Queues, replicas: Replicas, slo: Int64s, head: Int64s, ready: Int64s, cap: Int64s, step: int
+) -> int:
     n_batches = 0
     for g in range(len(replicas.on_gpu) - 1):
         free = 0

@@ -25,15 +25,15 @@ queues are long already.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.engine.native.arrays import Int64s
 from symphony_dask.engine.native.compiled import compiled
 from symphony_dask.errors import BadInput
 from symphony_dask.units import NS_PER_MS
-from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, end_run, queues, start_run
+from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, Queues, Run, end_run, queues, start_run
 from workloads.simulation.result import SimModel, Simulated
 
 #: The only batch sizes, ascending.
@@ -70,7 +70,9 @@ def clockwork(
 
 
 @compiled
-def _serve(run: Any, queue: Any, choices: Any, sizes: Any, head: Any, tail: Any, end: Any, ahead: int) -> int:
+def _serve(
+    run: Run, queue: Queues, choices: Int64s, sizes: Int64s, head: Int64s, tail: Int64s, end: Int64s, ahead: int
+) -> int:
     # head[m, k]: first of model m's requests that a batch of sizes[k] could still take; tail[m]: past those that came.
     # end[g]: when GPU g's schedule ends.
     n = len(run.arrival)

@@ -32,16 +32,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.engine.native.arrays import Int64s
 from symphony_dask.engine.native.compiled import compiled
 from symphony_dask.errors import BadInput
 from symphony_dask.units import NS_PER_S
 from workloads.baselines.replicas import Replicas, in_proportion
-from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, end_run, queues, start_run
+from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, Queues, Run, end_run, queues, start_run
 from workloads.simulation.result import SimModel, Simulated
 
 _EPSILON = 1e-9
@@ -184,7 +184,7 @@ def _merged(a: _Node, b: _Node) -> _Node | None:
 
 
 @compiled
-def _serve(run: Any, queue: Any, replicas: Any, batches: Any, head: Any, tail: Any) -> int:
+def _serve(run: Run, queue: Queues, replicas: Replicas, batches: Int64s, head: Int64s, tail: Int64s) -> int:
     n_batches = 0
     for g in range(len(replicas.on_gpu) - 1):
         low = replicas.on_gpu[g]

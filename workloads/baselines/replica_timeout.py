@@ -32,15 +32,15 @@ time-out that fits one load is wrong for others.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.engine.native.arrays import Int64s
 from symphony_dask.engine.native.compiled import compiled
 from symphony_dask.errors import BadInput
-from workloads.baselines.replicas import round_robin, spread_evenly
-from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, end_run, queues, start_run
+from workloads.baselines.replicas import Replicas, round_robin, spread_evenly
+from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, Queues, Run, end_run, queues, start_run
 from workloads.simulation.result import SimModel, Simulated
 
 #: Parts of the SLO that l(max_batch) and the time-out may take.
@@ -81,7 +81,9 @@ def replica_timeout(
 
 
 @compiled
-def _serve(run: Any, queue: Any, replicas: Any, max_batch: Any, wait_ns: Any, head: Any, ready: Any) -> int:
+def _serve(
+    run: Run, queue: Queues, replicas: Replicas, max_batch: Int64s, wait_ns: Int64s, head: Int64s, ready: Int64s
+) -> int:
     n_batches = 0
     for g in range(len(replicas.on_gpu) - 1):
         free = 0

@@ -48,14 +48,15 @@ time (it lowers goodput in each case above); a moment of overload turns into a l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.engine.native.arrays import Int64s
 from symphony_dask.engine.native.compiled import compiled
 from symphony_dask.errors import BadInput
-from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, end_run, start_run
+from workloads.baselines.run import END, GPU, MODEL, NEVER, SIZE, START, Run, end_run, start_run
 from workloads.simulation.result import SimModel, Simulated
 
 #: A candidate must be at least this many times as large as a running batch to preempt it.
@@ -113,7 +114,7 @@ def shepherd(
 
 
 @compiled
-def _expire(run: Any, flex: Any, m: int, now: int) -> None:
+def _expire(run: Run, flex: _Flex, m: int, now: int) -> None:
     """Drop the heads that cannot even run alone."""
     while flex.head[m] >= 0 and run.deadline[flex.head[m]] < now + run.latency[m, 1]:
         flex.head[m] = flex.after[flex.head[m]]
@@ -125,7 +126,7 @@ def _expire(run: Any, flex: Any, m: int, now: int) -> None:
 
 
 @compiled
-def _candidate(run: Any, flex: Any, m: int, g: int, now: int, anywhere: int) -> int:
+def _candidate(run: Run, flex: _Flex, m: int, g: int, now: int, anywhere: int) -> int:
     """Find the model's candidate for the GPU; its size, 0 when there is none. anywhere: 1 for the largest run in S."""
     _expire(run, flex, m, now)
     latency = run.latency[m]
@@ -160,7 +161,7 @@ def _candidate(run: Any, flex: Any, m: int, g: int, now: int, anywhere: int) -> 
 
 
 @compiled
-def _start(run: Any, flex: Any, m: int, g: int, now: int, row: int) -> None:
+def _start(run: Run, flex: _Flex, m: int, g: int, now: int, row: int) -> None:
     """Take the candidate that was found out of its queue and run it."""
     first = flex.found[0]
     size = flex.found[1]
@@ -190,7 +191,7 @@ def _start(run: Any, flex: Any, m: int, g: int, now: int, row: int) -> None:
 
 
 @compiled
-def _queue_again(flex: Any, m: int, first: int) -> None:
+def _queue_again(flex: _Flex, m: int, first: int) -> None:
     """Merge the chain from ``first`` into the model's queue."""
     node = first
     outer = -1
@@ -216,7 +217,7 @@ def _queue_again(flex: Any, m: int, first: int) -> None:
 
 
 @compiled
-def _fill(run: Any, flex: Any, g: int, now: int, row: int, anywhere: int) -> bool:
+def _fill(run: Run, flex: _Flex, g: int, now: int, row: int, anywhere: int) -> bool:
     """Run the largest candidate on the free GPU; False when there is none."""
     model = -1
     largest = 0
@@ -237,7 +238,7 @@ def _fill(run: Any, flex: Any, g: int, now: int, row: int, anywhere: int) -> boo
 
 
 @compiled
-def _arrive(run: Any, flex: Any, m: int, now: int, row: int, preempt: float, anywhere: int) -> int:
+def _arrive(run: Run, flex: _Flex, m: int, now: int, row: int, preempt: float, anywhere: int) -> int:
     """Let every GPU look at the model, whose queue grew; how many batches began. Preempted models become changed."""
     began = 0
     for g in range(len(flex.row)):
@@ -272,7 +273,7 @@ def _arrive(run: Any, flex: Any, m: int, now: int, row: int, preempt: float, any
 
 
 @compiled
-def _serve(run: Any, flex: Any, choices: Any, preempt: float, anywhere: int) -> int:
+def _serve(run: Run, flex: _Flex, choices: Int64s, preempt: float, anywhere: int) -> int:
     n = len(run.arrival)
     gpus = len(flex.row)
     came = 0

@@ -247,8 +247,8 @@ def _figures(setting: Setting, profile: LatencyProfile, rate_hz: float, ran: _Ra
     def total(name: str) -> int:
         return sum(int(tally[name]) for tally in tallies)
 
-    used = sum(own.used for own in ran.counts)
-    lateness = sum(own.lateness for own in ran.counts)
+    used = np.sum([own.used for own in ran.counts], axis=0)
+    lateness = np.sum([own.lateness for own in ran.counts], axis=0)
     requests, batches = total("requests"), total("batches")
     worked = [1 - tally.idle_ns / tally.wall_ns if tally.wall_ns else 0.0 for tally in tallies]
     cpu_ns = sum(own * share for own, share in zip(ran.cpu_ns, worked, strict=True))

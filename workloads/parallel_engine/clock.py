@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import cast
 
 import numba
 from llvmlite import ir
@@ -11,13 +12,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from symphony_dask.engine.native.code_generation import Emit, Signature, Target, Typing, Values
 from symphony_dask.engine.native.compiled import compiled
 
 _NS_PER_S = 1_000_000_000
 
 
-def _read(typing: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+def _read(typing: Typing) -> tuple[Signature, Emit]:
+    def emit(context: Target, builder: ir.IRBuilder, signature: Signature, args: Values) -> ir.Value:
         i32, i64 = ir.IntType(32), ir.IntType(64)
         timespec = ir.ArrayType(i64, 2)
         at = cgutils.alloca_once(builder, timespec)
@@ -31,7 +33,7 @@ def _read(typing: Any) -> Any:
     return types.int64(), emit
 
 
-_clock_gettime: Any = intrinsic(_read)
+_clock_gettime = cast(Callable[[], int], intrinsic(_read))
 
 
 if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]

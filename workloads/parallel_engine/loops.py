@@ -17,15 +17,16 @@ Rule 4. A request is late if it was in a batch decided more than LATE_NS after i
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.engine import kernels
 from symphony_dask.engine.native import heap
+from symphony_dask.engine.native.arrays import Int32s, Int64s, Record, Records
 from symphony_dask.engine.native.compiled import compiled, compiled_nogil, wide
-from symphony_dask.engine.state import NEVER
+from symphony_dask.engine.state import NEVER, Profiles, State
 from workloads.parallel_engine import model_thread, rank_thread, ring
 from workloads.parallel_engine.clock import clock_ns
 from workloads.simulation.batch_ends import Ends, begin, report
@@ -63,8 +64,8 @@ TALLY = np.dtype(
 class Load(NamedTuple):
     """Requests for one loop: a block of arrivals, over and over. Sizes: n arrivals in the block."""
 
-    times: Any  # (n,) int64, ns from the block's begin
-    models: Any  # (n,) int32
+    times: Int64s  # (n,) int64, ns from the block's begin
+    models: Int32s  # (n,) int32
     period: int  # ns from one begin to the next
     slo: int  # ns
     total: int  # requests in all
@@ -73,9 +74,9 @@ class Load(NamedTuple):
 class Counts(NamedTuple):
     """What one loop counts."""
 
-    tally: Any  # (1,) TALLY
-    lateness: Any  # (_BINS,) int64: decisions by lateness
-    used: Any  # (G,) int64: batches of each GPU
+    tally: Records  # (1,) TALLY
+    lateness: Int64s  # (_BINS,) int64: decisions by lateness
+    used: Int64s  # (G,) int64: batches of each GPU
 
 
 def make_counts(gpus: int) -> Counts:
@@ -91,7 +92,7 @@ def quantile_us(lateness: npt.NDArray[np.int64], q: float) -> float | None:
 
 
 @compiled
-def _count(s: Any, c: Counts, b: Any, due: int, decided: int, end: int) -> None:
+def _count(s: State, c: Counts, b: Record, due: int, decided: int, end: int) -> None:
     """Count the batch ``b``, due and decided at these times, which ends at ``end`` (rules 3 and 4)."""
     t = c.tally[0]
     size = int(b["size"])
@@ -116,7 +117,9 @@ def _count(s: Any, c: Counts, b: Any, due: int, decided: int, end: int) -> None:
 
 
 @compiled_nogil
-def run_engine(s: Any, p: Any, load: Load, ends: Ends, c: Counts, start: int, virtual: int, stop: Any) -> None:
+def run_engine(
+    s: State, p: Profiles, load: Load, ends: Ends, c: Counts, start: int, virtual: int, stop: Int64s
+) -> None:
     """The engine in one thread, from ``start`` until every request has ended or ``stop[0]`` is set.
 
     virtual: 1 to jump from event to event instead of waiting for the clock; the engine is then ``exact``, ends batches
@@ -178,7 +181,7 @@ def run_engine(s: Any, p: Any, load: Load, ends: Ends, c: Counts, start: int, vi
 
 @compiled_nogil
 def run_shard(
-    sh: model_thread.Shard, load: Load, gpu_ends: Any, c: Counts, start: int, done: Any, mine: int, stop: Any
+    sh: model_thread.Shard, load: Load, gpu_ends: Int64s, c: Counts, start: int, done: Int64s, mine: int, stop: Int64s
 ) -> None:
     """A model thread, until every request of its models has ended or ``stop[0]`` is set; then done[mine] is 1.
 
@@ -231,7 +234,7 @@ def run_shard(
 
 
 @compiled_nogil
-def run_ranks(r: rank_thread.Ranks, c: Counts, done: Any, stop: Any) -> None:
+def run_ranks(r: rank_thread.Ranks, c: Counts, done: Int64s, stop: Int64s) -> None:
     """The rank thread, until every model thread is done or ``stop[0]`` is set."""
     t = c.tally[0]
     now = clock_ns()

@@ -16,17 +16,17 @@ opening into the past, by the time at which that was due and not by when the thr
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from symphony_dask.engine import deadline_queue, kernels
 from symphony_dask.engine.engine import Engine
 from symphony_dask.engine.native import heap
+from symphony_dask.engine.native.arrays import Int32s, Int64s, Records
 from symphony_dask.engine.native.compiled import compiled, wide
 from symphony_dask.engine.policy import window
-from symphony_dask.engine.state import NEVER, PENDING, READY, State
+from symphony_dask.engine.state import NEVER, PENDING, READY, State, fielded
 from workloads.parallel_engine import rank_thread
 from workloads.parallel_engine.rank_thread import CLOSE, DUE, FREE_AT, GPU, MODEL, Ranks
 from workloads.parallel_engine.ring import Ring, one_ring, publish, readable, release, writable
@@ -50,10 +50,10 @@ class Shard(NamedTuple):
     """One model thread. Sizes: M models of its own."""
 
     s: State
-    models: Any  # (M,) REPORTED
-    listed: Any  # (M,) int32: models to be reported
-    n_listed: Any  # (1,) int64
-    due: Any  # as many as ``s.batches``, int64: output, when each batch was due, ns
+    models: Records  # (M,) REPORTED
+    listed: Int32s  # (M,) int32: models to be reported
+    n_listed: Int64s  # (1,) int64
+    due: Int64s  # as many as ``s.batches``, int64: output, when each batch was due, ns
     reports: Ring
     grants: Ring
     first: int  # number of its first model at the rank thread
@@ -71,13 +71,12 @@ def make_shard(engine: Engine, r: Ranks, thread: int, first: int, now: int) -> S
         raise ValueError("policy 'adaptive' needs all models in one thread: choose another, such as 'deferred'")
     engine.advance(now)
     n = int((engine.state.mod["state"] != 0).sum())
-    models = np.zeros(n, REPORTED)
+    models = fielded(np.zeros(n, REPORTED))
     models["since"] = NEVER
     models["gpu"] = -1
-    config: Any = numba.config
     return Shard(
         s=engine.state,
-        models=models.view(np.recarray) if config.DISABLE_JIT else models,
+        models=models,
         listed=np.zeros(n, np.int32),
         n_listed=np.zeros(1, np.int64),
         due=np.zeros(len(engine.state.batches), np.int64),
@@ -126,7 +125,7 @@ def _look(sh: Shard, m: int, now: int) -> None:
 
 
 @compiled
-def _granted(sh: Shard, grant: Any, now: int) -> None:
+def _granted(sh: Shard, grant: Int64s, now: int) -> None:
     """Rule 2."""
     s = sh.s
     m = int(grant[MODEL]) - sh.first

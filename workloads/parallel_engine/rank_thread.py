@@ -18,14 +18,14 @@ All GPUs are of one class and a GPU's index is its rank. No clock, no I/O: ``ste
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from symphony_dask.engine.native import heap
+from symphony_dask.engine.native.arrays import Int64s, Records
 from symphony_dask.engine.native.compiled import compiled
-from symphony_dask.engine.state import NEVER
+from symphony_dask.engine.state import NEVER, fielded
 from workloads.parallel_engine.ring import Rings, make_rings, publish, readable, release, ring_of, writable
 
 #: Words of a report. GPU: the one that was granted, if this answers a grant, else -1. FREE_AT: when that will be free,
@@ -58,11 +58,11 @@ RANKED_GPU = np.dtype(
 class Ranks(NamedTuple):
     """What the rank thread knows. Sizes: M models of all threads, G GPUs."""
 
-    models: Any  # (M,) CANDIDATE
-    gpus: Any  # (G,) RANKED_GPU
-    ready: Any  # heap of ready models by window closing
-    busy: Any  # heap of busy GPUs by the time they can be granted
-    open: Any  # heap of open GPUs by rank
+    models: Records  # (M,) CANDIDATE
+    gpus: Records  # (G,) RANKED_GPU
+    ready: Int64s  # heap of ready models by window closing
+    busy: Int64s  # heap of busy GPUs by the time they can be granted
+    open: Int64s  # heap of open GPUs by rank
     reports: Rings  # one from each model thread
     grants: Rings  # one to each
     control: int  # from a decision to the start of execution, ns: so much before its free time a GPU is granted
@@ -72,8 +72,8 @@ def make_ranks(models: list[int], gpus: int, control_ns: int, now: int) -> Ranks
     """models: how many each model thread owns; they are numbered through, in that order. All GPUs are free."""
     owners = np.repeat(np.arange(len(models)), models)
     ranks = Ranks(
-        models=_records(len(owners), CANDIDATE),
-        gpus=_records(gpus, RANKED_GPU),
+        models=fielded(np.zeros(len(owners), CANDIDATE)),
+        gpus=fielded(np.zeros(gpus, RANKED_GPU)),
         ready=heap.make_heap(len(owners)),
         busy=heap.make_heap(gpus),
         open=heap.make_heap(gpus),
@@ -88,14 +88,8 @@ def make_ranks(models: list[int], gpus: int, control_ns: int, now: int) -> Ranks
     return ranks
 
 
-def _records(n: int, dtype: np.dtype[Any]) -> Any:
-    array = np.zeros(n, dtype)
-    config: Any = numba.config
-    return array.view(np.recarray) if config.DISABLE_JIT else array
-
-
 @compiled
-def _take(r: Ranks, report: Any, now: int) -> None:
+def _take(r: Ranks, report: Int64s, now: int) -> None:
     """Rules 1 and 3."""
     m = int(report[MODEL])
     g = int(report[GPU])

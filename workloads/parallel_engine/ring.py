@@ -18,14 +18,18 @@ a thread only ever acts on messages that it has seen.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from symphony_dask.engine.native.arrays import Int64s
+from symphony_dask.engine.native.code_generation import Emit, Signature, Target, Typing, Values
 from symphony_dask.engine.native.compiled import compiled
 
 #: int64 values in a message; with int64, one cache line.
@@ -36,15 +40,15 @@ WRITTEN, READ_SEEN, READ, WRITTEN_SEEN, _COUNTS = 0, 1, 16, 17, 32
 
 
 class Ring(NamedTuple):
-    cells: Any  # (capacity, WORDS) int64
-    counts: Any  # (_COUNTS,) int64
+    cells: Int64s  # (capacity, WORDS) int64
+    counts: Int64s  # (_COUNTS,) int64
 
 
 class Rings(NamedTuple):
     """Several rings of one capacity, for a thread that talks to several others."""
 
-    cells: Any  # (rings, capacity, WORDS) int64
-    counts: Any  # (rings, _COUNTS) int64
+    cells: Int64s  # (rings, capacity, WORDS) int64
+    counts: Int64s  # (rings, _COUNTS) int64
 
 
 def make_rings(n: int, capacity: int) -> Rings:
@@ -62,20 +66,22 @@ def one_ring(rings: Rings, i: int) -> Ring:
 ring_of = compiled(one_ring)
 
 
-def _entry(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+def _entry(
+    context: Target, builder: ir.IRBuilder, array_type: types.Type, array: ir.Value, index: ir.Value
+) -> ir.Value:
     struct = context.make_array(array_type)(context, builder, array)
     return cgutils.get_item_pointer(context, builder, array_type, struct, [index], wraparound=False)
 
 
-def _load(typing: Any, array: Any, index: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+def _load(typing: Typing, array: types.Type, index: types.Type) -> tuple[Signature, Emit]:
+    def emit(context: Target, builder: ir.IRBuilder, signature: Signature, args: Values) -> ir.Value:
         return builder.load_atomic(_entry(context, builder, signature.args[0], *args), "acquire", 8)
 
     return types.int64(array, types.intp), emit
 
 
-def _store(typing: Any, array: Any, index: Any, value: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+def _store(typing: Typing, array: types.Type, index: types.Type, value: types.Type) -> tuple[Signature, Emit]:
+    def emit(context: Target, builder: ir.IRBuilder, signature: Signature, args: Values) -> ir.Value:
         at = _entry(context, builder, signature.args[0], args[0], args[1])
         builder.store_atomic(args[2], at, "release", 8)
         return context.get_dummy_value()
@@ -83,29 +89,29 @@ def _store(typing: Any, array: Any, index: Any, value: Any) -> Any:
     return types.void(array, types.intp, types.int64), emit
 
 
-_atomic_load: Any = intrinsic(_load)
-_atomic_store: Any = intrinsic(_store)
+_atomic_load = cast(Callable[[Int64s, int], int], intrinsic(_load))
+_atomic_store = cast(Callable[[Int64s, int, int], None], intrinsic(_store))
 
 
 if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
     # The interpreter runs one thread at a time and in program order.
-    def load_acquire(array: Any, index: int) -> int:
+    def load_acquire(array: Int64s, index: int) -> int:
         """``array[index]``, int64; what is read after it is no older."""
         return int(array[index])
 
-    def store_release(array: Any, index: int, value: int) -> None:
+    def store_release(array: Int64s, index: int, value: int) -> None:
         """Set ``array[index]``, int64; who sees it also sees what was written before it."""
         array[index] = value
 
 else:
 
     @compiled
-    def load_acquire(array: Any, index: int) -> int:
+    def load_acquire(array: Int64s, index: int) -> int:
         """``array[index]``, int64; what is read after it is no older."""
         return _atomic_load(array, index)
 
     @compiled
-    def store_release(array: Any, index: int, value: int) -> None:
+    def store_release(array: Int64s, index: int, value: int) -> None:
         """Set ``array[index]``, int64; who sees it also sees what was written before it."""
         _atomic_store(array, index, value)
 

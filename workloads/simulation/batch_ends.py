@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from symphony_dask.engine import kernels
 from symphony_dask.engine.native import heap
+from symphony_dask.engine.native.arrays import Int64s, Records
 from symphony_dask.engine.native.compiled import compiled
-from symphony_dask.engine.state import DEPTH
+from symphony_dask.engine.state import DEPTH, Profiles, State
 
 
 class Ends(NamedTuple):
     """Batches that run. Sizes: G GPUs."""
 
-    heap: Any  # (G + 1,) heap of GPUs by the next report of an end
-    gpu: Any  # (G,) _GPU
-    start: Any  # (G * DEPTH,) int64, oldest first for each GPU
-    end: Any  # (G * DEPTH,) int64
-    batch: Any  # (G * DEPTH,) int64
+    heap: Int64s  # (G + 1,) heap of GPUs by the next report of an end
+    gpu: Records  # (G,) _GPU
+    start: Int64s  # (G * DEPTH,) int64, oldest first for each GPU
+    end: Int64s  # (G * DEPTH,) int64
+    batch: Int64s  # (G * DEPTH,) int64
 
 
 _GPU = np.dtype([("key", "i8"), ("free_at", "i8"), ("n", "i4"), ("pad", "i4")], align=True)
@@ -57,7 +58,7 @@ def begin(ends: Ends, g: int, batch: int, earliest: int, took: int, reply: int) 
 
 
 @compiled
-def _end_oldest(s: Any, p: Any, ends: Ends, g: int, now: int) -> None:
+def _end_oldest(s: State, p: Profiles, ends: Ends, g: int, now: int) -> None:
     """Tell the engine of the oldest end on GPU ``g``, which leaves the heap."""
     gpu = ends.gpu[g]
     base = g * DEPTH
@@ -71,7 +72,7 @@ def _end_oldest(s: Any, p: Any, ends: Ends, g: int, now: int) -> None:
 
 
 @compiled
-def report(s: Any, p: Any, ends: Ends, now: int, reply: int) -> None:
+def report(s: State, p: Profiles, ends: Ends, now: int, reply: int) -> None:
     """Tell the engine of all ends that it hears of by ``now``."""
     while heap.size(ends.heap) > 0 and heap.first_key(ends.heap) <= now:
         g = heap.top(ends.heap)
@@ -81,7 +82,7 @@ def report(s: Any, p: Any, ends: Ends, now: int, reply: int) -> None:
 
 
 @compiled
-def lose(s: Any, p: Any, ends: Ends, g: int, now: int) -> None:
+def lose(s: State, p: Profiles, ends: Ends, g: int, now: int) -> None:
     """GPU ``g`` goes: tell the engine of what it has ended, whose answers are on their way, and forget the rest."""
     gpu = ends.gpu[g]
     while gpu.n > 0 and ends.end[g * DEPTH] <= now:

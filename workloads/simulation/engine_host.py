@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from symphony_dask.engine.engine import Engine
+from symphony_dask.engine.native.arrays import Int32s, Int64s
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome
 from workloads.simulation.fleet import AddGpu, AddModel, Change, DrainGpu, Event, Fleet, RemoveGpu, RemoveModel
@@ -26,9 +27,9 @@ def latency_tables(model: SimModel, classes: Sequence[str]) -> dict[int, Any]:
 class Ids(NamedTuple):
     """The caller's models and GPUs in the engine, which uses an index again once it is free."""
 
-    slot: Any  # (models,) int32: where the engine has a model, -1 while it is not served
-    model: Any  # int32: the model at each of the engine's indices
-    gpu: Any  # int32: the number of the GPU at each of the engine's indices
+    slot: Int32s  # (models,) int32: where the engine has a model, -1 while it is not served
+    model: Int32s  # int32: the model at each of the engine's indices
+    gpu: Int32s  # int32: the number of the GPU at each of the engine's indices
 
 
 class Host:
@@ -82,7 +83,7 @@ class Host:
             self._cancel(now, self._requests(queued))
             self.ids.slot[event.model] = -1
 
-    def finish(self, batch_gpu: Any, batch_end_ns: Any) -> list[Change]:
+    def finish(self, batch_gpu: Int32s, batch_end_ns: Int64s) -> list[Change]:
         """All changes by time, with the leaving of drained GPUs: when the last batch of each had ended."""
         left = {change.gpu: change for change in self.changes if change.event == "leave"}
         for drained in [change for change in self.changes if change.event == "drain"]:
@@ -120,10 +121,10 @@ class Host:
         self._cancel(now, ended)
         self.changes.append(Change(now, number, "leave"))
 
-    def _requests(self, slots: Any) -> Any:
+    def _requests(self, slots: Int32s) -> Any:
         return self.engine.state.req["request"][slots]
 
-    def _cancel(self, now: int, requests: Any) -> None:
+    def _cancel(self, now: int, requests: Int64s) -> None:
         log = self.log
         log.outcome[requests] = Outcome.CANCELLED
         log.finish[requests] = -1

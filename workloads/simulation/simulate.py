@@ -23,8 +23,9 @@ import numpy.typing as npt
 from symphony_dask.engine import kernels
 from symphony_dask.engine.engine import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY, NEVER, POLICIES, Engine
 from symphony_dask.engine.native import heap
+from symphony_dask.engine.native.arrays import Bools, Floats, Int8s, Int32s, Int64s
 from symphony_dask.engine.native.compiled import compiled, wide
-from symphony_dask.engine.state import DEPTH
+from symphony_dask.engine.state import DEPTH, Profiles, State
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome
 from workloads.simulation.batch_ends import Ends, begin, lose, make_ends, report
@@ -76,21 +77,21 @@ class SimulatedRun(Simulated):
 class Log(NamedTuple):
     """Where the loop writes, of n requests and their batches. Memory that is not written to costs nothing."""
 
-    outcome: Any  # (n,) int8
-    finish: Any  # (n,) int64, and so all that have no type here
-    decided: Any
-    batch: Any  # (n,) int32
-    gpu: Any  # (batches,) int32, and so model and size
-    model: Any
-    size: Any
-    start: Any
-    end: Any
-    dispatch: Any
-    opened: Any
-    closed: Any
-    planned_start: Any
-    planned_end: Any
-    lost: Any  # (batches,) bool
+    outcome: Int8s  # (n,) int8
+    finish: Int64s  # (n,) int64, and so all that have no type here
+    decided: Int64s
+    batch: Int32s  # (n,) int32
+    gpu: Int32s  # (batches,) int32, and so model and size
+    model: Int32s
+    size: Int32s
+    start: Int64s
+    end: Int64s
+    dispatch: Int64s
+    opened: Int64s
+    closed: Int64s
+    planned_start: Int64s
+    planned_end: Int64s
+    lost: Bools  # (batches,) bool
 
 
 def new_log(n: int, batches: int) -> Log:
@@ -101,14 +102,14 @@ def new_log(n: int, batches: int) -> Log:
 
 @compiled
 def loop(
-    s: Any,
-    p: Any,
+    s: State,
+    p: Profiles,
     arrivals: Ints,
     models: Slots,
     deadlines: Ints,
     priorities: Slots,
-    factors: Any,
-    slowness: Any,
+    factors: Floats,
+    slowness: Floats,
     control: int,
     reply: int,
     ends: Ends,

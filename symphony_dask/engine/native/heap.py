@@ -13,11 +13,10 @@ re-keyed in O(log n) without a search.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.engine.native.arrays import Int64s, Records
 from symphony_dask.engine.native.compiled import compiled, inlined
 from symphony_dask.engine.native.memory import array
 
@@ -50,37 +49,37 @@ def grown_heap(old: npt.NDArray[np.int64], items: int) -> npt.NDArray[np.int64]:
 
 
 @inlined
-def size(heap: Any) -> int:
+def size(heap: Int64s) -> int:
     return int(heap[0, ITEM])
 
 
 @inlined
-def top(heap: Any) -> int:
+def top(heap: Int64s) -> int:
     """The item with the lowest key; the heap must not be empty."""
     return int(heap[ROOT, ITEM])
 
 
 @inlined
-def first_key(heap: Any) -> int:
+def first_key(heap: Int64s) -> int:
     """The lowest key; the heap must not be empty."""
     return int(heap[ROOT, KEY])
 
 
 @inlined
-def row_of(heap: Any, item: int) -> int:
+def row_of(heap: Int64s, item: int) -> int:
     """At which row ``item`` stands, 0 when it is not in the heap."""
     return int(heap[heap[0, KEY] + (item >> 1), item & 1])
 
 
 @inlined
-def _put(heap: Any, at: int, key: int, item: int) -> None:
+def _put(heap: Int64s, at: int, key: int, item: int) -> None:
     heap[at, KEY] = key
     heap[at, ITEM] = item
     heap[heap[0, KEY] + (item >> 1), item & 1] = at
 
 
 @compiled
-def _up(heap: Any, at: int, key: int, item: int) -> None:
+def _up(heap: Int64s, at: int, key: int, item: int) -> None:
     """Put ``item`` at ``at``, which is free, or above."""
     while at > ROOT:
         parent = (at >> 2) + 2
@@ -93,7 +92,7 @@ def _up(heap: Any, at: int, key: int, item: int) -> None:
 
 
 @compiled
-def _down(heap: Any, at: int, key: int, item: int) -> None:
+def _down(heap: Int64s, at: int, key: int, item: int) -> None:
     """Put ``item`` at ``at``, which is free, or below."""
     end = ROOT + heap[0, ITEM]
     while True:
@@ -114,7 +113,7 @@ def _down(heap: Any, at: int, key: int, item: int) -> None:
 
 
 @inlined
-def push(heap: Any, items: Any, item: int, key: int) -> None:
+def push(heap: Int64s, items: Records, item: int, key: int) -> None:
     """Put in ``item``, which is not in the heap, under ``key``."""
     items[item].key = key
     n = int(heap[0, ITEM])
@@ -123,7 +122,7 @@ def push(heap: Any, items: Any, item: int, key: int) -> None:
 
 
 @compiled
-def remove(heap: Any, item: int) -> None:
+def remove(heap: Int64s, item: int) -> None:
     """Take out ``item``, which is in the heap."""
     base = heap[0, KEY]
     at = int(heap[base + (item >> 1), item & 1])
@@ -141,7 +140,7 @@ def remove(heap: Any, item: int) -> None:
 
 
 @inlined
-def rekey(heap: Any, items: Any, item: int, key: int) -> None:
+def rekey(heap: Int64s, items: Records, item: int, key: int) -> None:
     """Move ``item``, which is in the heap, to where ``key`` belongs."""
     at = row_of(heap, item)
     lower = key < heap[at, KEY]

@@ -4,7 +4,7 @@ Rule 1. A GPU can run every model until the host says otherwise, and what the ho
         is removed. Batches at the GPU are none of it: they run.
 Rule 2. A model is matched only with GPUs that can run it; its targets follow their number, its windows their fastest
         class. Without any it keeps its queue, and requests that could not be served even at once are dropped.
-Rule 3. While every GPU can run every model (``n_unable`` is 0) nothing here is looked at.
+Rule 3. While every GPU can run every model (``n_ineligible`` is 0) nothing here is looked at.
 
 A pair of model and GPU is one bit of ``State.aside``, behind the scratch: an array of its own would cost every call of
 the engine some 3 %, where most have no use for it.
@@ -18,7 +18,7 @@ from symphony_dask.engine.state import ABSENT, OPEN, REMOVED, UNUSED, State
 
 @inlined
 def _word(s: State, m: int, g: int) -> int:
-    """Where the bit of a pair is; ``state.unable_rows`` is the same to Python."""
+    """Where the bit of a pair is; ``state.ineligible_rows`` is the same to Python."""
     return len(s.mod) + len(s.gpu) + g * ((len(s.mod) + 15) >> 4) + (m >> 4)
 
 
@@ -28,17 +28,17 @@ def can_run(s: State, m: int, g: int) -> bool:
 
 
 @compiled
-def put(s: State, m: int, g: int, able: bool) -> None:
-    if can_run(s, m, g) != able:
+def put(s: State, m: int, g: int, eligible: bool) -> None:
+    if can_run(s, m, g) != eligible:
         at = _word(s, m, g)
         s.aside[at] = int(s.aside[at]) ^ (1 << (m & 15))
-        s.g[0].n_unable += -1 if able else 1
+        s.g[0].n_ineligible += -1 if eligible else 1
 
 
 @compiled
 def forget_model(s: State, m: int) -> None:
     """What was said of a model that is gone."""
-    if s.g[0].n_unable > 0:
+    if s.g[0].n_ineligible > 0:
         for g in range(len(s.gpu)):
             put(s, m, g, True)
 
@@ -46,7 +46,7 @@ def forget_model(s: State, m: int) -> None:
 @compiled
 def forget_gpu(s: State, g: int) -> None:
     """What was said of a GPU that is gone."""
-    if s.g[0].n_unable > 0:
+    if s.g[0].n_ineligible > 0:
         for m in range(len(s.mod)):
             put(s, m, g, True)
 

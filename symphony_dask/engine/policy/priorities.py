@@ -8,9 +8,8 @@ Rule 2. Sizes and drops are otherwise those of ``window``.
 
 from __future__ import annotations
 
-from typing import Any
-
 from symphony_dask.engine import deadline_queue
+from symphony_dask.engine.native.arrays import Int64s
 from symphony_dask.engine.native.compiled import compiled, wide
 from symphony_dask.engine.policy import window
 from symphony_dask.engine.state import State
@@ -20,7 +19,7 @@ MOST_PRIORITY = 7
 
 
 @compiled
-def form_chosen(s: State, m: int, latency: Any, start: int, keep: bool) -> int:
+def form_chosen(s: State, m: int, latency: Int64s, start: int, keep: bool) -> int:
     """As ``form``, where the batch need not be the head of the queue: it is then in ``members``, from ``n_members`` on.
 
     Of the requests that could be in a batch of that size (rule 1) it takes those of the highest priorities. With
@@ -52,7 +51,7 @@ def form_chosen(s: State, m: int, latency: Any, start: int, keep: bool) -> int:
 
 
 @compiled
-def _shrink(s: State, m: int, latency: Any, start: int, at: int, rest: int, b: int) -> tuple[int, int, int]:
+def _shrink(s: State, m: int, latency: Int64s, start: int, at: int, rest: int, b: int) -> tuple[int, int, int]:
     """What ``shape`` found, made smaller where so more requests of priority above 0 can be part of it (rule 1)."""
     mod = s.mod[m]
     slot = wide(mod.first_raised)

@@ -5,10 +5,10 @@ Rule 1. What a batch took over its profile's l(b) is evidence about its model on
 Rule 2. The drift of a (model, class) is what most GPUs of the class have in common on which the model was heard HEARD
         times: where more than half are off in one direction, the least of it. A model that did not run has no drift.
         Half of a drift is forgotten for each DECAY_NS in which the model did not run there.
-Rule 3. The pace of a GPU is what several models say of it, each by its ratio there over its drift: at least two, and
-        more than half of those heard HEARD times there and on another GPU of the class too; the least that they say.
-Rule 4. A batch is planned by the ratio of its pair; where the model has not run on the GPU, by the drift and the pace.
-        But the pace never refuses a request: only evidence of its own model does (``trials``).
+Rule 3. The slowdown of a GPU is what several models say of it, each by its ratio there over its drift: at least two,
+        and more than half of those heard HEARD times there and on another GPU of the class; the least that they say.
+Rule 4. A batch is planned by the ratio of its pair; where the model has not run on the GPU, by drift and slowdown.
+        But a slowdown never refuses a request: only evidence of its own model does (``trials``).
 Rule 5. What acts is the estimate and 2 % more: batches planned too short are late, those planned too long only start
         early. From 5 % less to 2 % more than the profile nothing is changed, so that noise does not have the tables of
         a good profile written over and over. The drift scales the table ``lat``, by which windows are drawn; it acts
@@ -69,7 +69,7 @@ def reset_gpu(s: State, g: int, rank: int) -> None:
     gpu = s.gpu[g]
     gpu.home_rank = rank
     gpu.rank = rank
-    gpu.pace = 1.0
+    gpu.slowdown = 1.0
     gpu.heard = 0
     if gpu.slow == 1:
         gpu.slow = 0
@@ -128,7 +128,7 @@ def _acting(estimate: float) -> float:
 def of(s: State, m: int, g: int, now: int) -> float:
     """How many times as long as ``lat`` says a model is taken to need on a GPU (rule 4)."""
     if heard(s, m, g, now) == 0:
-        return _acting(s.gpu[g].pace)
+        return _acting(s.gpu[g].slowdown)
     factor = _acting(_ratio(s, m, g)) * ONE / max(1, int(s.lat[m, s.gpu[g].gpu_class, 0]))
     return 1.0 if 1.0 - BELOW <= factor <= 1.0 else factor
 
@@ -136,7 +136,7 @@ def of(s: State, m: int, g: int, now: int) -> float:
 @inlined
 def is_guessed(s: State, m: int, g: int, now: int) -> bool:
     """Whether a model is planned by what others say of a GPU (rule 4)."""
-    return s.g[0].observed == 1 and s.gpu[g].pace > 1.0 + ABOVE and heard(s, m, g, now) == 0
+    return s.g[0].observed == 1 and s.gpu[g].slowdown > 1.0 + ABOVE and heard(s, m, g, now) == 0
 
 
 @compiled
@@ -232,7 +232,7 @@ def _review_model(s: State, p: Profiles, m: int, c: int, now: int) -> None:
 
 @compiled
 def _review_gpu(s: State, p: Profiles, g: int, now: int) -> None:
-    """Set the pace of a GPU by what models say of it, and rank it (rules 3 and 6)."""
+    """Set the slowdown of a GPU by what models say of it, and rank it (rules 3 and 6)."""
     gpu = s.gpu[g]
     c = wide(gpu.gpu_class)
     n = 0
@@ -251,13 +251,13 @@ def _review_gpu(s: State, p: Profiles, g: int, now: int) -> None:
         elif ratio < 1.0 - BELOW:
             below += 1
             least_below = max(least_below, ratio)
-    pace = 1.0
+    slowdown = 1.0
     if 2 * above > n:
-        pace = least_above
+        slowdown = least_above
     elif 2 * below > n:
-        pace = least_below
-    slow = 1 if pace > (NOT_SLOW if gpu.slow == 1 else SLOW) else 0
-    gpu.pace = pace if n > 1 else 1.0
+        slowdown = least_below
+    slow = 1 if slowdown > (NOT_SLOW if gpu.slow == 1 else SLOW) else 0
+    gpu.slowdown = slowdown if n > 1 else 1.0
     if slow != gpu.slow:
         gpu.slow = slow
         s.g[0].n_slow += 2 * slow - 1

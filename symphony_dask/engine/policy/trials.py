@@ -2,12 +2,12 @@
 
 Rule 1. A model that estimates leave without a batch has its first request tried, alone, on an idle GPU where the
         profile as it was declared says that it can be in time. Estimates are the drift, the ratio of its pair and the
-        pace (``speed_tracking``), and the control latency.
+        slowdown (``speed_tracking``), and the control latency.
 Rule 2. It is tried LEAST_NS after its last batch or trial; at once if that trial was in time; and if it took longer
         than the SLO, PARTS times as long as that after it, so that what is rightly refused takes a ninth of a GPU at
         most. A trial counts as at most ``speed_tracking.OUTLIER`` times as long as thought, so that one stall does not
         put the next one off.
-Rule 3. What only the pace of a GPU refuses, of which others spoke, is tried at once.
+Rule 3. What only the slowdown of a GPU refuses, of which others spoke, is tried at once.
 Rule 4. If a trial took less than thought, that takes the place of the estimate (``speed_tracking.observe``).
 
 So whatever was observed, a request that an idle GPU can answer in time by its declared profile is tried within

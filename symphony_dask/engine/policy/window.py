@@ -22,10 +22,9 @@ and leaves its end alone: it makes up for a host that is called late.
 
 from __future__ import annotations
 
-from typing import Any
-
 from symphony_dask.engine import deadline_queue
 from symphony_dask.engine.native import heap
+from symphony_dask.engine.native.arrays import Int64s
 from symphony_dask.engine.native.compiled import compiled, inlined, wide
 from symphony_dask.engine.policy import eligibility
 from symphony_dask.engine.state import (
@@ -54,19 +53,19 @@ RATE_SLOS, RATE_NS = 8, 100_000_000
 
 
 @inlined
-def frontrun(latency: Any, deadline: int, b: int, control: int) -> int:
+def frontrun(latency: Int64s, deadline: int, b: int, control: int) -> int:
     """When the window of b requests with first deadline ``deadline`` opens, ns."""
     return int(deadline - latency[b + 1] - control)
 
 
 @inlined
-def latest(latency: Any, deadline: int, b: int, control: int) -> int:
+def latest(latency: Int64s, deadline: int, b: int, control: int) -> int:
     """When that window closes, ns."""
     return int(deadline - latency[b] - control)
 
 
 @compiled
-def target_batch(latency: Any, max_batch: int, slo: int, rate: float, gpus: int) -> int:
+def target_batch(latency: Int64s, max_batch: int, slo: int, rate: float, gpus: int) -> int:
     """The batch size to aim for, at least 1.
 
     n = rate*l(b)/b GPUs' worth of work run staggered, so the next one is free within l(b)/n: the largest b with
@@ -91,7 +90,7 @@ def target_batch(latency: Any, max_batch: int, slo: int, rate: float, gpus: int)
 @inlined
 def retarget(s: State, m: int) -> None:
     mod = s.mod[m]
-    gpus = max(1, s.g[0].live_gpus if s.g[0].n_unable == 0 else eligibility.count(s, m, int(NONE)))
+    gpus = max(1, s.g[0].live_gpus if s.g[0].n_ineligible == 0 else eligibility.count(s, m, int(NONE)))
     latency = s.lat[m, mod.gpu_class]
     mod.target = target_batch(latency, mod.max_batch, mod.slo, mod.rate, gpus)
     mod.excess = max(0.0, mod.rate * latency[mod.target] / mod.target - 1.0)
@@ -154,7 +153,7 @@ def _slack(s: State, m: int) -> int:
 
 
 @inlined
-def _look_at(s: State, m: int, latency: Any, b: int, now: int) -> int:
+def _look_at(s: State, m: int, latency: Int64s, b: int, now: int) -> int:
     """When to look at a PENDING model of which ``b`` requests can be served: not after its window opens (rule 5)."""
     mod = s.mod[m]
     ahead = mod.open - now
@@ -249,7 +248,7 @@ def look(s: State, m: int, now: int) -> None:
 
 
 @inlined
-def form(s: State, m: int, latency: Any, start: int) -> int:
+def form(s: State, m: int, latency: Int64s, start: int) -> int:
     """Shape the batch for a GPU with l(b) ``latency`` that would start at ``start`` (rules 2 and 3).
 
     Drops what the rules drop; the batch is then the first requests of the queue. Returns its size, 0 when no request
@@ -263,7 +262,7 @@ def form(s: State, m: int, latency: Any, start: int) -> int:
 
 
 @inlined
-def shape(s: State, m: int, latency: Any, start: int) -> tuple[int, int, int]:
+def shape(s: State, m: int, latency: Int64s, start: int) -> tuple[int, int, int]:
     """What ``form`` decides, without doing it: the batch's first request, how many requests the queue holds from there
     on, and the batch's size. The size is 0 when no request could meet its deadline.
     """

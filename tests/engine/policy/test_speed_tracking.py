@@ -66,7 +66,7 @@ def test_a_model_that_did_not_run_has_no_drift() -> None:
         serve(engine, 50 * i, 18)
     assert engine.drift(0) == pytest.approx(3, rel=0.02)
     assert engine.drift(1) == 1
-    assert engine.pace(0) == 1
+    assert engine.slowdown(0) == 1
     assert planned(engine, 10_000, model=1) == 6
 
 
@@ -101,7 +101,7 @@ def test_a_slow_gpu_is_used_last() -> None:
     serve(engine, 350, 6, gpu=1)
     serve(engine, 400, 6, gpu=1)
     assert engine.drift(0) == 1
-    assert engine.pace(0) == 1  # as one model says no more than that it is slow there itself
+    assert engine.slowdown(0) == 1  # as one model says no more than that it is slow there itself
 
 
 def test_a_slow_gpu_that_is_fast_again_is_no_longer_slow() -> None:
@@ -118,11 +118,11 @@ def test_two_models_that_agree_tell_the_pace_of_a_gpu() -> None:
     engine = make_engine(policy="eager", exact=False, models=3, gpus=2, slo=1000)
     for i in range(20):
         on_both(engine, 100 * i, 12, 6)
-        assert engine.pace(0) == 1
+        assert engine.slowdown(0) == 1
     for i in range(20, 40):
         on_both(engine, 100 * i, 12, 6, model=1)
-    assert engine.pace(0) == pytest.approx(2, rel=0.05)
-    assert engine.pace(1) == 1
+    assert engine.slowdown(0) == pytest.approx(2, rel=0.05)
+    assert engine.slowdown(1) == 1
     engine.drain_gpu(ns(4000), 1)
     assert planned(engine, 4000, model=2) == pytest.approx(12, rel=0.05)
 
@@ -143,7 +143,7 @@ def test_two_models_that_disagree_tell_no_pace() -> None:
     for i in range(20):
         on_both(engine, 100 * i, 12, 6)
         on_both(engine, 100 * i + 50, 6, 6, model=1)
-    assert engine.pace(0) == 1
+    assert engine.slowdown(0) == 1
     assert not engine.is_slow(0)
 
 
@@ -170,7 +170,7 @@ def test_a_gpu_that_returns_starts_afresh() -> None:
     serve(engine, 0, 18)
     engine.remove_gpu(ns(100), 0)
     assert engine.add_gpu(ns(101)) == 0
-    assert engine.pace(0) == 1
+    assert engine.slowdown(0) == 1
     serve(engine, 200, 6, gpu=0)
 
 
@@ -178,8 +178,8 @@ def test_what_all_gpus_have_in_common_moves_the_windows() -> None:
     engine = observer()
     for i in range(200):
         serve(engine, 100 * i, 9)
-    assert engine.drift(0) * engine.pace(0) == pytest.approx(1.5, rel=0.02)
-    assert engine.pace(0) == pytest.approx(1, abs=0.05)
+    assert engine.drift(0) * engine.slowdown(0) == pytest.approx(1.5, rel=0.02)
+    assert engine.slowdown(0) == pytest.approx(1, abs=0.05)
     assert not engine.is_slow(0)
     engine.policy = "deferred"
     submit(engine, 30_000, 30_100)
@@ -220,7 +220,7 @@ def test_times_of_a_batch_that_failed_teach_nothing() -> None:
     submit(engine, 0, 1000)
     advance(engine, 0)
     engine.completed(ns(1), 0, 0, int(NEVER), ns(1))
-    assert engine.pace(0) == 1
+    assert engine.slowdown(0) == 1
 
 
 def test_batches_of_less_than_a_fifth_of_a_ms_are_not_judged() -> None:
@@ -228,4 +228,4 @@ def test_batches_of_less_than_a_fifth_of_a_ms_are_not_judged() -> None:
     engine.add_model(0, slo_ns=ns(1000), latency_ns={0: table(0, 0.1)})
     engine.add_gpu(0)
     serve(engine, 0, 6)
-    assert engine.pace(0) == 1
+    assert engine.slowdown(0) == 1

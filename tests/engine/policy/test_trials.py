@@ -159,7 +159,7 @@ def test_a_model_that_never_ran_is_planned_as_declared_after_others_with_wrong_p
     ((_, _, _, start, end),), _ = advance(w.engine, w.now)
     assert end - start == pytest.approx(6)
     assert w.engine.drift(fresh) == 1
-    assert w.engine.pace(0) == 1
+    assert w.engine.slowdown(0) == 1
 
 
 def test_a_stall_delays_the_next_request_in_time_by_a_tenth_of_a_second_at_most() -> None:

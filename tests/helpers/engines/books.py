@@ -328,8 +328,8 @@ class Books:
         assert gpu.draining or self.engine.in_flight(g) == len(gpu.flights)
         gpu.draining = True
 
-    def set_able(self, m: int, g: int, can_run: bool) -> None:
-        self.engine.set_able(self.now, m, g, can_run)
+    def set_eligible(self, m: int, g: int, can_run: bool) -> None:
+        self.engine.set_eligible(self.now, m, g, can_run)
         assert self.engine.can_run(m, g) == can_run
         if can_run:
             self.unable.discard((m, g))

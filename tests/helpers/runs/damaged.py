@@ -348,7 +348,7 @@ def make_run(folder: Path) -> Path:
             engine.add_model(now, slo_ns=40 * ms, latency_ns={0: profile.latency_ns()})
             host.wire(2, 2)
             engine.update_profile(now, 1, 0, profile.latency_ns() * 2)
-            engine.set_able(now, 0, 1, False)
+            engine.set_eligible(now, 0, 1, False)
         if i in (60, 80):
             gone = engine.add_gpu(now) if i == 60 else 1
             engine.drain_gpu(now, gone)
