@@ -21,7 +21,7 @@ from autoscale.cli.fleet_text import usd_per_hour
 from symphony_dask.cli.command import command
 from symphony_dask.cli.options import gathered, json_option, seconds, yes_option
 from symphony_dask.cli.output import print_json, show_progress
-from symphony_dask.cli.scheduler_address import check, scheduler_option
+from symphony_dask.cli.scheduler_address import scheduler_option
 from symphony_dask.errors import BadInput
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def down(options: DownOptions, which_fleet: WhichFleet, as_json: bool) -> None:
 
     Stop the fleet's controller (symphony autoscale) first, or it launches others. Exits with 1 if instances are left.
     """
+    from symphony_dask.cli.scheduler_check import check
+
     if options.scheduler is None and not options.now:
         raise BadInput("give --scheduler, so that workers can be drained, or --now to end them as they are")
     if options.scheduler is not None and not options.now:

@@ -14,7 +14,7 @@ from autoscale.cli.fleet_text import usd_per_hour
 from symphony_dask.cli.command import command
 from symphony_dask.cli.options import gathered, json_option, seconds, yes_option
 from symphony_dask.cli.output import print_json
-from symphony_dask.cli.scheduler_address import check, scheduler_option
+from symphony_dask.cli.scheduler_address import scheduler_option
 
 if TYPE_CHECKING:
     from autoscale.fleet.fleet import FleetProtocol, Instance
@@ -52,6 +52,8 @@ def orphans(options: OrphansOptions, which_fleet: WhichFleet, as_json: bool) -> 
     These are instances of the fleet that have no worker at the scheduler. A running controller (symphony autoscale)
     ends them by itself.
     """
+    from symphony_dask.cli.scheduler_check import check
+
     if options.scheduler is not None:
         check(options.scheduler)
     fleet = which_fleet.make(options.scheduler)

@@ -25,7 +25,7 @@ from autoscale.cli.fleet_text import counts, usd_per_hour
 from symphony_dask.cli.command import command
 from symphony_dask.cli.options import gathered, json_option, seconds, yes_option
 from symphony_dask.cli.output import print_json, show_progress
-from symphony_dask.cli.scheduler_address import check, scheduler_option
+from symphony_dask.cli.scheduler_address import scheduler_option
 from symphony_dask.errors import BadInput
 from symphony_dask.text import did_you_mean
 
@@ -138,6 +138,7 @@ def run(options: RunOptions, which_fleet: WhichFleet, caps: Caps, as_json: bool)
     """
     from autoscale.fleet.controller import Controller, by_policy
     from autoscale.fleet.scheduler_view import DaskCluster
+    from symphony_dask.cli.scheduler_check import check
 
     wanted = options.policy_settings()
     settings = settings_of(

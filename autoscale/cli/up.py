@@ -23,7 +23,7 @@ from autoscale.cli.fleet_text import counts, finite, show_launches, usd_per_hour
 from symphony_dask.cli.command import command
 from symphony_dask.cli.options import gathered, json_option, seconds, yes_option
 from symphony_dask.cli.output import print_json, show_progress
-from symphony_dask.cli.scheduler_address import check, scheduler_option
+from symphony_dask.cli.scheduler_address import scheduler_option
 
 if TYPE_CHECKING:
     from autoscale.fleet.act import Cluster, Step
@@ -73,6 +73,7 @@ def up(options: UpOptions, which_fleet: WhichFleet, caps: Caps, as_json: bool) -
     follow the load, and "symphony down" ends all.
     """
     from autoscale.fleet.scheduler_view import DaskCluster
+    from symphony_dask.cli.scheduler_check import check
 
     settings = settings_of(which_fleet, caps, settle_s=options.settle_s)
     check(options.scheduler)

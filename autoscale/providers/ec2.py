@@ -35,7 +35,7 @@ from autoscale.fleet.fleet import (
 )
 from autoscale.providers.prices import prices
 from symphony_dask.cli.error_line import aws_error
-from symphony_dask.cli.scheduler_address import ANSWER_S, resolve
+from symphony_dask.cli.scheduler_check import ANSWER_S, resolve
 from symphony_dask.errors import BadInput
 from symphony_dask.names import name_list
 

@@ -71,7 +71,7 @@ def test_help_loads_nothing_heavy() -> None:
         "from symphony_dask.cli.main import symphony\n"
         f"for path in {[list(path) for path in COMMANDS]}:\n"
         "    assert CliRunner().invoke(symphony, [*path, '--help']).exit_code == 0\n"
-        "heavy = ('dask', 'distributed', 'numba', 'numpy', 'polars', 'pyarrow', 'rich', 'torch')\n"
+        "heavy = ('asyncio', 'dask', 'distributed', 'numba', 'numpy', 'polars', 'pyarrow', 'rich', 'torch')\n"
         "print([m for m in heavy if m in sys.modules])\n"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

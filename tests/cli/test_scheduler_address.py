@@ -24,7 +24,8 @@ from autoscale.cli.up import up
 from symphony_dask.cli.commands.apply import apply
 from symphony_dask.cli.commands.status import status
 from symphony_dask.cli.commands.top import top
-from symphony_dask.cli.scheduler_address import address_of, check
+from symphony_dask.cli.scheduler_address import address_of
+from symphony_dask.cli.scheduler_check import check
 from symphony_dask.errors import BadInput, NotServing
 from tests.helpers.certificates import Authority
 from workloads.cli.replay import replay

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from symphony_dask.backends import Emulated
-from symphony_dask.cli.scheduler_address import connected
+from symphony_dask.cli.scheduler_check import connected
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import open_run, read_trace
 from symphony_dask.units import format_duration, parse_duration_ns

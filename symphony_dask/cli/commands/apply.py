@@ -12,7 +12,7 @@ import click
 from symphony_dask.cli.command import command
 from symphony_dask.cli.options import gathered, json_option, yes_option
 from symphony_dask.cli.output import print_json
-from symphony_dask.cli.scheduler_address import connected, scheduler_option
+from symphony_dask.cli.scheduler_address import scheduler_option
 from symphony_dask.errors import BadInput
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def apply_declared(
 
     err: show on standard error. Raises ``SymphonyError``.
     """
+    from symphony_dask.cli.scheduler_check import connected
     from symphony_dask.client import declarations
 
     with connected(options.scheduler, install=True) as serving:

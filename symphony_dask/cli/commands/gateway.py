@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from symphony_dask.cli.command import command
 from symphony_dask.cli.error_line import in_one_line
-from symphony_dask.cli.scheduler_address import check, scheduler_option
+from symphony_dask.cli.scheduler_address import scheduler_option
 from symphony_dask.errors import BadInput
 
 if TYPE_CHECKING:
@@ -85,6 +83,9 @@ def gateway(scheduler: str, read_timeout: str, grace: str, notice: str, **option
     Speaks the Open Inference Protocol v2 and TensorFlow Serving's predict. Runs until SIGTERM. Needs the extra
     "gateway" (pip install 'symphony-dask[gateway]').
     """
+    import logging
+    from threading import Thread
+
     from symphony_dask.units import NS_PER_S, parse_duration_ns
 
     try:
@@ -105,6 +106,8 @@ def gateway(scheduler: str, read_timeout: str, grace: str, notice: str, **option
 
 
 def _report_unreachable(scheduler: str, security: Callable[[], Security | None]) -> None:
+    from symphony_dask.cli.scheduler_check import check
+
     try:
         check(scheduler, security=security(), needs_plugin=False)
     except Exception as error:

@@ -10,7 +10,7 @@ import click
 from symphony_dask.cli.command import command
 from symphony_dask.cli.options import json_option
 from symphony_dask.cli.output import print_json
-from symphony_dask.cli.scheduler_address import connected, scheduler_option
+from symphony_dask.cli.scheduler_address import scheduler_option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,6 +28,8 @@ def status(scheduler: str, as_json: bool) -> None:
 
     A fleet is shown as its controller (symphony autoscale) last saw it.
     """
+    from symphony_dask.cli.scheduler_check import connected
+
     with connected(scheduler) as serving:
         found = serving.status()
     if as_json:

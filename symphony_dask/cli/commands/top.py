@@ -9,7 +9,7 @@ import click
 from symphony_dask.cli.command import command
 from symphony_dask.cli.options import json_option
 from symphony_dask.cli.output import print_json
-from symphony_dask.cli.scheduler_address import connected, scheduler_option
+from symphony_dask.cli.scheduler_address import scheduler_option
 
 
 @click.command()
@@ -28,6 +28,7 @@ def top(scheduler: str, interval: str, once: bool, as_json: bool) -> None:
     from rich.console import Console
     from rich.live import Live
 
+    from symphony_dask.cli.scheduler_check import connected
     from symphony_dask.units import NS_PER_S, parse_duration_ns
 
     pause_s = parse_duration_ns(interval, "--interval") / NS_PER_S
