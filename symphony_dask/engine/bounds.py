@@ -19,6 +19,7 @@ from symphony_dask.engine.native import memory
 from symphony_dask.engine.native.arrays import Int64s
 from symphony_dask.engine.native.heap import ITEM, KEY, ROOT
 from symphony_dask.engine.policy.priorities import MOST_PRIORITY
+from symphony_dask.engine.policy.window import POLICIES
 from symphony_dask.engine.state import (
     ABSENT,
     BUSY,
@@ -51,9 +52,6 @@ MOST_MODELS, MOST_GPUS, MOST_CLASSES, MOST_BATCH, MOST_TABLE_BYTES = 1 << 16, 1 
 
 #: The largest number of those that have 32 bits, and the largest share of an SLO that slack may be.
 MOST_INT, MOST_SHARE = (1 << 31) - 1, 16.0
-
-#: Codes of policies are from 0 up to here.
-_POLICIES = 6
 
 #: Beyond any ratio, rate or share, and above 0.
 _HUGE, _TINY = 1e18, 1e-18
@@ -102,9 +100,9 @@ def _check_scalars(s: State) -> None:
     most: Any
     for name, most in {
         "n_slots": requests, "n_dirty": models, "n_batches": gpus * DEPTH, "n_members": requests, "n_drops": requests,
-        "live_gpus": gpus, "n_slow": gpus, "policy": _POLICIES - 1, "exact": 1, "fleet_changed": 1, "opened": 1,
-        "crowded": 1, "evicted_model": models - 1, "n_ineligible": models * gpus, "observed": 1, "waiting": 1.0,
-        "slack_share": MOST_SHARE, "fraction": 1.0, "seq": LATEST, "next_batch": LATEST,
+        "live_gpus": gpus, "n_slow": gpus, "policy": max(POLICIES.values()), "exact": 1, "fleet_changed": 1,
+        "opened": 1, "crowded": 1, "evicted_model": models - 1, "n_ineligible": models * gpus, "observed": 1,
+        "waiting": 1.0, "slack_share": MOST_SHARE, "fraction": 1.0, "seq": LATEST, "next_batch": LATEST,
     }.items():  # fmt: skip
         within(name, s.g[name], 0, most)
     within("evicted", s.g["evicted"], -1, requests - 1)

@@ -12,6 +12,7 @@ from symphony_dask.engine import bounds, compiled_calls, kernels
 from symphony_dask.engine.compiled_calls import ArrayTable
 from symphony_dask.engine.events import Journal
 from symphony_dask.engine.policy import eligibility, priorities, speed_tracking, trials, window
+from symphony_dask.engine.policy.window import POLICIES
 from symphony_dask.engine.state import (
     ABSENT,
     BATCH,
@@ -31,16 +32,6 @@ from symphony_dask.engine.state import (
     pairs,
     records,
 )
-
-#: Policies by name. "timeout" takes the fraction of the SLO in brackets, as in "timeout(0.3)"; 0.5 without.
-POLICIES = {
-    "deferred": window.DEFERRED,
-    "adaptive": window.ADAPTIVE,
-    "eager": window.EAGER,
-    "latest": window.LATEST,
-    "timeout": window.TIMEOUT,
-    "target": window.TARGET,
-}
 
 QUEUE_FULL = kernels.QUEUE_FULL
 NO_MODEL = kernels.NO_MODEL

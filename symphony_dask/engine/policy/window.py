@@ -36,10 +36,20 @@ from symphony_dask.engine.state import (
     State,
 )
 
-#: Policies by number; ``engine.POLICIES`` gives their names. They differ in when a window opens:
-#: DEFERRED and ADAPTIVE at frontrun (adaptive may start before: ``matching``), EAGER at once, LATEST when it closes,
-#: TIMEOUT when the head has waited a fraction of its SLO, TARGET with the target batch, at frontrun at the latest.
+#: Policies differ in when a window opens: DEFERRED and ADAPTIVE at frontrun (adaptive may start before: ``matching``),
+#: EAGER at once, LATEST when it closes, TIMEOUT when the head has waited a fraction of its SLO, TARGET with the target
+#: batch, at frontrun at the latest. The numbers stand in recorded states.
 DEFERRED, EAGER, ADAPTIVE, LATEST, TIMEOUT, TARGET = 0, 1, 2, 3, 4, 5
+
+#: Policies by name. "timeout" takes the fraction of the SLO in brackets, as in "timeout(0.3)"; 0.5 without.
+POLICIES = {
+    "deferred": DEFERRED,
+    "adaptive": ADAPTIVE,
+    "eager": EAGER,
+    "latest": LATEST,
+    "timeout": TIMEOUT,
+    "target": TARGET,
+}
 
 #: Adaptive: how far one batch moves the smoothed share of batches that waited.
 WAITING_STEP = 0.01
