@@ -1,4 +1,4 @@
-"""Load-proportional scaling of the GPU fleet."""
+"""Scales the GPU fleet in proportion to the load."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the serving cluster runs on in AWS: a CloudFormation template, and the programs of a worker's instance."""
+"""Holds what a serving cluster runs on in AWS: a CloudFormation template, and the programs of a worker's instance."""

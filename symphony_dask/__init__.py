@@ -1,4 +1,4 @@
-"""SLO-aware inference serving on Dask: deferred batch scheduling, GPU load packing, and traces of every run."""
+"""Serves models with latency objectives on Dask: deferred batch scheduling, GPU load packing, traces of every run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ``symphony:`` section of Dask's configuration."""
+"""Reads the ``symphony:`` section of Dask's configuration."""
 
 from __future__ import annotations
 

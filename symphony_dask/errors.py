@@ -1,4 +1,4 @@
-"""Every error that a user of symphony-dask can meet, as one small tree.
+"""Defines every error that a user of symphony-dask can meet, as one small tree.
 
 ``SymphonyError`` is the root. ``RequestError`` and below are what a request's future can raise; each says how the
 request ended. The others are raised where the call was made. A message names what was wrong, the value, and what would

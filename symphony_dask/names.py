@@ -1,4 +1,4 @@
-"""Names as users give them: one, or several; strings, or the numbers that some things are called by."""
+"""Reads names as users give them: one, or several; strings, or the numbers that some things are called by."""
 
 from __future__ import annotations
 

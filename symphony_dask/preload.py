@@ -1,4 +1,4 @@
-"""``--preload symphony_dask``: Dask calls ``dask_setup`` in the process that was started with it."""
+"""Sets up a Dask process that was started with ``--preload symphony_dask``: Dask calls ``dask_setup`` in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users and their models say, made safe to send: error texts, names, hostnames. Everything goes through here.
+"""Makes what users and their models say safe to send: error texts, names, hostnames. Everything goes through here.
 
 Such a text may be a gigabyte, may hold what is no Unicode (a lone surrogate, as in the name of an undecodable file),
 and to write an exception runs code of whoever made its class, which may raise. What comes out of here is short, valid

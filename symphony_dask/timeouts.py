@@ -1,4 +1,4 @@
-"""How long the peer of a lane connection may take before it is cut off."""
+"""Says how long the peer of a lane connection may take before it is cut off."""
 
 from __future__ import annotations
 

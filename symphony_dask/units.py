@@ -1,4 +1,4 @@
-"""Durations as people write them ("25ms") and as the code keeps them (integer nanoseconds)."""
+"""Converts durations between what people write ("25ms") and what the code keeps (integer nanoseconds)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waits that could never end: what only an event loop can end is not waited for where that loop cannot run.
+"""Refuses waits that could never end: for what an event loop answers, where that loop cannot run.
 
 Requests, and calls to the scheduler, end in the event loop of the Dask client. It cannot run while its own thread
 waits, once it is closed, and in a process that was forked from its own, where its thread is not.

@@ -1,1 +1,1 @@
-"""Workloads: arrivals, trace importers, latency profiles, replay, load generation and benchmarks."""
+"""Makes and runs workloads: arrivals, trace importers, latency profiles, replay, load generation and benchmarks."""

@@ -1,1 +1,1 @@
-"""The commands that scale a fleet of GPU instances, one file each: ``symphony up`` is in ``up``."""
+"""Holds the commands that scale a fleet of GPU instances, one file each: ``symphony up`` is in ``up``."""

@@ -1,4 +1,4 @@
-"""``symphony autoscale``: the group, which runs a fleet's controller unless another command is named."""
+"""``symphony autoscale``: runs a fleet's controller unless another command is named."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Fleets as Dask cluster objects, and policies for ``cluster.adapt``."""
+"""Makes fleets into Dask cluster objects, and scales any Dask cluster by ``cluster.adapt``."""

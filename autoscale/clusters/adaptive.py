@@ -1,4 +1,4 @@
-"""Symphony's policies for any Dask cluster: ``cluster.adapt(Adaptive=autoscale.Adaptive, minimum=0, maximum=8)``.
+"""Scales any Dask cluster by Symphony's policies: ``cluster.adapt(Adaptive=autoscale.Adaptive, minimum=0, maximum=8)``.
 
 Dask's loop calls ``target``, then ``recommendations``, then ``scale_up`` or ``scale_down``, every ``interval``. What is
 different here:

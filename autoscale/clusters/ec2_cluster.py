@@ -1,4 +1,4 @@
-"""``EC2GPUCluster``: the instances of a CloudFormation stack as a Dask cluster object."""
+"""Presents the instances of a CloudFormation stack as a Dask cluster object, ``EC2GPUCluster``."""
 
 from __future__ import annotations
 

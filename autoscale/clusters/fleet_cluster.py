@@ -1,4 +1,4 @@
-"""A fleet as a Dask cluster object: ``Client(cluster)``, ``scale``, ``adapt``, ``close``, synchronous or not.
+"""Presents a fleet as a Dask cluster object: ``Client(cluster)``, ``scale``, ``adapt``, ``close``, synchronous or not.
 
 The cluster object only says how many GPUs there should be. A controller (``autoscale.fleet.controller``) takes
 the fleet there, with all that this implies: one instance a slot, caps, drains before terminations, the highest ranks

@@ -1,4 +1,4 @@
-"""A Dask scheduler with Symphony in a process of its own, which ends with the process that started it.
+"""Runs a Dask scheduler with Symphony in a process of its own, which ends with the process that started it.
 
 Run as ``python -m autoscale.clusters.scheduler_process ARGUMENTS`` with the arguments of ``dask scheduler``. It ends
 when its standard input does: so a controller that is killed leaves no scheduler behind that would keep

@@ -1,1 +1,1 @@
-"""A fleet of instances brought to a target, safely."""
+"""Brings a fleet of instances safely to a target number of GPUs."""

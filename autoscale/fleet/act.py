@@ -1,4 +1,4 @@
-"""One step of the controller: look at the cloud and the scheduler, plan, and carry the plan out."""
+"""Takes one step of the controller: looks at the cloud and the scheduler, plans, and carries the plan out."""
 
 from __future__ import annotations
 

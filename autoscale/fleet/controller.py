@@ -1,4 +1,6 @@
-"""The loop: signals, policy, reconcile; again every ``interval_s``. Nothing that it keeps is needed after a restart."""
+"""Runs the control loop: reads signals, asks the policy, reconciles the fleet; again every ``interval_s``. Nothing that
+it keeps is needed after a restart.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fleet: the instances that bear one name, wherever they come from (``ec2``, ``local``).
+"""Says what every fleet keeps to: the instances that bear one name, wherever they come from (``ec2``, ``local``).
 
 Rules, for every kind of fleet
 1. A *slot* holds one instance at a time. Slots are numbered from 0, and an instance's number and generation are among

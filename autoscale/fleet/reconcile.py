@@ -1,5 +1,7 @@
-"""Bring a fleet to a target: what is, compared with what should be, gives what to do. Kept in no place but the cloud's
-own list and the scheduler, so it can be killed at any instruction and started again, and run twice.
+"""Plans how to bring a fleet to a target: compares what is with what should be, and says what to do.
+
+Nothing is kept but the cloud's own list and what the scheduler has, so it can be killed at any instruction and started
+again, and run twice.
 
 Rules
 1. *Intent first.* A launch is written into the fleet's ledger in the scheduler before it is asked for, with slot,

@@ -1,4 +1,4 @@
-"""A running Dask scheduler with Symphony, as a controller sees it."""
+"""Shows a controller the running Dask scheduler: its workers, signals, drains and ledger."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How many GPUs there should be: pure functions of what was seen."""
+"""Decides how many GPUs there should be, by pure functions of what was seen."""

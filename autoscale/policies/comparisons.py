@@ -1,4 +1,4 @@
-"""Policies that others use, for comparison, each by the rule of its source on the same signals."""
+"""Holds the scaling policies of other systems, for comparison, each by the rule of its source on the same signals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of every policy: what it is given, what it remembers, and what it answers."""
+"""Defines the shape of every policy: what it is given, what it remembers, and what it answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many GPUs a load takes: demand, and what bursts ask for on top of it.
+"""Calculates how many GPUs a load takes: demand, and what bursts ask for on top of it.
 
     demand      sum over models of rate * l(b)/b, GPU-seconds a second, at the mean size b of batches
     spread      standard deviation of that demand over half an SLO, for no longer a burst can be put off

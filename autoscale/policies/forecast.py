@@ -1,4 +1,4 @@
-"""Where demand will be when a GPU that is launched now serves, and how far forecasts fell short before.
+"""Forecasts demand for when a GPU that is launched now will serve, and measures how far forecasts fell short before.
 
 A *course* is demand by the minute. ``METHODS`` are ways to continue one; ``backtest`` tells what each would have cost,
 and ``METHOD`` is the one that does best on the traces of docs/autoscaling.md. A forecast is never below what is asked

@@ -1,4 +1,4 @@
-"""How many GPUs there should be: pure functions of what was seen, all of one shape, named in ``POLICIES``.
+"""Names the scaling policies (``POLICIES``): pure functions of what was seen, all of one shape.
 
 ``load_proportional``, of which docs/autoscaling.md tells more:
 

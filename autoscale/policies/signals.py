@@ -1,4 +1,4 @@
-"""What policies see: the load of each model and the use of each GPU, sampled once a second on the scheduler.
+"""Defines what policies see: the load of each model and the use of each GPU, sampled once a second on the scheduler.
 
 ``Signals.from_reply`` reads what the RPC ``symphony_signals`` answers (``Serving.signals()``); trials make the same
 signals from a simulation (``workloads.policy_trials.trial``).

@@ -1,1 +1,1 @@
-"""Where instances come from."""
+"""Launches and ends instances: on EC2, or as processes on this machine."""

@@ -1,4 +1,4 @@
-"""A fleet of EC2 instances, found by their tags.
+"""Launches, lists and ends a fleet of EC2 instances, found by their tags.
 
 One ``RunInstances`` call an instance, from a launch template, with every tag in the call: an instance without tags
 cannot come to be. Launch calls are sent once, since botocore would send capacity and throttling errors five times; what

@@ -1,4 +1,4 @@
-"""A fleet of ``dask worker`` processes on this machine: for trials, tests, and a machine with several GPUs.
+"""Runs a fleet of ``dask worker`` processes on this machine: for trials, tests, and a machine with several GPUs.
 
 Kept in a folder, a file for each launch (SLOT-GENERATION), whose lock the worker process holds as long as it lives; its
 pid stands in it. So whoever looks sees what runs, two launches of one slot and generation make one process, and a

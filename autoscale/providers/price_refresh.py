@@ -1,4 +1,4 @@
-"""A new price table from AWS's own price list, in the form of ``ec2_gpu_prices.json``."""
+"""Makes a new price table from AWS's own price list, in the form of ``ec2_gpu_prices.json``."""
 
 from __future__ import annotations
 

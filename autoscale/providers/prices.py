@@ -1,4 +1,4 @@
-"""What GPUs cost: EC2's on-demand prices, as dated in ``ec2_gpu_prices.json``, and prices that a user gives."""
+"""Says what GPUs cost: EC2's on-demand prices, as dated in ``ec2_gpu_prices.json``, and prices that a user gives."""
 
 from __future__ import annotations
 

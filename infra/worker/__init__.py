@@ -1,1 +1,1 @@
-"""The programs of a worker's instance: boot, TLS material, watchdog, spot watcher."""
+"""Holds the programs of a worker's instance: boot, TLS material, watchdog, spot watcher."""

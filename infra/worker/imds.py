@@ -1,4 +1,4 @@
-"""What an EC2 instance can ask about itself (instance metadata service, version 2)."""
+"""Asks EC2 what an instance can know about itself (instance metadata service, version 2)."""
 
 from __future__ import annotations
 

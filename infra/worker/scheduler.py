@@ -1,4 +1,4 @@
-"""What the watchers of an instance ask of the Dask scheduler, with the TLS settings of Dask's configuration."""
+"""Asks the Dask scheduler what the watchers of an instance need, with the TLS settings of Dask's configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cluster's TLS material, from AWS Secrets Manager by the instance's role into memory (a tmpfs), never elsewhere.
+"""Fetches the cluster's TLS material from AWS Secrets Manager, by the instance's role, into memory (a tmpfs) only.
 
 The secret is a JSON object with ``ca``, ``cert`` and ``key``, each in PEM, as ``infra/tls.sh`` prints it.
 """

@@ -1,4 +1,4 @@
-"""Shuts the instance down when nobody has any use for it, so that none is paid for because a controller died.
+"""Shuts the instance down when nobody uses it, so that none is paid for because a controller died.
 
 Two rules, both by a monotonic clock: the scheduler has not answered for ``unreachable``, or it answers, but has had no
 worker of this instance for ``absent`` (it never joined, or was retired and nobody terminated the instance). The launch

@@ -1,4 +1,4 @@
-"""What serves a model on a worker: a torch module, a callable on a batch, or an emulation of one."""
+"""Makes what a user deploys into what runs batches: a torch module, a callable on a batch, or an emulation of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running one batch: payloads in, payloads or tracebacks out."""
+"""Runs one batch: payloads in, payloads or tracebacks out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that takes l(b) = alpha*b + beta and computes nothing: load tests and demos without a GPU."""
+"""Emulates a model that takes l(b) = alpha*b + beta and computes nothing: load tests and demos without a GPU."""
 
 from __future__ import annotations
 

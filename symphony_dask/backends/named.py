@@ -1,4 +1,6 @@
-"""Models that are named rather than sent: by import path, or by a file that workers can read. Loaders, all of them."""
+"""Loads models that are named rather than sent: by import path, or by a file that workers can read. Loaders, all of
+them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape that a model takes, learned from an example, so that a wrong request is refused before it is sent."""
+"""Learns the shape that a model takes from an example, so that a wrong request is refused before it is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PyTorch modules as batch callables."""
+"""Runs PyTorch modules as callables on a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any error in one line for a person: what was wrong, the value, and what helps.
+"""Puts any error into one line for a person: what was wrong, the value, and what helps.
 
 Errors of this package say so themselves. Those of the operating system, of AWS's library and of others are put into
 words here, by the name of their class, so that none of these libraries is loaded for it.

@@ -1,4 +1,4 @@
-"""What a command leaves when it is interrupted: files that are whole or not there, and words for what is partial.
+"""Writes files that are whole or not there when a command is interrupted, and says what is partial.
 
 Rule 1: Ctrl-C and SIGTERM raise in the main thread (``interruptible``), so that what is under way is put in order.
 Rule 2: a file is written beside its place, and renamed when it is whole (``whole_file``).

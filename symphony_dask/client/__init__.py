@@ -1,1 +1,1 @@
-"""The user's side: deploy models on the cluster of a Dask ``Client``, and submit requests to them."""
+"""Deploys models on the cluster of a Dask ``Client`` and submits requests to them: the user's side."""

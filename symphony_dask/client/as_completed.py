@@ -1,4 +1,4 @@
-"""Futures as they are answered, in ``for`` and in ``async for``."""
+"""Yields futures as they are answered, in ``for`` and in ``async for``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A deadline for everything that is asked of models within a block of code, however many calls it takes.
+"""Sets one deadline for all requests within a block of code, however many calls it takes.
 
 >>> with symphony_dask.deadline("80ms"):                              # doctest: +SKIP
 ...     boxes = detector(image)

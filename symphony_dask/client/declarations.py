@@ -1,4 +1,4 @@
-"""Models declared in a YAML file, and what has to be done for a cluster to serve them. No I/O.
+"""Reads models declared in a YAML file, and plans what has to be done for a cluster to serve them. No I/O.
 
     models:
       resnet:

@@ -1,4 +1,4 @@
-"""The future of one inference request."""
+"""Holds the answer of one request until it comes: the future that ``submit`` returns."""
 
 from __future__ import annotations
 

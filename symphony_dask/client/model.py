@@ -1,4 +1,4 @@
-"""The handle to a served model: submits samples to it, and stands for it as the function of a Dask task."""
+"""Submits samples to a served model, and stands for it as the function of a Dask task: the handle to a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What notebooks show of the client's objects."""
+"""Shows the client's objects in notebooks."""
 
 from __future__ import annotations
 

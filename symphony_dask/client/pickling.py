@@ -1,4 +1,4 @@
-"""Users' objects on their way to other machines: pickled, with errors that say which object, and what to do."""
+"""Pickles users' objects for other machines, with errors that say which object cannot go, and what to do."""
 
 from __future__ import annotations
 

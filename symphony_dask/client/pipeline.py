@@ -1,4 +1,4 @@
-"""Models one after the other and side by side, served as one: made by ``Serving.pipeline``.
+"""Leads requests through models one after the other and side by side, served as one: ``Serving.pipeline``.
 
 The client leads each request through the stages: every one is a request of its own to a model, batched with all other
 requests to that model. All share one deadline. A stage that has ended early leaves its time to those after it, and one

@@ -1,4 +1,4 @@
-"""Requests that are sent again, for models that may run twice on one sample."""
+"""Sends requests again that were refused or lost, for models that may run twice on one sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's side: deploy models on the cluster of a Dask ``Client`` and submit requests to them.
+"""Deploys models on the cluster of a Dask ``Client`` and submits requests to them: ``Serving``.
 
 >>> serving = Serving(client)                                        # doctest: +SKIP
 >>> model = serving.deploy("resnet", load_resnet, slo="25ms", example=x)   # doctest: +SKIP

@@ -1,4 +1,4 @@
-"""How the SLO of a pipeline is split over its stages, so that they use the least GPU time.
+"""Splits the SLO of a pipeline over its stages, so that they use the least GPU time.
 
 A stage with budget t runs batches of b, the largest for which
 

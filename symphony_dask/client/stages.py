@@ -1,4 +1,4 @@
-"""What a pipeline is made of, as users write it and as the scheduler keeps it.
+"""Describes what a pipeline is made of, as users write it and as the scheduler keeps it.
 
 A list runs one after the other: names of models (or models), functions of one argument, which run on the client, and
 ``Ensemble``s, whose members all get the same input.

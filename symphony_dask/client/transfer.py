@@ -1,4 +1,4 @@
-"""The client's end of the direct path: payloads that it keeps until their worker is known, and answers from workers.
+"""Keeps large payloads until their worker is known, sends them there, and takes answers from workers.
 
 A payload above ``inline_bytes`` stays here when its request is submitted. PLACE says which worker the request's batch
 went to, and the payload goes there as DATA on the client's connection to that worker (a *link*), opened on first use.

@@ -1,4 +1,4 @@
-"""Users' functions that run in this process: those of pipelines, in clients and in gateways.
+"""Runs users' functions, those of pipelines, in clients and in gateways, so that none holds up the process.
 
 Rule 1. A function runs in threads of its own, at most THREADS of them, and never in the event loop: what it waits for,
         or hangs in, holds up its own requests alone.

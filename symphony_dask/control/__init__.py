@@ -1,1 +1,1 @@
-"""What is deployed where: deployments, placement, drains, the state file."""
+"""Decides and keeps what is deployed where: deployments, placement, drains, the state file."""

@@ -1,4 +1,4 @@
-"""One deployed version of a model: what was asked for, and what was measured of it since."""
+"""Describes one deployed version of a model: what was asked for, and what was measured of it since."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is deployed: names, their versions, and how one version takes over from another.
+"""Keeps what is deployed: names, their versions, and how one version takes over from another.
 
 Rule 1. Each version is a model of its own to the dispatcher and to the workers. A name has a number on the lane; the
         dispatcher's ``route`` says which version answers to it, so that a switch takes no time and clients notice

@@ -1,4 +1,4 @@
-"""Workers on their way out: which are drained, why and since when, until their machine is gone.
+"""Keeps which workers are drained, why and since when, until their machine is gone.
 
 A drain is of an *instance*, named by its id. Its workers are called ID, or ID-0, ID-1, ...; where their names say
 nothing, a worker's address or name will do. Who is drained before having joined takes no batch when it joins, so that

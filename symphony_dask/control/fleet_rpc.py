@@ -1,4 +1,4 @@
-"""What a controller of the fleet asks of the scheduler: who is here, drains, and the ledger of launches.
+"""Answers what a controller of the fleet asks of the scheduler: who is here, drains, and the ledger of launches.
 
 RPCs, each answering {"ok": value}; ``autoscale.fleet.scheduler_view`` calls them, and ``Serving.drain`` and its like.
 """

@@ -1,4 +1,4 @@
-"""What controllers of a fleet are about to launch, written down where all of them look: in the scheduler.
+"""Records launches that controllers of a fleet are about to make, where all of them look: in the scheduler.
 
 A cloud lists a new instance only after a while, and a controller can die before it hears of the one it asked for. So
 each launch is written here first, and counts until the cloud must have listed it (``autoscale.fleet.reconcile``).

@@ -1,4 +1,4 @@
-"""Loading models into the slots of workers, keeping them there, and telling the dispatcher which slot has which.
+"""Loads models into the slots of workers, keeps them there, and tells the dispatcher which slot has which.
 
 What is to be where is decided by ``placement``. A slot gets batches of those models only that it has loaded, so that a
 model that fails to load, or takes long, keeps no slot from the others.

@@ -1,4 +1,4 @@
-"""The pipelines that clients have declared, kept on the scheduler so that all clients and gateways see them.
+"""Keeps the pipelines that clients have declared, so that all clients and gateways see them.
 
 Only what they are made of; the functions in it stay pickled here. No request passes through: clients lead them.
 """

@@ -1,4 +1,4 @@
-"""Which models are loaded into which slots, where these have not room for all. No clock, no I/O.
+"""Decides which models are loaded into which slots, where these have not room for all. No clock, no I/O.
 
 Rule 1. A slot without a memory limit has every model. In one with a limit, what is loaded there or being loaded has
         room in it together.

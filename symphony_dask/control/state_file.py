@@ -1,4 +1,4 @@
-"""What is deployed, in a file: a scheduler that starts again with it serves the same models.
+"""Writes what is deployed into a file, from which a scheduler that starts again serves the same models.
 
 The file holds the models themselves, as their clients sent them, pickled; so it is trusted as the scheduler's own disk
 is, and readable by its user only. It is replaced whole, so that a crash leaves the one before or the one after.

@@ -1,1 +1,1 @@
-"""The dispatcher holds requests, forms batches and sends each to a GPU slot. It knows asyncio and sockets, no Dask."""
+"""Holds requests, forms batches and sends each to a GPU slot. It knows asyncio and sockets, no Dask."""

@@ -1,4 +1,4 @@
-"""Requests that came while there was no GPU at all, until the first one is there (scale from zero)."""
+"""Queues requests that arrive while no GPU is up, until the first one is (scale from zero)."""
 
 from __future__ import annotations
 

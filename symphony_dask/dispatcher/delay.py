@@ -1,4 +1,4 @@
-"""A delay as it is measured over and over: what to expect, and what nearly never is exceeded."""
+"""Estimates a delay that is measured over and over: what to expect, and what it nearly never exceeds."""
 
 from __future__ import annotations
 

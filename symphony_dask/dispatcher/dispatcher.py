@@ -1,4 +1,4 @@
-"""The hot path's host: a lane server, the engine under the wall clock, and the recorder. Knows asyncio, not Dask.
+"""Hosts the hot path: a lane server, the engine under the wall clock, and the recorder. Knows asyncio, not Dask.
 
 A frame of requests goes into the engine as columns; at the end of the tick the engine is advanced and each batch it
 decides leaves for its worker. A request's data lives in arrays indexed by its slot, so that a batch is handled with a

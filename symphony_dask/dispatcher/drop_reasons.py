@@ -1,4 +1,4 @@
-"""Why a request was dropped, in words that say what to do: is its SLO short, do estimates refuse it, or is it the load?
+"""Says why a request was dropped and what to do: is its SLO short, do estimates refuse it, or is it the load?
 
 Each drop ends as ``DeadlineExceeded``. The texts tell what was declared from what was observed, so that whoever reads
 one knows which of the two to change.

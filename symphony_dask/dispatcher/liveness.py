@@ -1,8 +1,8 @@
-"""Batches that do not come back: until when they are waited for. Times are ns on the host's clock.
+"""Decides when a batch that does not come back hangs, and when a silent worker is lost. Times are ns on the host's
+clock.
 
 Rule 1. A request whose batch is at a worker ends as ``NoAnswer`` ``connection.OVERDUE_NS`` after its deadline; its
-batch
-        goes on. (Where the scheduler is silent, the client does it by itself.)
+        batch goes on. (Where the scheduler is silent, the client does it by itself.)
 Rule 2. A batch is *hung* when none of its requests is waited for any longer (rule 1), it has taken HUNG times as
         long as planned, and no other is before it in its slot, for which it may wait. The worker is asked to go on
         without it, and does if it has not ended meanwhile (ASIDE): it runs other batches in a new thread, and the model

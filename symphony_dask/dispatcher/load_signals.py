@@ -1,4 +1,4 @@
-"""What a scaling policy needs to know of the load, from counts that are looked at once a second.
+"""Counts what a scaling policy needs to know of the load, once a second.
 
 Nothing is done per request: arrivals follow from counts that are kept anyhow, and a GPU's busy time grows once a batch.
 The dispatcher feeds a ``Sampler`` under the wall clock, trials feed one under virtual time.

@@ -1,4 +1,4 @@
-"""What has just happened, for people who look: the last batches, and the last minute second by second.
+"""Keeps the last batches, and the last minute second by second, for people who look.
 
 A batch costs one packed record when it ends; all else is done a few times a second, for all batches since at once. The
 dispatcher feeds it; the dashboard, ``symphony top`` and the metrics read it.

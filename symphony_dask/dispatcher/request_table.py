@@ -1,4 +1,4 @@
-"""The requests that the dispatcher holds, as records indexed by the slot that the engine gave each."""
+"""Holds the dispatcher's requests, as records indexed by the slot that the engine gave each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Canaries: a share of the requests to a name goes to another version than the rest."""
+"""Routes a share of the requests to a name to another version than the rest: canaries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the dispatcher writes down: models, batches, requests and GPUs of one run, on the run's own clock."""
+"""Records models, batches, requests and GPUs of one run, on the run's own clock."""
 
 from __future__ import annotations
 

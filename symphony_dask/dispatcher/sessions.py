@@ -1,4 +1,4 @@
-"""What the dispatcher keeps about the processes at the other ends of the lane."""
+"""Keeps what the dispatcher knows about the processes at the other ends of the lane."""
 
 from __future__ import annotations
 

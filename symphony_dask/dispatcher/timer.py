@@ -1,4 +1,4 @@
-"""One wall-clock timer for an event loop, finer than the loop's own.
+"""Rings one wall-clock timer in an event loop, finer than the loop's own.
 
 ``loop.call_at`` waits in epoll, whose timeout is whole milliseconds, rounded up: 0.5 ms late on average, as much as a
 batch window is wide. A timerfd is a file descriptor that becomes readable at an absolute time in ns.

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces of requests, through the batch that each was in; needs the extra ``otel``.
+"""Emits OpenTelemetry traces of requests, through the batch that each was in; needs the extra ``otel``.
 
 The scheduler's process emits them, from what it knows when a request has ended:
 

@@ -1,1 +1,1 @@
-"""The scheduling engine: numpy and numba, no clock, no I/O, no asyncio, no Dask."""
+"""Decides which batch goes when to which GPU: numpy and numba, no clock, no I/O, no asyncio, no Dask."""

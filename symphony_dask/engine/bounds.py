@@ -1,4 +1,4 @@
-"""What keeps compiled code inside its arrays: ranges of what a caller gives, and what must hold of a state.
+"""Keeps compiled code inside its arrays: checks what a caller gives, and what must hold of a state.
 
 Compiled code takes every number of the state for what it is meant to be. The engine keeps it so; a state that comes
 from a file (``journal``) is looked at before any compiled code sees it. Tests look after every event

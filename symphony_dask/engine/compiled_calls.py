@@ -1,4 +1,4 @@
-"""Calls compiled engine code from Python without the cost of passing the state's arrays each time.
+"""Calls the engine as a host does: with one number in place of the state's arrays.
 
 Numba looks at each array of a tuple whenever the tuple comes from Python, 6 to 12 us for a ``State``; the work of most
 calls takes one. So a table says where the arrays are, compiled functions get the table's address, and put the tuple

@@ -1,4 +1,4 @@
-"""A model's queue: its requests in deadline order, as a skip list through the request records.
+"""Keeps a model's requests in deadline order, as a skip list through the request records.
 
 Rule 1. Order is (deadline, seq): earliest deadline first, first come first among equals.
 Rule 2. Requests of one SLO arrive in order and are appended in O(1); one that belongs elsewhere is placed in O(log n).

@@ -1,4 +1,4 @@
-"""The engine as Python sees it: calls with a time go in, batches and drops come out. No clock, no I/O."""
+"""Presents the engine to Python: calls with a time go in, batches and drops come out. No clock, no I/O."""
 
 from __future__ import annotations
 

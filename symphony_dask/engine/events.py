@@ -1,4 +1,4 @@
-"""The calls that change an engine, written down as packed records: noting one costs a fraction of a microsecond."""
+"""Writes down the calls that change an engine, as packed records: noting one costs a fraction of a microsecond."""
 
 from __future__ import annotations
 

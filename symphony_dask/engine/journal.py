@@ -1,4 +1,4 @@
-"""An engine's state as bytes, and its calls again: a recorded run is replayed decision for decision.
+"""Stores an engine's state as bytes, and makes its calls again: a recorded run is replayed decision for decision.
 
 An engine with a ``journal`` adds a row to it for each call that changes it, (op, now, a, b, c, d, data):
 

@@ -1,4 +1,4 @@
-"""Events in, decisions out: every compiled entry point of the engine.
+"""Turns events into decisions: every compiled entry point of the engine.
 
 An event changes the state and marks the models that it touches as dirty; ``advance`` then looks at what is dirty or due
 (``window``) and matches models with GPUs (``matching``). Time comes in with each call, never goes back, and is the only

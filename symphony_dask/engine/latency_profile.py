@@ -1,4 +1,4 @@
-"""l(b): the time that one GPU class needs for a batch of b requests of one model."""
+"""Describes l(b), the time that one GPU class needs for a batch of b requests of one model."""
 
 from __future__ import annotations
 

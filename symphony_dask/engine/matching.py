@@ -1,4 +1,4 @@
-"""Which model gets which GPU when, and where the GPUs stand.
+"""Matches models with GPUs: which model gets which GPU when, and where the GPUs stand.
 
 Rule 1. A model is ready inside its window; a GPU is open when it could start a batch without waiting.
 Rule 2. While there are both, the ready model whose window closes first gets the open GPU of the lowest rank that can
@@ -11,9 +11,8 @@ Rule 4. Policy adaptive only. ``waiting`` is the smoothed share of batches that 
         are at GPUs and n >= 1 is how many GPUs its load needs: each further GPU takes a larger batch, because a model
         that spans several would otherwise settle into small batches that keep all busy, as buses bunch.
 Rule 5. A slow GPU (``speed_tracking``) is used last, and its batches leave to faster ones the requests that it cannot
-serve in
-        time. So that it is noticed when it is fast again, every PROBE_NS it gets what it can serve of the batch whose
-        window opens next.
+        serve in time. So that it is noticed when it is fast again, every PROBE_NS it gets what it can serve of the
+        batch whose window opens next.
 Rule 6. A request that only estimates refuse is tried now and then on an idle GPU (``trials``).
 """
 

@@ -1,4 +1,4 @@
-"""What a host does for each request, compiled: taking in a frame, laying out a batch, and settling its answers.
+"""Does a host's work for each request, compiled: takes in a frame, lays out a batch, settles its answers.
 
 The host keeps an ``ENTRY`` for each of the engine's slots. Array operations would cost it 2 to 10 us each for a frame
 of a few requests, and a call of these costs some 6 us for all. Frames are records with the fields named here; they are

@@ -1,4 +1,4 @@
-"""The engine's state: a handful of record arrays, allocated once.
+"""Defines the engine's state: a handful of record arrays, allocated once.
 
 One record per request, model and GPU keeps what an event touches on one cache line, and the whole state passes into a
 compiled function as some fifteen arrays (2 us from Python), where one array per field would take forty.

@@ -1,4 +1,5 @@
-"""The ASGI application. Inference has a path of its own, before starlette's router, which serves everything else.
+"""Answers inference requests over HTTP: the ASGI application. Inference has a path of its own, before starlette's
+router, which serves everything else.
 
 An inference request is read whole, its samples are submitted to the lane, and their answers are awaited in the same
 event loop.

@@ -1,4 +1,4 @@
-"""Bodies that come or leave compressed."""
+"""Compresses and decompresses bodies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the gateway counts, and how several processes answer for all of them.
+"""Counts what the gateway does, and has one of several processes answer for all of them.
 
 Counts are plain numbers: a request costs two dictionary look-ups. Each process leaves its counts in a folder once a
 second; who is asked for /metrics adds up its own and the others', also of processes that have ended, so that no count

@@ -1,4 +1,4 @@
-"""The OpenAPI document of the gateway, at /openapi.json. A test fuzzes the gateway with what it says."""
+"""Writes the OpenAPI document of the gateway, at /openapi.json. A test fuzzes the gateway with what it says."""
 
 from __future__ import annotations
 

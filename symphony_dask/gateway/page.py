@@ -1,4 +1,4 @@
-"""The page at /, for people who open the gateway in a browser: what is deployed, and where to read on."""
+"""Writes the page at /, for people who open the gateway in a browser: what is deployed, and where to read on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a path below /v1/models or /v2/models asks for, and of which model.
+"""Tells what a path below /v1/models or /v2/models asks for, and of which model.
 
 A model's name stands there percent-encoded and may hold anything, slashes too: /v2/models/team%2Fmodel/infer. Many
 clients leave a slash in a name as it is, and then a path can be read in more than one way: /v2/models/a/ready asks

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on a connection: uvicorn's, by httptools, with limits on heads and on slow senders.
+"""Speaks HTTP/1.1 on a connection: uvicorn's, by httptools, with limits on heads and on slow senders.
 
 A head has ``MAX_HEAD_BYTES`` at most, else the connection is closed with 431. Who takes more than the read timeout for
 a head and its body is cut off, and so is who takes longer for an answer, unless it is read at ``LEAST_BYTES_PER_S`` or

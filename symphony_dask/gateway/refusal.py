@@ -1,4 +1,4 @@
-"""How a request that gets no answer is answered: status codes and texts."""
+"""Chooses status code and text for a request that gets no answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything but inference: metadata, health, statistics, metrics, the OpenAPI document; by starlette's router."""
+"""Serves everything but inference: metadata, health, statistics, metrics, the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gateway's processes: one serves in its own event loop; of several, each has a lane of its own, and all take
+"""Runs the gateway's processes: one serves in its own event loop; of several, each has a lane of its own, and all take
 connections from the one socket that the first process opened and hands down.
 
 SIGTERM drains: for ``notice_s`` the gateway serves on with its readiness at 503, so that load balancers turn away; then

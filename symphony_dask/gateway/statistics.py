@@ -1,4 +1,4 @@
-"""What Triton's statistics extension tells of a model: how many requests there were, and where their time went.
+"""Tells Triton's statistics of a model: how many requests there were, and where their time went.
 
 All of it is counted on the scheduler, of all clients and gateways, and a request is one sample: each is scheduled by
 itself, so an HTTP request of four samples counts four times. ``queue`` is from when the scheduler had it to the batch,

@@ -1,4 +1,4 @@
-"""The gateway's lane to the scheduler, and what is deployed there; both kept up in the background.
+"""Keeps the gateway's lane to the scheduler, and the table of what is deployed there, up in the background.
 
 Everything runs in one event loop, so that a request costs no change of thread: it leaves with the frame of its tick,
 and the frame of answers wakes those who wait.

@@ -1,1 +1,1 @@
-"""What people and Prometheus see of a running cluster."""
+"""Shows people and Prometheus a running cluster."""

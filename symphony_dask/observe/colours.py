@@ -1,4 +1,4 @@
-"""Which model has which colour on the dashboard's page: there are fewer colours than there can be models.
+"""Gives models colours on the dashboard's page: there are fewer colours than there can be models.
 
 Rule 1: a model keeps its colour while it is busy, and after that for as long as no busier one needs it.
 Rule 2: of models without a colour the busiest takes a free one, else that of the model that has been idle for longest,

@@ -1,4 +1,4 @@
-"""The page "Symphony" on Dask's dashboard, at /symphony and in its menu: what is served, how well, and on which GPUs.
+"""Draws the page "Symphony" on Dask's dashboard, at /symphony and in its menu: what is served, how well, on which GPUs.
 
 Everything is read from the dispatcher in this process, once a second and only while somebody has the page open. Without
 bokeh, or where the scheduler has no dashboard, there is no page and nothing is imported.

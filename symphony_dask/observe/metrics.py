@@ -1,4 +1,4 @@
-"""The scheduler's Prometheus metrics, on the ``/metrics`` page that Dask serves.
+"""Exports the scheduler's Prometheus metrics, on the ``/metrics`` page that Dask serves.
 
 Names follow Dask's: ``symphony_model_...`` with the label ``model``, ``symphony_gpu_...`` with ``gpu`` and others; what
 each means stands in docs/operations.md. Without ``prometheus_client`` there is no such page, and nothing is done.

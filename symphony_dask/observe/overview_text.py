@@ -1,4 +1,4 @@
-"""What ``Dispatcher.overview`` says, as the texts that the dashboard and ``symphony top`` show."""
+"""Turns the dispatcher's overview into the texts that the dashboard and ``symphony top`` show."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""All that knows Dask: the scheduler plugin, the worker plugin, and tasks of Dask graphs."""
+"""Connects Symphony with Dask: the scheduler plugin, the worker plugin, and tasks of Dask graphs."""

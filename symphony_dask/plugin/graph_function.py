@@ -1,4 +1,4 @@
-"""Models as functions in Dask graphs: what a user writes, and what becomes of it on the worker.
+"""Makes models functions in Dask graphs: what a user writes, and what becomes of it on the worker.
 
 >>> client.submit(model, x)                                    # doctest: +SKIP
 >>> client.map(model, xs)                                      # doctest: +SKIP

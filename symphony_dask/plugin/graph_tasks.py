@@ -1,7 +1,7 @@
-"""Held tasks: Dask tasks whose function is a model, from when they could run until their batch is at a worker.
+"""Holds Dask tasks whose function is a model, from when they could run until their batch is at a worker.
 
-A client of the dispatcher inside the scheduler process, beside those on the lane. To Dask a held task is one that may
-run on no worker (state ``no-worker``), because its worker restriction names none. When it gets there, all that it
+It is a client of the dispatcher inside the scheduler process, beside those on the lane. To Dask a held task is one that
+may run on no worker (state ``no-worker``), because its worker restriction names none. When it gets there, all that it
 depends on is in memory: it becomes a request, which arrives now. When the engine dispatches the batch, the tasks in it
 are sent to its worker and stay restricted to none: whatever brings a task back (a lost worker, a retry) holds it again.
 

@@ -1,4 +1,4 @@
-"""The scheduler plugin: opens the lane in the scheduler process and deploys models to workers over Dask's own RPC.
+"""Opens the lane in the scheduler process and deploys models to workers over Dask's own RPC: the scheduler plugin.
 
 Control plane only. It says where the lane is and hands out its token, and answers what clients ask of ``deployments``
 and ``loader``, which have workers load models and tell the dispatcher which slots may take batches of them. Requests

@@ -1,4 +1,4 @@
-"""Starting beside Dask: what fails is tried again, and takes nobody along.
+"""Starts beside Dask: tries again what fails, and takes nobody along.
 
 A failure of ours costs serving, and never a scheduler or a worker of Dask's: it is logged, whoever asks is told, and
 after a wait that doubles it is tried again.

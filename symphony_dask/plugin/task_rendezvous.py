@@ -1,4 +1,4 @@
-"""Where held Dask tasks and the batches that they belong to find each other on a worker.
+"""Brings held Dask tasks and the batches that they belong to together on a worker.
 
 The scheduler sends a batch over the lane and its held tasks over Dask's own connection, in any order. A task arrives
 with its sample once Dask has brought its dependencies; the batch is run when all of its tasks have arrived, or when

@@ -1,4 +1,4 @@
-"""Serving counts as use, to those settings of Dask's that judge by tasks.
+"""Counts serving as use, for those settings of Dask's that judge by tasks.
 
 A scheduler or worker without tasks is idle to Dask, however many requests it answers:
 * ``distributed.scheduler.idle-timeout`` counts from the last request, or the last change of what is deployed. Without

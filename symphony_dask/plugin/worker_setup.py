@@ -1,4 +1,4 @@
-"""The worker plugin's way to all workers, present and future."""
+"""Brings the worker plugin to all workers, present and future."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a Dask worker gets from us. This text travels to it (``worker_setup``), so it needs nothing but Dask.
+"""Holds all that a Dask worker gets from us. This text travels to it (``worker_setup``), so it needs nothing but Dask.
 
 A worker where this package is not installed, or cannot be imported, goes on without serving.
 """

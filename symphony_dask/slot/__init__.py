@@ -1,1 +1,1 @@
-"""A GPU slot loads models and runs batches."""
+"""Loads models into GPU slots and runs batches there."""

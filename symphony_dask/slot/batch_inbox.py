@@ -1,4 +1,4 @@
-"""The worker's end of the direct path: its lane server for clients, and batches that wait for payloads from there.
+"""Gathers batches on the worker: serves clients that send payloads directly, and waits for those payloads.
 
 EXECUTE says which payloads of a batch are held by clients. They come as DATA, from a client itself or by way of the
 scheduler, before or after EXECUTE, in any number of frames. The batch starts when all are there, so that it is fetched

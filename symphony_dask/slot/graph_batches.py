@@ -1,4 +1,4 @@
-"""What a slot needs of batches with graph tasks, whose samples come from Dask (``plugin.task_rendezvous``)."""
+"""Defines what a slot needs of batches with graph tasks, whose samples come from Dask (``plugin.task_rendezvous``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker's Prometheus metrics: what its slots have run, on the ``/metrics`` page that Dask serves there.
+"""Exports a worker's Prometheus metrics: what its slots have run, on the ``/metrics`` page that Dask serves there.
 
 Without ``prometheus_client`` there is no such page, and nothing is done.
 """

@@ -1,4 +1,4 @@
-"""Measuring l(b), and fitting alpha*b + beta to it."""
+"""Measures l(b), and fits alpha*b + beta to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces: a run as a folder of Parquet parts, written while it goes on and read lazily. Knows nothing of Dask."""
+"""Writes a run as a folder of Parquet parts while it goes on, and reads it lazily. Knows nothing of Dask."""
 
 from symphony_dask.trace.arrivals import read_trace, write_trace
 from symphony_dask.trace.chunks import Names, arrival_chunks, count_requests

@@ -1,4 +1,4 @@
-"""Request arrivals as one frame: from a run or a Parquet file, and into a run folder as a trace not yet served."""
+"""Reads request arrivals as one frame, from a run or a Parquet file, and writes them as a trace not yet served."""
 
 from __future__ import annotations
 

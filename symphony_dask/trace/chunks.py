@@ -1,4 +1,4 @@
-"""The requests of a trace or run in order of arrival, a million or so at a time."""
+"""Yields the requests of a trace or run in order of arrival, a million or so at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numpy columns of integers, with -1 for null, as one Arrow table."""
+"""Makes numpy columns of integers, with -1 for null, into one Arrow table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""run.json, as far as this package reads it: whether each key holds what it should."""
+"""Checks run.json, as far as this package reads it: whether each key holds what it should."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run folder, local or on S3: what its files are called, and how they appear whole or not at all.
+"""Names the files of a run folder, local or on S3, and has them appear whole or not at all.
 
 Rule 1: every path of a trace goes through here.
 Rule 2: a file is written beside its place and renamed (local), or uploaded as one object (S3), so readers and killed

@@ -1,4 +1,4 @@
-"""Rows in any order, given back in order of arrival or of another key, in bounded memory: an external merge sort.
+"""Sorts rows by arrival or another key in bounded memory: an external merge sort.
 
 Rule 1: what is gathered is sorted and put on disk as a run, in batches whose first key is remembered.
 Rule 2: batches are read again in order of their first key, whatever their run; rows before the first key of the next

@@ -1,4 +1,4 @@
-"""Read a run folder with polars, lazily, while it is being written or after."""
+"""Reads a run folder with polars, lazily, while it is being written or after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Record a run into its folder while it goes on, without holding up the thread that serves.
+"""Records a run into its folder while it goes on, without holding up the thread that serves.
 
 Rule 1: one producer thread calls ``record_*``, ``add_model`` and ``update_info``; each call only appends to memory.
 Rule 2: one writer thread takes what has gathered every interval and writes one part per table.

@@ -1,4 +1,4 @@
-"""The rows of a part, for what must not believe a file: read a piece at a time, and looked at before they are used."""
+"""Reads the rows of a part without believing the file: a piece at a time, looked at before they are used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of a run folder: their columns, units and enums.
+"""Defines the tables of a run folder: their columns, units and enums.
 
 Rule 1: a time is int64 ns on the run's monotonic clock; 0 is the start of the run.
 Rule 2: a nullable column is null where the thing did not happen (a dropped request has no ``start_ns``).

@@ -1,4 +1,4 @@
-"""One run in figures: outcomes, rates, latency and how busy its GPUs were."""
+"""Sums one run up in figures: outcomes, rates, latency and how busy its GPUs were."""
 
 from __future__ import annotations
 

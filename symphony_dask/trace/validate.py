@@ -1,4 +1,4 @@
-"""Whether a run folder keeps the rules of its format (docs/trace-format.md), in bounded memory."""
+"""Checks whether a run folder keeps the rules of its format (docs/trace-format.md), in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write a trace that was not served, part by part, from chunks in order of arrival."""
+"""Writes a trace that was not served, part by part, from chunks in order of arrival."""
 
 from __future__ import annotations
 

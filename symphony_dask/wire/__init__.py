@@ -1,1 +1,1 @@
-"""What crosses process borders: messages, framing, and payloads. The only code that knows bytes."""
+"""Defines what crosses process borders: messages, framing, and payloads. The only code that knows bytes."""

@@ -1,4 +1,4 @@
-"""Payloads between client and worker: bytes, arrays, tensors, and plain data that holds them. Never pickle.
+"""Encodes payloads between client and worker: bytes, arrays, tensors, and plain data that holds them. Never pickle.
 
 The first byte of a payload is its kind. Bytes and plain data (msgpack) follow it as they are. Arrays and tensors have
 a header, padded so that the data starts at a multiple of 8 bytes:

@@ -1,4 +1,4 @@
-"""Samples of several inputs: a dict of arrays by name, or a tuple or list of arrays by position.
+"""Checks and stacks samples of several inputs: a dict of arrays by name, or a tuple or list by position.
 
 Their payload is plain data (``codec``) in which each array is an extension. Two samples of one *signature* (the
 entries, and each one's dtype and shape) have the same bytes but for the arrays' data, so that a batch of them is

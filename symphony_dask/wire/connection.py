@@ -1,4 +1,4 @@
-"""The lane: frames between clients, scheduler and workers, beside Dask's own comms.
+"""Carries frames between clients, scheduler and workers, beside Dask's own comms: the lane.
 
 A frame is a length-prefixed msgpack header and a blob of raw bytes:
 

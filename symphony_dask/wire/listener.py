@@ -1,4 +1,4 @@
-"""The server's end of lane connections: who may come in, and who is cut off for dawdling.
+"""Serves lane connections: decides who may come in, and cuts off who is too slow.
 
 A peer has ``hello_s`` to be through with TLS, and as long again for HELLO, whatever it sends meanwhile. Later on each
 of its frames may take ``frame_s``, and beyond that as long as it comes at ``LEAST_BYTES_PER_S`` on the average: a

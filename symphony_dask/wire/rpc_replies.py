@@ -1,4 +1,4 @@
-"""What the plugin answers to RPCs: {"ok": value}, or {"error": [class, message]}, which clients raise as classes."""
+"""Writes and reads the plugin's answers to RPCs: {"ok": value}, or {"error": [class, message]}, raised in clients."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import shutil
@@ -142,3 +143,17 @@ def test_words_are_spelled_as_in_a_dictionary() -> None:
 def test_each_package_says_that_it_has_types_and_ships_the_mark(package: str) -> None:
     assert (ROOT / package / "py.typed").exists()
     assert "py.typed" in PROJECT["tool"]["setuptools"]["package-data"][package]
+
+
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def test_each_module_begins_with_what_it_does() -> None:
+    """As in "Queues requests that arrive while no GPU is up."; a command's file may have its name before."""
+    wrong = []
+    for path in MODULES:
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        sentence = re.match(r"(?:``symphony[^`]*``: )?([a-zA-Z]+)s\b.*?[.?:](?:\s|$)", text, re.S)
+        if sentence is None:
+            wrong.append(f"{path.relative_to(ROOT)}: {text[:60]!r}")
+    assert wrong == []

@@ -1,1 +1,1 @@
-"""What recorded runs tell: reports, causes, plans."""
+"""Tells what recorded runs show: reports, causes, plans."""

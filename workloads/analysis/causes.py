@@ -1,4 +1,4 @@
-"""Why requests of a run were late or dropped, as far as its tables tell: one cause each, the first that holds.
+"""Finds why requests of a run were late or dropped, as far as its tables tell: one cause each, the first that holds.
 
 Late, of a request that was answered after its deadline:
     no-time       it arrived with less than l(1) left, on the fastest GPU class of the run

@@ -1,4 +1,4 @@
-"""What happened to one request of a run, in plain sentences, from the run's tables alone."""
+"""Tells what happened to one request of a run, in plain sentences, from the run's tables alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""How long GPUs were there in a run. A number is used again once its GPU has left, so a GPU may have several stays."""
+"""Measures how long GPUs were there in a run. A number is used again once its GPU has left, so a GPU may have several
+stays.
+"""
 
 from __future__ import annotations
 

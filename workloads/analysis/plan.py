@@ -1,4 +1,5 @@
-"""How many GPUs of which class a trace needs for an attainment target, and what they cost. Every figure is simulated.
+"""Plans how many GPUs of which class a trace needs for an attainment target, and what they cost. Every figure is
+simulated.
 
 Each class is searched by bisection over whole instances (``gpus_needed.least``), mixes of two classes by a sweep: of
 the class that costs less alone up to ``SWEEP`` numbers, with the least of the other that makes the mix both enough and

@@ -1,4 +1,4 @@
-"""The figures of a run, aggregated lazily, so that a run of any length becomes a few thousand numbers.
+"""Aggregates the figures of a run lazily, so that a run of any length becomes a few thousand numbers.
 
 Latency is counted in bins 0.2 % wide, which is how exact its quantiles are; all else is exact.
 """

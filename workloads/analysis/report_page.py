@@ -1,4 +1,4 @@
-"""Reports of runs as one HTML page that needs no network: a table, and the figures of all runs side by side."""
+"""Writes reports of runs as one HTML page that needs no network: a table, and the figures of all runs side by side."""
 
 from __future__ import annotations
 

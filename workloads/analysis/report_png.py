@@ -1,4 +1,4 @@
-"""Reports of runs as one PNG, a column for each run; needs matplotlib, the extra ``plot``."""
+"""Draws reports of runs as one PNG, a column for each run; needs matplotlib, the extra ``plot``."""
 
 from __future__ import annotations
 

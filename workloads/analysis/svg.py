@@ -1,4 +1,6 @@
-"""Charts as inline SVG: axes with round numbers, lines, steps and rectangles. Plain text out, nothing else needed."""
+"""Draws charts as inline SVG: axes with round numbers, lines, steps and rectangles. Plain text out, nothing else
+needed.
+"""
 
 from __future__ import annotations
 

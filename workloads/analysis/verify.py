@@ -1,4 +1,4 @@
-"""``symphony verify``: a recorded run once more through the engine, decision for decision.
+"""Leads the engine through a recorded run once more, decision for decision: ``symphony verify``.
 
 The run's ``events`` table has every call that the dispatcher made to its engine, with the times it made them at. The
 engine, set to the state that the first event holds, is led through the rest; what it decides must be what was decided.

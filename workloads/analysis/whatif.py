@@ -1,4 +1,4 @@
-"""A run or trace once more with something changed, simulated, beside what was."""
+"""Simulates a run or trace once more with something changed, beside what was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other schedulers, simulated in virtual time to be compared with: each file names its source, rules and faults."""
+"""Simulates other schedulers in virtual time, to be compared with: each file names its source, rules and faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clipper: eager batches whose largest size is learnt by additive increase, multiplicative decrease.
+"""Simulates Clipper: eager batches whose largest size is learnt by additive increase, multiplicative decrease.
 
 Source: Crankshaw et al., "Clipper: A Low-Latency Online Prediction Serving System", NSDI 2017, section 4.3.1 (AIMD) and
 4.4.1 (every replica has a queue and learns on its own); public code ucbrise/clipper (``task_executor.hpp``: requests

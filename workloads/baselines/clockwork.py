@@ -1,4 +1,4 @@
-"""Clockwork: a central controller commits batches of fixed sizes to a schedule per GPU, 10 ms ahead.
+"""Simulates Clockwork: a central controller commits batches of fixed sizes to a schedule per GPU, 10 ms ahead.
 
 Sources: Gujarati et al., "Serving DNNs like Clockwork: Performance Predictability from the Bottom Up", OSDI 2020, on
 the controller's scheduling of INFER actions; its public code, ``src/clockwork/controller/infer5/infer5_scheduler.cpp``

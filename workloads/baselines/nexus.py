@@ -1,4 +1,4 @@
-"""Nexus: sessions packed into duty cycles on GPUs from their mean rates, run round robin with early drop.
+"""Simulates Nexus: sessions packed into duty cycles on GPUs from their mean rates, run round robin with early drop.
 
 Source: Shen et al., "Nexus: A GPU Cluster Engine for Accelerating DNN-Based Video Analysis", SOSP 2019, section 6.1
 (squishy bin packing) and 6.3 (early drop); public code uwsampl/nexus (``backend_delegate.cpp``: batch and duty cycle of

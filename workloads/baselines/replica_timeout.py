@@ -1,4 +1,4 @@
-"""Timeout batchers behind a round robin: what general model servers do.
+"""Simulates time-out batchers behind a round robin: what general model servers do.
 
 Sources: Ray Serve ``@serve.batch`` (max_batch_size, batch_wait_timeout_s, one batch at a time), Triton's dynamic
 batcher (max_queue_delay_microseconds, from the arrival of the oldest request), Mosec (max_batch_size, max_wait_time).

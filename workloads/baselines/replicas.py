@@ -1,4 +1,4 @@
-"""Replicas: a model on a GPU with a queue of its own, and how requests are spread over them."""
+"""Simulates replicas, a model on a GPU with a queue of its own, and how requests are spread over them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of one simulated run, which every baseline's compiled loop reads and fills.
+"""Holds the tables of one simulated run, which every baseline's compiled loop reads and fills.
 
 Rule 1. Times are int64 ns of virtual time; the network takes none, and a batch takes exactly l(b).
 Rule 2. A model has one SLO, so a queue in order of arrival is a queue in order of deadline.

@@ -1,4 +1,4 @@
-"""Shepherd's Flex: the largest feasible batch at once, and preemption for a batch that is far larger.
+"""Simulates Shepherd's Flex: the largest feasible batch at once, and preemption for a batch that is far larger.
 
 Sources: Zhang et al., "SHEPHERD: Serving DNNs in the Wild", NSDI 2023: its online serving algorithm, Flex, whose
 competitive ratio is best at lambda = 3.03. Symphony's authors built it again, quoting the pseudocode line by line:

@@ -1,1 +1,1 @@
-"""Benchmarks that back performance claims, each run beside what it is compared to."""
+"""Measures what performance claims rest on, each figure beside what it is compared to."""

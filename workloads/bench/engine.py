@@ -1,4 +1,5 @@
-"""``symphony bench engine``: how many requests a second the scheduler alone can handle, and how late its decisions are.
+"""Measures how many requests a second the scheduler alone can handle, and how late its decisions are: ``symphony bench
+engine``.
 
 The engine is the real one; the requests are generated and the GPUs emulated. In real time requests enter at their
 times on the monotonic clock (open loop), and a decision that comes late makes its batch late. In virtual time the same

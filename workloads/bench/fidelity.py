@@ -1,4 +1,4 @@
-"""``symphony bench fidelity``: live against simulated, on the same arrivals.
+"""Compares live runs with simulated ones on the same arrivals: ``symphony bench fidelity``.
 
 Live: a real Dask scheduler and four workers of one emulated GPU each, all processes of their own on this machine, and
 the load generator. Simulated: the engine under a virtual clock, told the network delays that the live cluster measured

@@ -1,4 +1,5 @@
-"""``symphony bench gateway``: requests over HTTP, from a real generator through the gateway to emulated GPUs and back.
+"""Measures requests over HTTP, from a real generator through the gateway to emulated GPUs and back: ``symphony bench
+gateway``.
 
 Everything is real processes on this machine, which share its cores: generator, gateway, scheduler, workers. With
 l(b) = 0 the path itself is measured; the settings of ``fidelity`` say what goodput is left of what the lane gives.

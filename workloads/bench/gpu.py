@@ -1,4 +1,4 @@
-"""``symphony bench gpu``: ResNet-50, a plain torch module, profiled and served by the real stack on one device.
+"""Profiles and serves ResNet-50, a plain torch module, by the real stack on one device: ``symphony bench gpu``.
 
 On a CUDA device if there is one, else on the CPU, and the result says which. Where l(1) leaves no room for the SLO that
 was asked for, as on a CPU, the SLO is raised to SLACK times l(1), and the result says so too.

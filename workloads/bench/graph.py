@@ -1,4 +1,5 @@
-"""``symphony bench graph``: tasks a second of ``client.map(model, xs)``, beside a plain function in the same run.
+"""Measures tasks a second of ``client.map(model, xs)``, beside a plain function in the same run: ``symphony bench
+graph``.
 
 The model takes no time (l(b) = 0), and neither does the function, so what is measured is Dask's own work for each task
 and what holding tasks adds to it. Both maps are of the same inputs, alternate, and run on the same workers; client and

@@ -1,4 +1,4 @@
-"""``symphony bench live``: requests a second through one scheduler process, beside plain Dask in the same run.
+"""Measures requests a second through one scheduler process, beside plain Dask in the same run: ``symphony bench live``.
 
 The model takes no time (l(b) = 0), so what is measured is the path: generator, lane, engine, worker and back, and all
 latency is added latency. The cluster is real processes over TCP; load generator and cluster share this machine's cores.

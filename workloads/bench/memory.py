@@ -1,4 +1,4 @@
-"""``symphony bench memory``: whether scheduler, workers and client keep their size over millions of requests.
+"""Measures whether scheduler, workers and client keep their size over millions of requests: ``symphony bench memory``.
 
 Futures in a closed loop, as a user's program submits them, over real processes; a model that takes no time. Resident
 memory is read between rounds. What a process takes while it warms up (the first tenth of the requests) is not counted:

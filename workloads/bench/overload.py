@@ -1,4 +1,5 @@
-"""``symphony bench overload``: what is left of goodput, latency and fairness where far more is asked for than fits.
+"""Measures what is left of goodput, latency and fairness where far more is asked for than fits: ``symphony bench
+overload``.
 
 One model on emulated GPUs over a real cluster, offered so many times its capacity (the goodput bound of its profile) by
 the open-loop generator: what is answered in time, how soon the rest is refused, and how much memory the scheduler

@@ -1,4 +1,5 @@
-"""``symphony bench peers``: Ray Serve, Mosec and LitServe on the same emulated GPUs, beside ours in the same run.
+"""Compares Ray Serve, Mosec and LitServe with ours, on the same emulated GPUs in the same run: ``symphony bench
+peers``.
 
 Each peer is installed by this command into an environment of its own and serves over HTTP, its usual way in; the GPUs
 are ``peer_servers/emulated_gpu.py``, which sleeps as our emulated workers do. The generator, the arrivals, the rule of

@@ -1,5 +1,5 @@
-"""``symphony bench pipeline``: what it costs that the client leads requests through the stages of a pipeline; with
-``--split``, what the split of the SLO gains.
+"""Measures what it costs that the client leads requests through a pipeline; with ``--split``, what the split of the SLO
+gains: ``symphony bench pipeline``.
 
 All models take no time (l(b) = 0) and batches leave at once, so what is measured is the way: lane, scheduler, worker,
 and the client's own work between stages. Client and cluster share this machine's cores.

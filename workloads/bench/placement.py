@@ -1,4 +1,4 @@
-"""``symphony bench placement``: many models in few slots, which have room for some of them at a time.
+"""Measures many models in few slots, which have room for some of them at a time: ``symphony bench placement``.
 
 A real cluster of processes serves emulated models: execution is a sleep of l(b), a load a sleep of its length, memory a
 number; scheduler, lane, workers, loads and evictions are real. Requests come at their times (open loop), models are of

@@ -1,4 +1,4 @@
-"""``symphony bench recording``: what recording a run costs, in pairs of closed loops with and without it.
+"""Measures what recording a run costs, in pairs of closed loops with and without it: ``symphony bench recording``.
 
 Two measures: answers a second, which is what a user loses, but varies with whatever else the machine does; and the
 scheduler's CPU time for each request, its writer thread included. Both are medians over pairs that follow each other.

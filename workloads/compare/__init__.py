@@ -1,1 +1,1 @@
-"""Schedulers side by side: goodput, GPUs needed, and the bound."""
+"""Compares schedulers side by side: goodput, GPUs needed, and the bound."""

@@ -1,4 +1,4 @@
-"""The goodput bound: the largest rate at which batches that keep their SLOs fit into the GPUs' time."""
+"""Calculates the goodput bound: the largest rate at which batches that keep their SLOs fit into the GPUs' time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells: the settings in which schedulers are compared, and the grids of them."""
+"""Defines cells, the settings in which schedulers are compared, and the grids of them."""
 
 from __future__ import annotations
 

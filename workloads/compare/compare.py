@@ -1,4 +1,4 @@
-"""Goodput of several schedulers over a grid of cells: fractions of the bound, and how far the default policy is ahead.
+"""Compares the goodput of several schedulers over a grid of cells: fractions of the bound, and the default's lead.
 
 Every figure is simulated. All policies of a cell are given the same arrivals.
 """

@@ -1,4 +1,4 @@
-"""The comparisons as PNG figures. They need matplotlib, the extra ``plot``; nothing else of the project does."""
+"""Draws the comparisons as PNG figures. They need matplotlib, the extra ``plot``; nothing else of the project does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Goodput: the highest offered rate at which nearly all requests finish within their SLO, by simulation.
+"""Searches goodput: the highest offered rate at which nearly all requests finish within their SLO, by simulation.
 
 Every rate of one search is tried with the same random gaps, only scaled (common random numbers), and so is every policy
 with the same seeds: what differs between two results is then the policy, not the luck of the draw.

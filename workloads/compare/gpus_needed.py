@@ -1,4 +1,4 @@
-"""How many GPUs each scheduler needs for a given load, beside the ideal number. Every figure is simulated."""
+"""Searches how many GPUs each scheduler needs for a given load, beside the ideal number. Every figure is simulated."""
 
 from __future__ import annotations
 

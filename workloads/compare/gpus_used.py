@@ -1,4 +1,5 @@
-"""How many GPUs a scheduler uses at a part of its capacity, beside the ideal number. Every figure is simulated.
+"""Measures how many GPUs a scheduler uses at a part of its capacity, beside the ideal number. Every figure is
+simulated.
 
 Busy GPUs: how many are running a batch, on average over time.
 GPUs in use: the least number of GPUs that together do 99 % of the work, in GPU time. Those are the GPUs that a fleet

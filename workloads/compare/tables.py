@@ -1,4 +1,4 @@
-"""The comparisons as tables to read: on a terminal, or as Markdown for a document."""
+"""Writes the comparisons as tables to read: on a terminal, or as Markdown for a document."""
 
 from __future__ import annotations
 

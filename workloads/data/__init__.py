@@ -1,4 +1,4 @@
-"""Real traces that ship with the package; each has its licence beside it."""
+"""Holds real traces that ship with the package, each with its licence beside it."""
 
 from __future__ import annotations
 

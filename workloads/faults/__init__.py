@@ -1,1 +1,1 @@
-"""Faults on a cluster of real processes, as the tests and ``symphony soak`` make them."""
+"""Makes faults on a cluster of real processes, for the tests and ``symphony soak``."""

@@ -1,4 +1,4 @@
-"""A wall clock that jumps, as when its host is set: in one process, and for what may decide by it."""
+"""Makes a wall clock jump, as when its host is set: in one process, and for what may decide by it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A cluster of real processes on this machine whose parts are stopped, killed, cut off and replaced."""
+"""Runs a cluster of real processes on this machine whose parts are stopped, killed, cut off and replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The faults: how each begins and how it is cleared. ``KINDS`` has them by name, with what they are in words."""
+"""Lists the faults: how each begins and how it is cleared. ``KINDS`` has them by name, with what they are in words."""
 
 from __future__ import annotations
 

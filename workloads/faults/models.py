@@ -1,4 +1,4 @@
-"""A model that misbehaves when it is told to, and writes down what it ran."""
+"""Provides a model that misbehaves when it is told to, and writes down what it ran."""
 
 from __future__ import annotations
 

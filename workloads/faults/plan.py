@@ -1,4 +1,4 @@
-"""Random plans of faults from a seed, as text, and made smaller while they still fail."""
+"""Draws random plans of faults from a seed, as text, and makes them smaller while they still fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TCP proxies between two processes, for a network that delays, stalls, resets or loses.
+"""Puts TCP proxies between two processes, for a network that delays, stalls, resets or loses.
 
 A process that is to be cut off gets an address of its own on the loopback network, 127.0.0.N, where a proxy listens on
 the same ports as the one that it wants to reach on 127.0.0.1. What a packet loss is to TCP is emulated: a stall of a

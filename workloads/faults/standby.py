@@ -1,4 +1,4 @@
-"""A process that has imported what a scheduler, worker or client needs, and becomes one when told its arguments.
+"""Keeps a process ready that has imported what a scheduler, worker or client needs, and becomes one when told.
 
 ``python -m workloads.faults.standby KIND [wait]`` reads one line, a JSON list of arguments. A cluster that loses
 processes often has others ready in this way, which join in a fraction of a second.

@@ -1,4 +1,4 @@
-"""Requests at a steady rate from this process, and what became of each as a user sees it."""
+"""Submits requests at a steady rate from this process, and keeps what became of each as a user sees it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client that others stop and kill: it submits requests to one model at a steady rate, until it is ended."""
+"""Submits requests to one model at a steady rate, as a client that others stop and kill."""
 
 from __future__ import annotations
 

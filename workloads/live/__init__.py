@@ -1,1 +1,1 @@
-"""Load on a live cluster: generators, replay, demo, soak."""
+"""Puts load on a live cluster: generators, replay, demo, soak."""

@@ -1,4 +1,4 @@
-"""``symphony demo``: a real trace on a real Dask cluster with emulated GPUs, first eager, then deferred."""
+"""Replays a real trace on a real Dask cluster with emulated GPUs, first eager, then deferred: ``symphony demo``."""
 
 from __future__ import annotations
 

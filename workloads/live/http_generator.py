@@ -1,4 +1,4 @@
-"""The process that offers requests over HTTP/1.1: ``python -m workloads.live.http_generator PLAN RESULT``; see
+"""Offers requests over HTTP/1.1 from a process of its own: ``python -m workloads.live.http_generator PLAN RESULT``; see
 ``load_generator``.
 
 The same rules as ``lane_generator``. Open loop: each request counted from the time at which it was due. A request takes

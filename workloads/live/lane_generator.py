@@ -1,4 +1,4 @@
-"""The process that offers requests over the lane: ``python -m workloads.live.lane_generator PLAN RESULT``; see
+"""Offers requests over the lane from a process of its own: ``python -m workloads.live.lane_generator PLAN RESULT``; see
 ``load_generator``.
 
 A request costs it an entry in a few columns and no object of its own, so one process keeps a schedule of tens of

@@ -1,4 +1,4 @@
-"""An open-loop load generator: offers requests at their times from processes of its own, whatever the answers.
+"""Offers requests at their times from processes of its own, whatever the answers: an open-loop load generator.
 
 The caller's process, its garbage and its other work cannot delay a request, and neither can a slow answer: what the
 generator was late by is reported (``Loaded.lateness_ms``) and counted against the server, since each deadline counts

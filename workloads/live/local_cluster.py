@@ -1,4 +1,4 @@
-"""A real Dask cluster of processes on this machine, for demos and benchmarks: one scheduler, workers over TCP."""
+"""Starts a real Dask cluster of processes on this machine, for demos and benchmarks."""
 
 from __future__ import annotations
 

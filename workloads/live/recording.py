@@ -1,4 +1,4 @@
-"""A recording by a tool: its run.json says that it is partial until the tool has done all that it set out to do."""
+"""Records what a tool does: the run.json says that it is partial until the tool has done all that it set out to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replay requests to a live cluster at their times with a future for each, for who wants to see the answers.
+"""Replays requests to a live cluster at their times with a future for each, for who wants to see the answers.
 
 ``load_generator`` offers more requests a second, and sees only what became of them.
 Latency counts from the time that the trace says, not from when the request was in fact submitted, so a replayer that

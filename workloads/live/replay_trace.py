@@ -1,4 +1,4 @@
-"""``symphony replay``: a trace or a run once more, on a live cluster or simulated; both write a run."""
+"""Replays a trace or a run, on a live cluster or simulated, and writes a run: ``symphony replay``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ResNet-50 as a plain torch module, without torchvision (He et al., Deep Residual Learning, 2015, table 1)."""
+"""Builds ResNet-50 as a plain torch module, without torchvision (He et al., Deep Residual Learning, 2015, table 1)."""
 
 from __future__ import annotations
 

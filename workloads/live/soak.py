@@ -1,4 +1,5 @@
-"""``symphony soak``: a cluster at work for hours while models are rolled out, workers come and go, and faults happen.
+"""Keeps a cluster at work for hours while models are rolled out, workers come and go, and faults happen: ``symphony
+soak``.
 
 Scheduler, workers and another client are processes of their own; the client that is measured is this process. What is
 drawn at random comes from a seed, though what it meets depends on the machine's timing. The scheduler stays the same

@@ -1,4 +1,4 @@
-"""The monotonic clock for compiled code: libc's ``clock_gettime``, 25 to 60 ns where the kernel maps it (vDSO)."""
+"""Reads the monotonic clock in compiled code: libc's ``clock_gettime``, 25 to 60 ns where the kernel maps it (vDSO)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``bench engine`` offers: a profile that carries the rate, and arrivals in bounded memory."""
+"""Makes what ``bench engine`` offers: a profile that carries the rate, and arrivals in bounded memory."""
 
 from __future__ import annotations
 

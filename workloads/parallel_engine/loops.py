@@ -1,4 +1,4 @@
-"""The loops that ``bench engine`` runs: one around the whole engine, or one for each model thread and the rank thread.
+"""Runs the loops of ``bench engine``: one around the whole engine, or one for each model thread and the rank thread.
 
 Each polls the clock, does what is due, and counts. Rules of counting:
 

@@ -1,5 +1,5 @@
-"""A model thread: owns some of the models, their queues and windows, and asks the rank thread (``rank_thread``) for
-GPUs.
+"""Owns some of the models, their queues and windows, and asks the rank thread (``rank_thread``) for GPUs: a model
+thread.
 
 It is an engine's state without the matching: requests enter by ``kernels.submit_one``, windows and batches are those of
 ``window``, and in place of GPUs there are two rings.

@@ -1,4 +1,4 @@
-"""The rank thread: matches the models that are ready with GPUs, for any number of model threads (``model_thread``).
+"""Matches the models that are ready with GPUs, for any number of model threads (``model_thread``): the rank thread.
 
 The coordination of Symphony (arXiv 2308.07470, section 4): what needs all models and all GPUs in one place is small, a
 window's closing for each model and a free time for each GPU, and it changes once a batch, not once a request. So the

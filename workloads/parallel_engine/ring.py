@@ -1,4 +1,4 @@
-"""Rings: how two threads of compiled code pass messages without a lock.
+"""Passes messages between two threads of compiled code without a lock: rings.
 
 A ring has one producer and one consumer. It is two arrays of int64: ``cells``, (capacity, WORDS), one message of one
 cache line a row, and ``counts``, which holds how many messages were ever written and read, on cache lines of their own.

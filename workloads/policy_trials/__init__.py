@@ -1,1 +1,1 @@
-"""Scaling policies tried on traces, under virtual time."""
+"""Tries scaling policies on traces, under virtual time."""

@@ -1,4 +1,4 @@
-"""What a trace asks of any fleet, and policies side by side on it."""
+"""Assesses what a trace asks of any fleet, and policies side by side on it."""
 
 from __future__ import annotations
 

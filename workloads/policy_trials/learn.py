@@ -1,4 +1,4 @@
-"""What recorded runs tell a policy before it begins: how demand goes, which forecast suits it, how bursts exceed it."""
+"""Learns from recorded runs before a policy begins: how demand goes, which forecast suits it, how bursts exceed it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Demand over time of a recorded run or trace."""
+"""Reads demand over time from a recorded run or trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A policy tried on a trace: the engine under virtual time, the policy at its ticks, a fleet that is slow and fails.
+"""Tries a policy on a trace: the engine under virtual time, the policy at its ticks, a fleet that is slow and fails.
 
 Everything here is simulated. The policy sees the signals that a live one sees, made by the same ``Sampler``; the engine
 is the one that serves. It is looked at, and GPUs come and go, every ``STEP_S``. Of the fleet:

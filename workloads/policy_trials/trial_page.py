@@ -1,4 +1,4 @@
-"""Trials as one HTML page that needs no network: GPUs over time against demand, and the figures."""
+"""Writes trials as one HTML page that needs no network: GPUs over time against demand, and the figures."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The engine under a virtual clock, on a fleet that may change."""
+"""Runs the engine under a virtual clock, on a fleet that may change."""

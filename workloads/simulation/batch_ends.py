@@ -1,4 +1,4 @@
-"""Emulated GPUs: the batches that run on them, for an engine that is told of each end when it comes."""
+"""Emulates GPUs: keeps the batches that run on them, for an engine that is told of each end when it comes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a host tells the engine when GPUs and models come and go, in a simulation."""
+"""Tells the engine when GPUs and models come and go, in a simulation."""
 
 from __future__ import annotations
 

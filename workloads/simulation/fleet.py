@@ -1,4 +1,4 @@
-"""The GPUs of a simulation: how many of each class, in which order they fill, and what comes and goes meanwhile."""
+"""Describes the GPUs of a simulation: how many of each class, in which order they fill, and what comes and goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Simulations side by side on all cores, one process each: longest first, results in the order they were asked for."""
+"""Runs simulations side by side on all cores, one process each: longest first, results in the order asked for."""
 
 from __future__ import annotations
 

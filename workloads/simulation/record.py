@@ -1,4 +1,4 @@
-"""A simulated run as a run folder: the tables of a live run, labelled as simulated."""
+"""Writes a simulated run as a run folder: the tables of a live run, labelled as simulated."""
 
 from __future__ import annotations
 

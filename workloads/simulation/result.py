@@ -1,4 +1,4 @@
-"""What a simulation gives back, whichever scheduler was simulated."""
+"""Describes what a simulation gives back, whichever scheduler was simulated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine under a virtual clock: the code that serves, fed with a trace and told how long each batch took.
+"""Runs the engine under a virtual clock: the code that serves, fed with a trace and told how long each batch took.
 
 One compiled loop jumps from event to event (the next arrival, the engine's next event, the next report of an end), so a
 simulated second costs what its requests cost. Nothing of scheduling is written here.

@@ -1,4 +1,4 @@
-"""A simulation that is run bit by bit, while GPUs come and go as somebody decides who looks at it meanwhile.
+"""Runs a simulation bit by bit, while GPUs come and go as somebody decides who looks at it meanwhile.
 
 The same compiled loop as ``simulate``, without noise or latency. Only what can still change is kept of requests: one
 that has ended is counted and forgotten, so a trace of days takes no more memory than its arrivals.

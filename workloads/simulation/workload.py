@@ -1,4 +1,4 @@
-"""What a trace asks of a scheduler: models with profile and SLO, arrivals and deadlines."""
+"""Reads what a trace asks of a scheduler: models with profile and SLO, arrivals and deadlines."""
 
 from __future__ import annotations
 

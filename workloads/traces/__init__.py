@@ -1,1 +1,1 @@
-"""Traces of requests: imported, synthetic, and changed."""
+"""Imports, makes and changes traces of requests."""

@@ -1,4 +1,4 @@
-"""What a run's tables hold, as one hash: equal where the rows are, whoever wrote the files and with what.
+"""Hashes what a run's tables hold: equal where the rows are, whoever wrote the files and with what.
 
 The files' own bytes also depend on the pyarrow that wrote them.
 """

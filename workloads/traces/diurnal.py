@@ -1,4 +1,4 @@
-"""A day's arrivals: a rate that rises and falls with the hours, with bursts that come when they like."""
+"""Makes a day's arrivals: a rate that rises and falls with the hours, with bursts that come when they like."""
 
 from __future__ import annotations
 

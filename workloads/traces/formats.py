@@ -1,4 +1,4 @@
-"""Published traces and plain files, read in chunks of rows in the order of the file.
+"""Reads published traces and plain files, in chunks of rows in the order of the file.
 
 A format is a function of a ``Source`` that yields chunks: arrival_ns (int64, from any origin), and optionally model
 (int32, code of a name in ``source.names``) and bytes (int64). Bad rows go to ``source.bad``.

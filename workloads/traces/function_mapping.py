@@ -1,4 +1,4 @@
-"""Which model serves the requests of which function of a trace."""
+"""Maps the functions of a trace to the models that serve their requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Request traces from elsewhere, as runs that were not served, in bounded memory."""
+"""Imports request traces from elsewhere, as runs that were not served, in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `symphony trace info` tells of a trace, gathered chunk by chunk."""
+"""Gathers what ``symphony trace info`` tells of a trace, chunk by chunk."""
 
 from __future__ import annotations
 

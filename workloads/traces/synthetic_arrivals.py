@@ -1,4 +1,4 @@
-"""Seeded synthetic arrival times: the same arguments give the same arrivals with the same numpy.
+"""Draws seeded synthetic arrival times: the same arguments give the same arrivals with the same numpy.
 
 Times and models come from separate random streams of one seed, so ``poisson(..., seed)`` and ``assign(..., seed)`` are
 independent of each other. A longer run with the same seed begins with the arrivals of the shorter one.

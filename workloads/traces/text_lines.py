@@ -1,4 +1,4 @@
-"""Lines of a text file in blocks, and what went wrong in which of them."""
+"""Reads the lines of a text file in blocks, and notes what went wrong in which of them."""
 
 from __future__ import annotations
 

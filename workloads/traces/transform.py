@@ -1,4 +1,4 @@
-"""Traces from traces: scaled, cut, mixed; and synthetic ones. All in bounded memory, all as run folders."""
+"""Makes traces from traces, scaled, cut or mixed, and synthetic ones. All in bounded memory, all as run folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published latency profiles with their sources, and popularity mixes of several models."""
+"""Lists published latency profiles with their sources, and popularity mixes of several models."""
 
 from __future__ import annotations
 

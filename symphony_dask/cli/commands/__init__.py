@@ -1,1 +1,1 @@
-"""The commands that serve models and watch a cluster, one file each: ``symphony apply`` is in ``apply``."""
+"""Holds the commands that serve models and watch a cluster, one file each: ``symphony apply`` is in ``apply``."""

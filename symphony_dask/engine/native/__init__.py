@@ -1,1 +1,1 @@
-"""How the engine is compiled, and where its arrays and machine code live."""
+"""Compiles the engine, and keeps its arrays and machine code."""

@@ -1,4 +1,4 @@
-"""How the engine's functions are compiled: natively, cached on disk, and without reference counting.
+"""Compiles the engine's functions: natively, cached on disk, and without reference counting.
 
 Numba counts references to each array of a tuple at each call, two atomic operations an array: 240 ns a call for this
 engine's state, fifteen times the work of the call itself (0.38 against 5.6 million requests a second). The functions

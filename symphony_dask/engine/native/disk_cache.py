@@ -1,4 +1,4 @@
-"""Where compiled code is kept from one process to the next: on disk, if there is a folder for it.
+"""Keeps compiled code from one process to the next: on disk, if there is a folder for it.
 
 Numba keeps it in the folder that NUMBA_CACHE_DIR names, else beside the source, else in a cache folder of the user's,
 whichever can be written first, and refuses to compile where none can. A hardened container has none: its package is

@@ -1,4 +1,4 @@
-"""Indexed 4-ary min-heaps over records.
+"""Keeps indexed 4-ary min-heaps over records.
 
 A heap is one int64 array of rows (key, item), made by ``make_heap``:
 

@@ -1,4 +1,4 @@
-"""Memory for the engine's arrays: zeros between guards that nobody may write to.
+"""Allocates the engine's arrays: zeros between guards that nobody may write to.
 
 Compiled code writes through raw addresses. What it writes beside an array hits a guard first, and ``is_damaged`` finds
 it, instead of a crash somewhere else and later.

@@ -1,1 +1,1 @@
-"""What the scheduling policy is made of: windows, who goes first, which GPU may run what, and how fast GPUs are."""
+"""Holds the rules of scheduling: windows, who goes first, which GPU may run what, and how fast GPUs are."""

@@ -1,4 +1,4 @@
-"""Which models a GPU can run: those that are loaded there.
+"""Says which models a GPU can run: those that are loaded there.
 
 Rule 1. A GPU can run every model until the host says otherwise, and what the host says holds until the GPU or the model
         is removed. Batches at the GPU are none of it: they run.

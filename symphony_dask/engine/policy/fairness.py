@@ -1,4 +1,4 @@
-"""Overload: who goes first when requests have to be dropped.
+"""Decides who goes first in overload, when requests have to be dropped.
 
 Rule 1. The engine is crowded while more than CROWDED of its requests are dropped, smoothed over some TICKs. Only then
         do the rules below hold.

@@ -1,4 +1,4 @@
-"""Batches where priorities differ, or where the GPU must leave what it cannot serve.
+"""Forms batches where priorities differ, or where the GPU must leave what it cannot serve.
 
 Rule 1. Where priorities differ, the batch takes the highest of all that meet its end, among equals the earliest
         deadlines; the others stay queued. It is of the size it would be without priorities, or so much smaller that

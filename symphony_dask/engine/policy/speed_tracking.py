@@ -1,4 +1,4 @@
-"""Observed times: a profile that drifted is followed, a GPU that is slower than its class is noticed.
+"""Follows observed times: a profile that drifted, and a GPU that is slower than its class.
 
 Rule 1. What a batch took over its profile's l(b) is evidence about its model on its GPU, and about nothing else. Each
         such pair keeps a smoothed ratio. One of whom nothing was heard for FORGET_NS starts afresh, at its drift.

@@ -1,4 +1,4 @@
-"""Requests that estimates refuse are tried now and then: nothing else could show that the estimates are wrong.
+"""Tries requests now and then that only estimates refuse: nothing else could show that the estimates are wrong.
 
 Rule 1. A model that estimates leave without a batch has its first request tried, alone, on an idle GPU where the
         profile as it was declared says that it can be in time. Estimates are the drift, the ratio of its pair and the

@@ -1,4 +1,4 @@
-"""Windows, targets and batches: the formulas of deferred batch scheduling, with the paper's symbols.
+"""Draws windows and forms batches: the formulas of deferred batch scheduling, with the paper's symbols.
 
 Theory of operation (Symphony, arXiv 2308.07470, section 3; target batch and rejoining as in docs/architecture.md)
 

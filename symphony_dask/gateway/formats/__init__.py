@@ -1,1 +1,1 @@
-"""The HTTP formats of requests and answers: Open Inference Protocol v2, and TensorFlow Serving's v1."""
+"""Reads and writes HTTP requests and answers: the Open Inference Protocol v2, TensorFlow Serving's v1."""

@@ -1,4 +1,4 @@
-"""``parameters`` of requests, inputs and outputs, and the entries beside them: what is offered, and refused by name.
+"""Reads ``parameters`` of requests, inputs and outputs, and the entries beside them, and refuses others by name.
 
 What is not known is never passed over: who asks for a sequence, or misspells ``slo``, is told so. An entry of null is
 as if it were not there, as clients write what they leave unset.

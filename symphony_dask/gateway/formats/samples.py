@@ -1,4 +1,4 @@
-"""What a model takes and gives as tensors: tensors of a request to samples, answers to tensors.
+"""Turns tensors of a request into samples of a model, and answers into tensors.
 
 One request of HTTP is one or more samples, each a request of its own to the scheduler. For a model whose example is an
 array of shape S, a tensor of shape S is one sample, and its answer has no batch dimension; one of shape (n, *S) is n

@@ -1,4 +1,4 @@
-"""Tensors as the Open Inference Protocol v2 has them: a datatype, a shape, and elements as JSON or as raw bytes.
+"""Reads and writes tensors of the Open Inference Protocol v2: a datatype, a shape, and elements as JSON or raw bytes.
 
 Sizes are checked before anything is made of them: what a shape claims costs nothing until bytes or numbers have come
 that fill it.

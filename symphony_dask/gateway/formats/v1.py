@@ -1,4 +1,5 @@
-"""``predict`` as TensorFlow Serving has it: JSON in rows (``instances``) or columns (``inputs``), and so the answer.
+"""Reads and writes TensorFlow Serving's ``predict``: JSON in rows (``instances``) or columns (``inputs``), and so the
+answer.
 
 Each row is one sample. Bytes are {"b64": "..."}. Numbers take the datatype of the model's example; without one, whole
 numbers are INT64 and others FP32.

@@ -1,4 +1,4 @@
-"""An inference request and its response as the Open Inference Protocol v2 puts them into HTTP.
+"""Reads an inference request of the Open Inference Protocol v2, and writes its response.
 
 The body is JSON, or with ``Inference-Header-Content-Length: L`` L bytes of JSON and after it the elements of those
 tensors that have a ``binary_data_size``, in their order. L = 0: the body is the data of the one input, one sample.

@@ -1,4 +1,4 @@
-"""What stands for a GPU in the servers beside: ``run(n)`` blocks for l(n), as our own emulated workers do.
+"""Stands for a GPU in the servers beside: ``run(n)`` blocks for l(n), as our own emulated workers do.
 
 These files run in the peers' own environments, without this project: settings come from the environment.
 """

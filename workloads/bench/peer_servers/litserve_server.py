@@ -1,4 +1,4 @@
-"""LitServe: max_batch_size and batch_timeout; one worker a GPU."""
+"""Runs LitServe: max_batch_size and batch_timeout; one worker a GPU."""
 
 import emulated_gpu
 import litserve

@@ -1,4 +1,4 @@
-"""Mosec with dynamic batching: max_batch_size and max_wait_time; raw bytes in and out."""
+"""Runs Mosec with dynamic batching: max_batch_size and max_wait_time; raw bytes in and out."""
 
 import sys
 

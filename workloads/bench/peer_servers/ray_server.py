@@ -1,4 +1,4 @@
-"""Ray Serve over HTTP with ``@serve.batch``: max_batch_size and batch_wait_timeout_s; one replica a GPU.
+"""Runs Ray Serve over HTTP with ``@serve.batch``: max_batch_size and batch_wait_timeout_s; one replica a GPU.
 
 The replica's event loop stays free while a batch runs in a thread, so that it can take in requests meanwhile.
 """

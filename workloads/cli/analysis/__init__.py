@@ -1,1 +1,1 @@
-"""The commands that read recorded or simulated runs, one file each."""
+"""Holds the commands that read recorded or simulated runs, one file each."""

@@ -1,1 +1,1 @@
-"""The commands of ``symphony bench``, one file each."""
+"""Holds the commands of ``symphony bench``, one file each."""

@@ -1,4 +1,4 @@
-"""``symphony bench``: the group."""
+"""Groups the benchmarks: ``symphony bench``."""
 
 from __future__ import annotations
 

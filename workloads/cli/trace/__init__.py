@@ -1,1 +1,1 @@
-"""The commands of ``symphony trace``, one file each."""
+"""Holds the commands of ``symphony trace``, one file each."""

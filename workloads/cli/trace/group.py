@@ -1,4 +1,4 @@
-"""``symphony trace``: the group."""
+"""Groups the commands on traces: ``symphony trace``."""
 
 from __future__ import annotations
 
