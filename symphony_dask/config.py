@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask.config
 import yaml
@@ -14,6 +14,9 @@ from symphony_dask.errors import BadInput
 from symphony_dask.timeouts import ConnectionTimeouts
 from symphony_dask.units import NS_PER_S, parse_duration_ns
 
+if TYPE_CHECKING:
+    from distributed.core import Server
+
 _FILE = Path(__file__).with_name("symphony.yaml")
 
 
@@ -23,7 +26,7 @@ def load() -> None:
     dask.config.update_defaults(yaml.safe_load(_FILE.read_text()))
 
 
-def listen_host(server: Any) -> str:
+def listen_host(server: Server) -> str:
     """Where a Dask scheduler or worker listens; all interfaces of its address family if it is not reached over TCP."""
     for listener in server.listeners:
         protocol, _, _ = listener.listen_address.partition("://")

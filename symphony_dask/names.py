@@ -35,5 +35,5 @@ def not_there(name: str, known: Collection[str], what: str) -> BadInput:
     return BadInput(f"{what} {shown(name)} is not there: {hint}{there}")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)

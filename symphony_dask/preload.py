@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distributed.core import Server
 
 logger = logging.getLogger(__name__)
 
 
-async def dask_setup(server: Any) -> None:
+async def dask_setup(server: Server) -> None:
     """Serve from a scheduler, which goes on whatever fails. Others need no preload: the plugin comes to workers."""
     from distributed import Scheduler
     from distributed.core import Status

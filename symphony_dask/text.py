@@ -29,7 +29,7 @@ MOST_LISTED = 20
 _CONTROLS = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if chr(c) not in "\n\t"}
 
 
-def plain(value: Any, most: int = MOST_CHARS) -> str:
+def plain(value: object, most: int = MOST_CHARS) -> str:
     """``value`` as a text of at most ``most`` characters, valid Unicode, control characters written as escapes.
 
     Lines and tabs stay. What cannot be written as a text is named by its type.
@@ -41,7 +41,7 @@ def plain(value: Any, most: int = MOST_CHARS) -> str:
         return f"<{_type_name(value)} that cannot be written>"[:most]
 
 
-def shown(value: Any, most: int = MOST_NAME) -> str:
+def shown(value: object, most: int = MOST_NAME) -> str:
     """``repr(value)`` in one line, as ``plain`` has it."""
     try:
         return plain(repr(value), most).replace("\n", "\\n")
@@ -79,7 +79,7 @@ def bounded(errors: dict[int, str]) -> dict[int, str]:
     return {int(i): made[id(text)] for i, text in errors.items()}
 
 
-def did_you_mean(name: Any, known: Iterable[str]) -> str:
+def did_you_mean(name: object, known: Iterable[str]) -> str:
     """How to end an error about a name that is not known: with the known one that is near, or with nothing."""
     near = get_close_matches(plain(name, MOST_NAME), known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
@@ -101,7 +101,7 @@ def last_line(text: str) -> str:
     return lines[-1].strip() if lines else ""
 
 
-def check_name(what: str, name: Any) -> str:
+def check_name(what: str, name: object) -> str:
     """A name as a user may give it to a model or pipeline; raises ``BadInput``."""
     if not isinstance(name, str) or not name:
         raise BadInput(f"{what} {shown(name)}: give a non-empty string")
@@ -120,7 +120,7 @@ def _cut(text: str, most: int) -> str:
     return text[: kept // 2] + mark[:most] + text[len(text) - (kept - kept // 2) :]
 
 
-def _type_name(value: Any) -> str:
+def _type_name(value: object) -> str:
     try:
         return str(type(value).__name__)[:MOST_NAME].encode("ascii", "backslashreplace").decode()
     except BaseException:  # a metaclass may do anything

@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from symphony_dask.errors import ConnectionLost, WouldDeadlock
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 _forks = 0
 
@@ -67,7 +70,7 @@ def runs_here(loop: asyncio.AbstractEventLoop) -> bool:
         return False
 
 
-def check_client(client: Any) -> None:
+def check_client(client: Client) -> None:
     """Raises ``ConnectionLost`` if a Dask client can answer nothing here any more."""
     if is_closed(client):
         raise ConnectionLost("the Dask client is closed: make a new Client and Serving")
@@ -80,11 +83,12 @@ def check_client(client: Any) -> None:
         raise ConnectionLost(_FORKED)
 
 
-def loop_of(client: Any) -> Any:
+def loop_of(client: Client) -> asyncio.AbstractEventLoop:
     """The asyncio event loop of a Dask client."""
-    return client.loop.asyncio_loop
+    loop: Any = client.loop  # tornado's, of the asyncio kind
+    return loop.asyncio_loop
 
 
-def is_closed(client: Any) -> bool:
+def is_closed(client: Client) -> bool:
     """Whether a Dask client is closed, or about to be."""
     return client.status in ("closing", "closed")

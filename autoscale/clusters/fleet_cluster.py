@@ -127,8 +127,8 @@ class FleetCluster(_DaskCluster):
         """Names of the workers of all instances that are to stay."""
         if self.last is None:
             return set()
-        staying = [i for i in self.last.instances if self.last.phases.get(i.id) in ("launching", "booting", "joined")]
-        return {name for instance in staying for name in worker_names(instance)}
+        remaining = [i for i in self.last.instances if self.last.phases.get(i.id) in ("launching", "booting", "joined")]
+        return {name for instance in remaining for name in worker_names(instance)}
 
     def scale(self, n: int) -> Any:
         """Have ``n`` GPUs: returns at once. Raises ``BadInput``."""

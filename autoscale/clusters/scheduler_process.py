@@ -15,9 +15,12 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from symphony_dask.errors import BadInput
+
+if TYPE_CHECKING:
+    from distributed import Security
 
 #: Includes compiling the engine, where numba's disk cache is empty.
 START_S = 180.0
@@ -26,7 +29,7 @@ START_S = 180.0
 class SchedulerProcess:
     """host, port: where it listens; lane_port: where the lane does. 0 takes any free port. security: Dask's."""
 
-    def __init__(self, *, host: str | None, port: int, lane_port: int, security: Any) -> None:
+    def __init__(self, *, host: str | None, port: int, lane_port: int, security: Security | None) -> None:
         self._where = ["--port", str(port), *(["--host", host] if host else [])]
         self._lane_port = lane_port
         self._security = security
@@ -74,7 +77,7 @@ class SchedulerProcess:
         return None if self._process is None else self._process.pid
 
 
-def tls_options(security: Any, directory: Path) -> Sequence[str]:
+def tls_options(security: Security | None, directory: Path) -> Sequence[str]:
     """Arguments of ``dask scheduler`` for a ``Security``; what it has as text is written into ``directory``.
 
     Raises ``BadInput`` where it has some of what a scheduler needs.

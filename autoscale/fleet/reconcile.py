@@ -256,17 +256,17 @@ def plan(
             elif now_s - memory.alone.get(i.id, now_s) > settings.join_timeout_s:
                 leaving[i.id] = f"no worker for {settings.join_timeout_s:g} s"
                 memory = memory.ban(_offer_of(i), "offer", now_s + settings.ban_s)
-    staying = [i for i in live if phase_of[i.id] in ("launching", "booting", "joined") and i.id not in leaving]
-    for i in _twins(staying, joined):
+    remaining = [i for i in live if phase_of[i.id] in ("launching", "booting", "joined") and i.id not in leaving]
+    for i in _twins(remaining, joined):
         leaving[i.id] = f"slot {i.slot} has another instance"
-    for i in _beyond(settings, live, pending, staying, leaving):
+    for i in _beyond(settings, live, pending, remaining, leaving):
         leaving[i.id] = "beyond the caps"
     actions += [Drain(i, why) for i, why in leaving.items()]
 
-    staying = [i for i in staying if i.id not in leaving]
-    gpus = sum(i.gpus for i in staying) + sum(i.launch.offer.gpus for i in pending)
+    remaining = [i for i in remaining if i.id not in leaving]
+    gpus = sum(i.gpus for i in remaining) + sum(i.launch.offer.gpus for i in pending)
     if gpus > target_gpus and shrink:
-        for i in sorted(staying, key=lambda i: _last_to_go(i, by_instance.get(i.id, [])), reverse=True):
+        for i in sorted(remaining, key=lambda i: _last_to_go(i, by_instance.get(i.id, [])), reverse=True):
             if gpus - i.gpus >= target_gpus:
                 gpus -= i.gpus
                 actions.append(Drain(i.id, SURPLUS))
@@ -320,11 +320,11 @@ def _offer_of(instance: Instance) -> Offer:
     return Offer(instance.instance_type, instance.zone, instance.market, instance.gpus, instance.usd_per_hour)
 
 
-def _twins(staying: Sequence[Instance], joined: set[str]) -> list[Instance]:
+def _twins(remaining: Sequence[Instance], joined: set[str]) -> list[Instance]:
     """All but one of the instances that share a slot; none by the rules, but clouds and people err."""
     kept: dict[int, Instance] = {}
     twins = []
-    for i in sorted(staying, key=lambda i: (i.id not in joined, i.launched_s, i.id)):
+    for i in sorted(remaining, key=lambda i: (i.id not in joined, i.launched_s, i.id)):
         if kept.setdefault(i.slot, i) is not i:
             twins.append(i)
     return twins
@@ -334,12 +334,12 @@ def _beyond(
     settings: Settings,
     live: Sequence[Instance],
     pending: Sequence[Intent],
-    staying: Sequence[Instance],
+    remaining: Sequence[Instance],
     leaving: Mapping[str, str],
 ) -> list[Instance]:
     """What has to go for the caps to hold, highest slots first; none but where somebody has lowered them."""
     going = []
-    rest = [i for i in staying if i.id not in leaving]
+    rest = [i for i in remaining if i.id not in leaving]
     out = {i.id for i in live} - {i.id for i in rest}
     n = len(live) + len(pending) - len(out)
     usd = sum(i.usd_per_hour for i in rest) + sum(i.launch.offer.usd_per_hour for i in pending)

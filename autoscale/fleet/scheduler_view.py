@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoscale.fleet.fleet import Launch, Offer
 from autoscale.fleet.reconcile import Draining, Intent, View, Worker
 from symphony_dask import errors
 from symphony_dask.errors import NotServing, SymphonyError
 from symphony_dask.names import name_list
+
+if TYPE_CHECKING:
+    from distributed import Security
 
 #: An RPC may take so long, s: a starting scheduler answers when its engine is compiled.
 _CALL_S = 120.0
@@ -22,7 +25,7 @@ class DaskCluster:
     security: Dask's ``Security`` or its arguments. timeout_s: of a connection.
     """
 
-    def __init__(self, address: str, *, security: Any = None, timeout_s: float = 30.0) -> None:
+    def __init__(self, address: str, *, security: Security | None = None, timeout_s: float = 30.0) -> None:
         self.address = address
         self._security = security
         self._timeout_s = timeout_s

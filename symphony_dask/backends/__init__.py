@@ -65,7 +65,7 @@ OPTIMIZE = ("compile", "cuda-graphs")
 
 
 def as_spec(
-    obj: Any,
+    obj: object,
     optimize: str | None = None,
     max_batch: int = DEFAULT_MAX_BATCH,
     collate: Callable[[list[Any]], Any] | None = None,
@@ -93,7 +93,7 @@ def as_spec(
     return replace(spec, optimize=optimize, max_batch=max_batch)
 
 
-def _kind(obj: Any) -> ModelSpec:
+def _kind(obj: object) -> ModelSpec:
     """The spec of ``obj``: a torch module, a batch callable, a loader, an ``Emulated``, or a pair (alpha_ms, beta_ms).
 
     A callable is a loader if it has no required positional parameter, and takes a batch if it has one.

@@ -103,7 +103,7 @@ class BatchRunner:
         samples = codec.stack(blob, sizes)
         return composite.stack(blob, sizes) if samples is None and self.takes == "inputs" else samples
 
-    def _run_stacked(self, samples: Any, n: int, watch: _Watch) -> BatchResult:
+    def _run_stacked(self, samples: object, n: int, watch: _Watch) -> BatchResult:
         watch.begin()
         try:
             outputs = self.call(samples)

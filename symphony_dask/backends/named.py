@@ -37,7 +37,7 @@ class ImportedFunction:
 
     path: str
 
-    def __call__(self, argument: Any) -> Any:
+    def __call__(self, argument: object) -> Any:
         return attribute_here(self.path, "function")(argument)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from symphony_dask.errors import BadInput
 from symphony_dask.wire import codec, composite
 
@@ -11,7 +9,7 @@ from symphony_dask.wire import codec, composite
 ANY_SHAPE = b""
 
 
-def sample_signature(example: Any) -> bytes | None:
+def sample_signature(example: object) -> bytes | None:
     """The signature that requests must have: of an array or tensor, or of several in a dict, tuple or list.
 
     None for any other ``example``. Raises ``BadInput``.

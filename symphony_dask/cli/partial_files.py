@@ -2,7 +2,7 @@
 
 Rule 1: Ctrl-C and SIGTERM raise in the main thread (``interruptible``), so that what is under way is put in order.
 Rule 2: a file is written beside its place, and renamed when it is whole (``whole_file``).
-Rule 3: who writes something that is not one file says what is left of it (``told_if_interrupted``), and has marked it
+Rule 3: who writes something that is not one file says what is left of it (``report_if_interrupted``), and has marked it
         as partial before: a folder's run.json says so from its beginning (``trace.reader.partial``).
 """
 
@@ -61,7 +61,7 @@ def farewell(interrupted: KeyboardInterrupt) -> tuple[str, int]:
 
 
 @contextmanager
-def told_if_interrupted(left: Callable[[], str]) -> Iterator[None]:
+def report_if_interrupted(left: Callable[[], str]) -> Iterator[None]:
     """Have an interruption within carry ``left()``: what is left then, as "FOLDER holds 7 requests and is partial"."""
     try:
         yield

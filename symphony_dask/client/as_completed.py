@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,7 @@ class Completions:
         loop = asyncio.get_running_loop()
         done: asyncio.Queue[InferenceFuture] = asyncio.Queue()
         for future in self._futures:
-            future.add_done_callback(partial(_tell, loop, done))
+            future.add_done_callback(partial(_put, loop, done))
         for n in range(len(self._futures)):
             try:
                 future = await asyncio.wait_for(done.get(), self._left_s())
@@ -55,7 +56,7 @@ def as_completed(futures: Iterable[InferenceFuture], *, timeout: str | None = No
     return Completions(list(dict.fromkeys(given)), timeout_s)
 
 
-def _tell(loop: asyncio.AbstractEventLoop, done: asyncio.Queue[Any], future: Any) -> None:
+def _put(loop: asyncio.AbstractEventLoop, done: asyncio.Queue[Any], future: Future[Any]) -> None:
     try:
         loop.call_soon_threadsafe(done.put_nowait, future)
     except RuntimeError:  # the loop was closed, so nobody iterates any more

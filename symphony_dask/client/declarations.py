@@ -34,20 +34,20 @@ from symphony_dask.units import NS_PER_S, Seconds, format_duration, parse_durati
 Declared = dict[str, Any]
 
 
-def _import_path(value: Any) -> str:
+def _import_path(value: object) -> str:
     module, colon, name = str(value).partition(":")
     if not module or not colon or not name:
         raise BadInput(f'{value!r} is no import path: write "module:attribute"')
     return str(value)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise BadInput(f"{value!r} is no text")
     return value
 
 
-def _profile(value: Any) -> str:
+def _profile(value: object) -> str:
     try:
         LatencyProfile.parse(_text(value))
     except ValueError as error:
@@ -55,19 +55,19 @@ def _profile(value: Any) -> str:
     return str(value)
 
 
-def _count(value: Any) -> int:
+def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise BadInput(f"{value!r}: give a whole number, at least 1")
     return value
 
 
-def _flag(value: Any) -> bool:
+def _flag(value: object) -> bool:
     if not isinstance(value, bool):
         raise BadInput(f"{value!r}: write true or false")
     return value
 
 
-def _example(value: Any) -> Any:
+def _example(value: object) -> Any:
     sample(value)
     return value
 
@@ -99,7 +99,7 @@ _KINDS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def sample(written: Any) -> Any:
+def sample(written: object) -> Any:
     """Zeros of the dtype and shape written "float32:3,224,224"; of several inputs, a dict or list of these texts.
 
     Raises ``BadInput``.
@@ -120,7 +120,7 @@ def sample_of_options(texts: Sequence[str]) -> Any:
     return sample(dict(pairs) if pairs else texts[0] if len(texts) == 1 else list(texts))
 
 
-def _zeros(text: Any) -> Any:
+def _zeros(text: object) -> Any:
     import numpy as np
 
     dtype, _, shape = text.partition(":") if isinstance(text, str) else ("", "", "")
@@ -159,7 +159,7 @@ def read(text: str) -> dict[str, Declared]:
     return {_text(name): _model(name, declared) for name, declared in models.items()}
 
 
-def _model(name: str, declared: Any) -> Declared:
+def _model(name: str, declared: object) -> Declared:
     if not isinstance(declared, dict):
         raise BadInput(f"model {name!r} is {declared!r}: write its keys below it, such as slo: 25ms")
     _check_keys(declared, [*_READ], f"model {name!r}")

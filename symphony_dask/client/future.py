@@ -61,7 +61,7 @@ class Waiting(Protocol):
 
     def _answer(self, outcome: str, payload: memoryview) -> None: ...
 
-    def _finish(self, outcome: str, result: Any, exception: BaseException | None) -> None: ...
+    def _finish(self, outcome: str, result: object, exception: BaseException | None) -> None: ...
 
 
 class InferenceFuture(concurrent.futures.Future[Any]):
@@ -144,7 +144,7 @@ class InferenceFuture(concurrent.futures.Future[Any]):
         else:
             self._finish(outcome, result, None)
 
-    def _finish(self, outcome: str, result: Any, exception: BaseException | None) -> None:
+    def _finish(self, outcome: str, result: object, exception: BaseException | None) -> None:
         """Answer the future, unless it was cancelled. Called by the lane, once."""
         with _making:
             # Without a condition nobody waits, calls back or cancels, and nobody starts to before this lock is free.
@@ -212,7 +212,7 @@ class InferenceFuture(concurrent.futures.Future[Any]):
         return f"<div><strong>{escape(repr(self))}</strong><pre>{escape(shown)}</pre></div>"
 
 
-def _repr(result: Any) -> str:
+def _repr(result: object) -> str:
     try:
         return repr(result)
     except BaseException as error:  # of a user's code: it may be what a function of a pipeline returned

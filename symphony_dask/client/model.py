@@ -62,7 +62,7 @@ class Model:
         return self._id
 
     def submit(
-        self, x: Any, *, slo: str | Seconds | None = None, priority: int = 0, retries: int = 0
+        self, x: object, *, slo: str | Seconds | None = None, priority: int = 0, retries: int = 0
     ) -> InferenceFuture:
         """Submit one sample; returns its future at once. From any thread.
 
@@ -111,7 +111,7 @@ class Model:
         submit = partial(self.submit, slo=slo, priority=priority, retries=retries)
         return [submit(x) for x in xs]
 
-    def __call__(self, x: Any, *, slo: str | Seconds | None = None) -> Any:
+    def __call__(self, x: object, *, slo: str | Seconds | None = None) -> Any:
         """Submit one sample and wait for the answer.
 
         Raises ``WouldDeadlock`` in the thread of the event loop that answers, as in a coroutine of an asynchronous

@@ -56,7 +56,7 @@ def latency_text(profiles: Mapping[str, Any]) -> str:
     )
 
 
-def _cell(value: Any, tag: str = "td") -> str:
+def _cell(value: object, tag: str = "td") -> str:
     return f'<{tag} style="text-align: left">{escape(str(value))}</{tag}>'
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from distributed.protocol.pickle import dumps
 
 from symphony_dask.errors import BadInput
 from symphony_dask.text import brief
 
 
-def pickled(obj: Any, what: str, remedy: str) -> bytes:
+def pickled(obj: object, what: str, remedy: str) -> bytes:
     """``obj`` for Dask's channel. Raises ``BadInput``: ``what`` cannot be sent, why, and the remedy."""
     try:
         return bytes(dumps(obj))

@@ -110,7 +110,7 @@ class Pipeline:
         return self.split
 
     def submit(
-        self, x: Any, *, slo: str | Seconds | None = None, priority: int = 0, retries: int = 0
+        self, x: object, *, slo: str | Seconds | None = None, priority: int = 0, retries: int = 0
     ) -> InferenceFuture:
         """Submit one sample; returns its future at once. Options, errors and threads are those of ``Model.submit``.
 
@@ -141,7 +141,7 @@ class Pipeline:
         submit = partial(self.submit, slo=slo, priority=priority, retries=retries)
         return [submit(x) for x in xs]
 
-    def __call__(self, x: Any, *, slo: str | Seconds | None = None) -> Any:
+    def __call__(self, x: object, *, slo: str | Seconds | None = None) -> Any:
         """Submit one sample and wait for the answer; raises as ``Model`` does when called."""
         self._answered_in.check_wait()
         return self.submit(x, slo=slo).result()
@@ -181,7 +181,7 @@ class Pipeline:
         # As windows do, by the fastest class.
         return Work(np.min([latency[:most] for latency in latencies], axis=0), self.rate_hz, self._overhead_ns)
 
-    async def _answer(self, future: InferenceFuture, x: Any, request: _Request) -> None:
+    async def _answer(self, future: InferenceFuture, x: object, request: _Request) -> None:
         try:
             result = await self._run(self.stages, self.split, x, request.ends_ns, request)
         except asyncio.CancelledError:
@@ -194,7 +194,7 @@ class Pipeline:
         else:
             future._finish("ok" if now_ns() <= request.ends_ns else "late", result, None)
 
-    async def _run(self, stage: Stage, part: Split, x: Any, ends_ns: int, request: _Request) -> Any:
+    async def _run(self, stage: Stage, part: Split, x: object, ends_ns: int, request: _Request) -> Any:
         """ends_ns: when the models in this stage must have answered."""
         if isinstance(stage, Ask):
             return await self._ask(stage.model, x, ends_ns, request.options)
@@ -247,7 +247,7 @@ class Pipeline:
             return sum(map(self._client_ns, stage.parts))
         return max(map(self._client_ns, stage.members)) + self._times[id(stage)].bound_ns()
 
-    async def _ask(self, name: str, x: Any, ends_ns: int, options: dict[str, Any]) -> Any:
+    async def _ask(self, name: str, x: object, ends_ns: int, options: dict[str, Any]) -> Any:
         left_ns = ends_ns - now_ns()
         if left_ns <= 0:
             raise DeadlineExceeded(f"the deadline passed {format_duration(-left_ns)} before the stage {name!r} began")
@@ -257,7 +257,7 @@ class Pipeline:
             self._models[name] = await self._find(name)
             return await self._submit(name, x, max(ends_ns - now_ns(), 1), options)
 
-    def _submit(self, name: str, x: Any, slo_ns: int, options: dict[str, Any]) -> InferenceFuture:
+    def _submit(self, name: str, x: object, slo_ns: int, options: dict[str, Any]) -> InferenceFuture:
         try:
             return self._models[name].submit(x, slo=Seconds(slo_ns / NS_PER_S), **options)
         except SymphonyError:
@@ -265,7 +265,7 @@ class Pipeline:
         except BaseException as error:  # of the code of an object that a function returned
             raise BadInput(f"what the stage {name!r} is to get cannot be sent: {brief(error)}") from None
 
-    async def _call(self, stage: Stage, function: Callable[[Any], Any], x: Any, request: _Request) -> Any:
+    async def _call(self, stage: Stage, function: Callable[[Any], Any], x: object, request: _Request) -> Any:
         begin_ns, what = now_ns(), f"{name_of(function)}()"
         left_ns = request.ends_ns - begin_ns
         if left_ns <= 0:

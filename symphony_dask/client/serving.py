@@ -27,7 +27,7 @@ from symphony_dask.client.notebook import serving_html
 from symphony_dask.client.pickling import pickled
 from symphony_dask.client.pipeline import Pipeline
 from symphony_dask.client.session import Session
-from symphony_dask.client.stages import Series, as_stage, from_plain, models_of, to_plain
+from symphony_dask.client.stages import Series, Stage, as_stage, from_plain, models_of, to_plain
 from symphony_dask.client.user_functions import UserFunction
 from symphony_dask.clock import now_ns
 from symphony_dask.engine.engine import DEFAULT_QUEUE_LIMIT
@@ -100,7 +100,7 @@ class Serving:
     def deploy(
         self,
         name: str,
-        model: Any,
+        model: object,
         *,
         slo: str | Seconds,
         profile: LatencyProfile | str | tuple[float, float] | None = None,
@@ -195,7 +195,7 @@ class Serving:
         }
         return self._sync(self._change, name, "deploy", request)
 
-    def pipeline(self, name: str, stages: Any, *, slo: str | Seconds, rate_hz: float | None = None) -> Any:
+    def pipeline(self, name: str, stages: object, *, slo: str | Seconds, rate_hz: float | None = None) -> Any:
         """Serve models one after the other, and side by side, under one name with one SLO; returns a ``Pipeline``.
 
         stages: a list of names of models (or models), functions of one argument, which run on the client, and
@@ -507,14 +507,14 @@ class Serving:
         return self._keep(name, found)
 
     async def _declare_pipeline(
-        self, name: str, stages: Any, plain: dict[str, Any], slo_ns: int, rate_hz: float | None
+        self, name: str, stages: Stage, plain: dict[str, Any], slo_ns: int, rate_hz: float | None
     ) -> Pipeline:
         made = await self._pipeline(name, stages, slo_ns, rate_hz)
         await self._call("pipeline_declare", name=name, stages=plain, slo_ns=slo_ns, rate_hz=rate_hz)
         self._pipelines[name] = made
         return made
 
-    async def _pipeline(self, name: str, stages: Any, slo_ns: int, rate_hz: float | None) -> Pipeline:
+    async def _pipeline(self, name: str, stages: Stage, slo_ns: int, rate_hz: float | None) -> Pipeline:
         models = {model: await self._find_model(model) for model in models_of(stages)}
         status = await self._call("status")
         network_ns = max((w["control_mean_ns"] + w["reply_mean_ns"] for w in _measured(status)), default=0)
@@ -564,7 +564,7 @@ class ModelRef(GraphFunction):
     Needs no ``Serving``, so that any client of the cluster can use it.
     """
 
-    def submit(self, x: Any, *, slo: str | None = None, priority: int = 0, retries: int = 0) -> InferenceFuture:
+    def submit(self, x: object, *, slo: str | None = None, priority: int = 0, retries: int = 0) -> InferenceFuture:
         """As ``Model.submit``, from within a task that is not the model's own, in which a ``Model`` is a ``ModelRef``.
 
         The request leaves from this process, over a connection to the scheduler that it opens once. Raises as
@@ -599,7 +599,7 @@ def _serving() -> Serving:
 infer = ModelRef("")
 
 
-async def _read_stages(name: str, plain: dict[str, Any]) -> Any:
+async def _read_stages(name: str, plain: dict[str, Any]) -> Stage:
     """The stages of a pipeline: not in the event loop, as functions may import anything. Raises ``SymphonyError``."""
     read = UserFunction(from_plain, f"loading pipeline {name!r}")
     try:

@@ -68,7 +68,7 @@ class Parallel:
 Stage: TypeAlias = "Ask | Call | Series | Parallel"
 
 
-def as_stage(given: Any) -> Stage:
+def as_stage(given: object) -> Stage:
     """What a user wrote (the module's grammar); raises ``BadInput``."""
     if isinstance(given, str) and given:
         return Ask(given)
@@ -135,7 +135,7 @@ def to_plain(stage: Stage) -> dict[str, Any]:
     return {"parallel": [to_plain(member) for member in stage.members], "combine": combine}
 
 
-def _pickled(function: Any) -> bytes:
+def _pickled(function: object) -> bytes:
     remedy = "have it create what cannot be pickled, such as locks, connections and open files, when it is called"
     return pickled(function, f"the function {name_of(function)}()", remedy)
 
@@ -206,7 +206,7 @@ def vote(answers: list[Any]) -> Any:
     return Counter(map(_label, answers)).most_common(1)[0][0]
 
 
-def _label(answer: Any) -> Any:
+def _label(answer: object) -> Any:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(answer, torch.Tensor):
         answer = answer.numpy()

@@ -44,7 +44,7 @@ class Interrupted(BaseException):
 class _Call:
     """ended: whether the function returned, and what that was, or which error stands for what it raised."""
 
-    x: Any
+    x: object
     ends_ns: int
     ended: asyncio.Future[tuple[bool, Any]]
     thread: _Thread | None = None
@@ -71,7 +71,7 @@ class UserFunction:
         self._free: list[_Thread] = []
         self._waiting: deque[_Call] = deque()
 
-    async def __call__(self, x: Any, ends_ns: int, within_ns: int) -> Any:
+    async def __call__(self, x: object, ends_ns: int, within_ns: int) -> Any:
         """What the function returns for ``x``. ends_ns: the deadline on ``clock.now_ns``, which is ``within_ns``
         away.
 
@@ -129,7 +129,7 @@ class UserFunction:
         elif call in self._waiting:
             self._waiting.remove(call)
 
-    def _end(self, thread: _Thread, call: _Call, returned: bool, value: Any) -> None:
+    def _end(self, thread: _Thread, call: _Call, returned: bool, value: object) -> None:
         if not call.ended.done():
             call.ended.set_result((returned, value))
         if thread.interrupted:
@@ -156,9 +156,9 @@ class UserFunction:
             try:
                 self._serve(thread)
             finally:
-                self._tell(self._gone, thread)
+                self._call_in_loop(self._gone, thread)
         except BaseException:
-            self._tell(self._gone, thread)
+            self._call_in_loop(self._gone, thread)
 
     def _serve(self, thread: _Thread) -> None:
         thread.number = threading.get_ident()
@@ -168,7 +168,7 @@ class UserFunction:
             returned, value = (False, None) if call.ended.done() else self._outcome(call)
             with thread.lock:
                 thread.running = None
-            if not self._tell(self._end, thread, call, returned, value) or thread.interrupted:
+            if not self._call_in_loop(self._end, thread, call, returned, value) or thread.interrupted:
                 return
             del call, value  # a thread that waits keeps nothing alive
 
@@ -179,7 +179,7 @@ class UserFunction:
         except BaseException as error:
             return False, named(error, self._what)
 
-    def _tell(self, function: Callable[..., None], *args: Any) -> bool:
+    def _call_in_loop(self, function: Callable[..., None], *args: Any) -> bool:
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:  # the event loop is closed: there is nobody to tell

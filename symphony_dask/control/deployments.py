@@ -302,7 +302,7 @@ def _canary(versions: Versions) -> Deployment:
     return versions.canary
 
 
-def check_version(version: Any) -> str:
+def check_version(version: object) -> str:
     """A version as a user may write it, "2" or "2026-11-25"; raises ``BadInput``."""
     text = str(version)
     if isinstance(version, bool) or not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
@@ -310,7 +310,7 @@ def check_version(version: Any) -> str:
     return text
 
 
-def check_share(share: Any) -> float:
+def check_share(share: object) -> float:
     """A canary's share of requests; raises ``BadInput``."""
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
         raise BadInput(f"canary={share!r}: give a share of the requests between 0 and 1, such as 0.1")

@@ -13,10 +13,14 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.names import not_there
+
+if TYPE_CHECKING:
+    from distributed import Scheduler
+    from distributed.scheduler import WorkerState
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ class Drain:
 class Drains:
     """All drains of a scheduler."""
 
-    def __init__(self, scheduler: Any, dispatcher: Dispatcher) -> None:
+    def __init__(self, scheduler: Scheduler, dispatcher: Dispatcher) -> None:
         self._scheduler = scheduler
         self._dispatcher = dispatcher
         self._drains: dict[str, Drain] = {}
@@ -139,7 +143,7 @@ class Drains:
                 logger.exception("workers %s could not be retired; what they hold is computed again", present)
 
 
-def _names(worker: Any) -> tuple[str, str, str]:
+def _names(worker: WorkerState) -> tuple[str, str, str]:
     """What a drain may call a Dask worker: by address, name, or name without its number."""
     name = str(worker.name)
     stem, dash, number = name.rpartition("-")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from symphony_dask.control.drains import Drains
 from symphony_dask.control.launch_ledger import Ledger
@@ -16,6 +16,9 @@ from symphony_dask.errors import BadInput
 from symphony_dask.names import name_list
 from symphony_dask.text import MOST_NAME, plain, shown
 from symphony_dask.wire.rpc_replies import Reply, failure
+
+if TYPE_CHECKING:
+    from distributed import Scheduler
 
 
 class Fleets:
@@ -26,7 +29,7 @@ class Fleets:
 
     def __init__(
         self,
-        scheduler: Any,
+        scheduler: Scheduler,
         dispatcher: Dispatcher,
         *,
         admit: Callable[[str], None],

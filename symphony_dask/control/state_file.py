@@ -98,20 +98,20 @@ def _deployment(deployment: Deployment | None) -> dict[str, Any] | None:
     return {name: getattr(deployment, name) for name in _PLAIN} | {"given": given, "profiles": profiles}
 
 
-def _versions(saved: dict[str, Any]) -> Versions:
+def _versions(stored: dict[str, Any]) -> Versions:
     return Versions(
-        saved["name"],
-        saved["number"],
-        _restored(saved["current"], "serving"),
-        _restored(saved["canary"], "canary"),
-        saved["share"],
-        earlier=[d for d in (_restored(e, "retired") for e in saved["earlier"]) if d is not None],
+        stored["name"],
+        stored["number"],
+        _restored(stored["current"], "serving"),
+        _restored(stored["canary"], "canary"),
+        stored["share"],
+        earlier=[d for d in (_restored(e, "retired") for e in stored["earlier"]) if d is not None],
     )
 
 
-def _restored(saved: dict[str, Any] | None, state: Any) -> Deployment | None:
-    if saved is None:
+def _restored(stored: dict[str, Any] | None, state: Any) -> Deployment | None:
+    if stored is None:
         return None
-    given = LatencyProfile.from_dict(saved["given"]) if saved["given"] is not None else None
-    profiles = {c: LatencyProfile.from_dict(p) for c, p in saved["profiles"].items()}
-    return Deployment(**{name: saved[name] for name in _PLAIN}, given=given, profiles=profiles, state=state)
+    given = LatencyProfile.from_dict(stored["given"]) if stored["given"] is not None else None
+    profiles = {c: LatencyProfile.from_dict(p) for c, p in stored["profiles"].items()}
+    return Deployment(**{name: stored[name] for name in _PLAIN}, given=given, profiles=profiles, state=state)

@@ -90,7 +90,7 @@ def check(s: State, p: Profiles) -> None:
         _check_heap(name, heap, np.asarray(items["key"]), np.asarray(inside))
 
 
-def _require(holds: Any, text: str) -> None:
+def _require(holds: object, text: str) -> None:
     if not holds:
         raise ValueError(text)
 

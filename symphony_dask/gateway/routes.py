@@ -159,7 +159,7 @@ class _OfModel(Route):
         await self.app(scope, receive, send)  # whichever method it is
 
 
-def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def _json(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """JSON in ASCII: whatever is in a text, it can be sent."""
     return Response(json.dumps(value), status, headers, media_type="application/json")
 

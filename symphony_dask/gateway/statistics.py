@@ -25,14 +25,14 @@ def statistic(model: Served, status: dict[str, Any] | None, metrics: Metrics) ->
     """
     if status is None:
         own = metrics.of_model(model.name)
-        return _told(model, own["success"], own["fail"], {"answered": 0, "by_size": [], "idle_ns": None}, 0)
+        return _statistic(model, own["success"], own["fail"], {"answered": 0, "by_size": [], "idle_ns": None}, 0)
     spent = status["spent"]
     failed = sum(status["outcomes"][outcome] for outcome in _FAILED)
     success = _duration(spent["answered"], spent["answer_ns"])
-    return _told(model, success, _duration(failed, 0), spent, sum(batches for _, batches, *_ in spent["by_size"]))
+    return _statistic(model, success, _duration(failed, 0), spent, sum(batches for _, batches, *_ in spent["by_size"]))
 
 
-def _told(
+def _statistic(
     model: Served, success: dict[str, int], fail: dict[str, int], spent: dict[str, Any], executions: int
 ) -> dict[str, Any]:
     def part(name: str) -> dict[str, int]:

@@ -83,7 +83,7 @@ class Reply(asyncio.Future[memoryview]):
             self.answered_ns = now_ns()
             self.set_result(payload)
 
-    def _finish(self, outcome: str, result: Any, exception: BaseException | None) -> None:
+    def _finish(self, outcome: str, result: object, exception: BaseException | None) -> None:
         if not self.done():
             ended = exception if exception is not None else ConnectionLost("the request ended without an answer")
             self.set_exception(ended)

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,12 @@ from symphony_dask.observe.overview_text import (
 )
 from symphony_dask.units import NS_PER_MS, NS_PER_S
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from bokeh.document import Document
+    from bokeh.plotting import figure
+    from distributed import Scheduler
+
 logger = logging.getLogger(__name__)
 
 PATH = "/symphony"
@@ -45,7 +51,7 @@ SPANS_S = (RECENT_S, 5.0, 2.0, 1.0, 0.5, 0.2, 0.1)
 _STYLE = "font: 13px/1.35 Helvetica, Arial, sans-serif; color: #222"
 
 
-def install(scheduler: Any, dispatcher: Dispatcher, fleets: Callable[[], dict[str, Any]]) -> bool:
+def install(scheduler: Scheduler, dispatcher: Dispatcher, fleets: Callable[[], dict[str, Any]]) -> bool:
     """Add the page to a Dask scheduler, before or after its start; False where it has no dashboard.
 
     fleets: ``Fleets.status``.
@@ -64,7 +70,7 @@ def install(scheduler: Any, dispatcher: Dispatcher, fleets: Callable[[], dict[st
     if "symphony" not in variables["pages"]:
         variables["pages"].append("symphony")  # every page's menu is made from this list
 
-    def document(scheduler: Any, extra: dict[str, Any], doc: Any) -> None:
+    def document(scheduler: Scheduler, extra: dict[str, Any], doc: Document) -> None:
         Page(dispatcher, fleets).show(doc, extra)
 
     page = BokehApplication({PATH: document}, scheduler, prefix=dask.prefix, template_variables=variables)
@@ -105,7 +111,7 @@ class Page:
         self._most_goodput, self._most_batches, self._most_size = Range1d(0, 10), Range1d(0, 10), Range1d(0.5, 8.5)
         self._rank_ticks = FixedTicker(ticks=[0])
 
-    def show(self, doc: Any, extra: dict[str, Any]) -> None:
+    def show(self, doc: Document, extra: dict[str, Any]) -> None:
         """Fill a bokeh document, and keep it up to date."""
         from bokeh.layouts import column, row
         from distributed.dashboard.components.scheduler import BOKEH_THEME, env
@@ -163,7 +169,7 @@ class Page:
 
     # Figures
 
-    def _figure(self, title: str, name: str, height: int, **options: Any) -> Any:
+    def _figure(self, title: str, name: str, height: int, **options: object) -> figure:
         from bokeh.plotting import figure
 
         plot = figure(
@@ -184,12 +190,12 @@ class Page:
         plot.axis.major_label_text_font_size = "11px"
         return plot
 
-    def _time_line(self, title: str, name: str, column: str, **options: Any) -> Any:
+    def _time_line(self, title: str, name: str, column: str, **options: object) -> figure:
         plot = self._figure(title, name, 185, x_range=(-HISTORY_S, 0), **options)
         plot.multi_line("seconds", column, line_color="colour", line_width=2, source=self._lines)
         return plot
 
-    def _goodput(self) -> Any:
+    def _goodput(self) -> figure:
         from bokeh.models import NumeralTickFormatter
 
         title = f"Goodput, requests/s, last {HISTORY_S} s"
@@ -197,11 +203,11 @@ class Page:
         plot.yaxis.formatter = NumeralTickFormatter(format="0,0")
         return plot
 
-    def _attainment(self) -> Any:
+    def _attainment(self) -> figure:
         title = f"SLO attainment, %, last {HISTORY_S} s"
         return self._time_line(title, "symphony-attainment", "attainment", y_range=(-3, 103))
 
-    def _batch_sizes(self) -> Any:
+    def _batch_sizes(self) -> figure:
         title = f"Batches by size (requests), last {RECENT_S} s"
         plot = self._figure(title, "symphony-sizes", 185, y_range=self._most_batches, x_range=self._most_size)
         plot.vbar(
@@ -209,7 +215,7 @@ class Page:
         )
         return plot
 
-    def _gantt(self) -> Any:
+    def _gantt(self) -> figure:
         from bokeh.models import HoverTool
 
         plot = self._figure("GPU timeline by rank", "symphony-timeline", 215, x_range=self._span, y_range=self._ranks)
@@ -223,7 +229,7 @@ class Page:
         self._timeline_title = plot.title
         return plot
 
-    def _left(self) -> Any:
+    def _left(self) -> figure:
         from bokeh.models import HoverTool, Label, Span
 
         plot = self._figure(
@@ -240,7 +246,7 @@ class Page:
 
     # Data
 
-    def _show_sizes(self, batches: Any, names: dict[int, str]) -> None:
+    def _show_sizes(self, batches: npt.NDArray[Any], names: dict[int, str]) -> None:
         columns: dict[str, list[Any]] = {name: [] for name in self._sizes.data}
         height: dict[int, int] = {}
         for model in np.unique(batches["model"]).tolist():
@@ -255,7 +261,7 @@ class Page:
         self._most_batches.end = 1.1 * max(height.values(), default=0) or 10
         self._most_size.end = max([8, *height]) + 0.5
 
-    def _show_timeline(self, batches: Any, names: dict[int, str], ranks: dict[int, int], now: int) -> None:
+    def _show_timeline(self, batches: npt.NDArray[Any], names: dict[int, str], ranks: dict[int, int], now: int) -> None:
         batches = batches[np.isin(batches["gpu"], list(ranks))]
         rank = np.array([ranks[gpu] for gpu in batches["gpu"].tolist()], float)
         models = [names[i] for i in batches["model"].tolist()]
@@ -273,7 +279,7 @@ class Page:
         most = max(ranks.values(), default=0)
         self._rank_ticks.ticks = list(range(0, most + 1, max(1, math.ceil((most + 1) / 12))))
 
-    def _show_windows(self, batches: Any, names: dict[int, str], now: int) -> None:
+    def _show_windows(self, batches: npt.NDArray[Any], names: dict[int, str], now: int) -> None:
         width = np.maximum(batches["close"] - batches["open"], 1)
         models = [names[i] for i in batches["model"].tolist()]
         self._windows.data = {

@@ -27,8 +27,8 @@ _OF_MODELS = (
 )
 
 
-#: Which of the bins' bounds are told, ns: 1, 2.5 and 5 of each decade.
-_TOLD_NS = [n for n in LATENCY_BOUNDS_NS.tolist() if str(n).rstrip("0") in ("1", "25", "5")]
+#: Which of the bins' bounds are shown, ns: 1, 2.5 and 5 of each decade.
+_SHOWN_NS = [n for n in LATENCY_BOUNDS_NS.tolist() if str(n).rstrip("0") in ("1", "25", "5")]
 
 
 class _Collector:
@@ -96,10 +96,10 @@ def _of_requests(found: list[ModelCounts]) -> Iterator[Any]:
     for model in found:
         for outcome, n in model.outcomes.items():
             requests.add_metric([model.name, outcome], n)
-        bounds = [ns / NS_PER_S for ns in _TOLD_NS]
-        told = np.searchsorted(LATENCY_BOUNDS_NS, _TOLD_NS)
+        bounds = [ns / NS_PER_S for ns in _SHOWN_NS]
+        shown = np.searchsorted(LATENCY_BOUNDS_NS, _SHOWN_NS)
         cumulated = np.cumsum(model.latencies[:LATENCY_BINS])
-        counts = [*cumulated[told].tolist(), int(cumulated[-1])]
+        counts = [*cumulated[shown].tolist(), int(cumulated[-1])]
         latency.add_metric([model.name], _buckets(bounds, counts), int(model.latencies[LATENCY_BINS]) / NS_PER_S)
     yield requests
     yield latency

@@ -46,7 +46,7 @@ class GraphFunction:
     def __dask_tokenize__(self) -> tuple[str, str, str]:
         return token(self.name, self.deployment)
 
-    def __call__(self, x: Any, *, slo: str | None = None) -> Any:
+    def __call__(self, x: object, *, slo: str | None = None) -> Any:
         """Raises ``NotServing``: only the scheduler's plugin can have a model called, for a task of its own."""
         raise NotServing(
             f"model {self.name!r} was called inside another task, or without Symphony on the scheduler: make it a task "
@@ -107,7 +107,7 @@ def wish_of(spec: Any, annotations: dict[str, Any] | None) -> Wish | SymphonyErr
         return BadInput(f"annotation symphony={given} cannot be read: {brief(error)}")
 
 
-async def run_held(task: str, model: GraphFunction, x: Any, *, slo: Any = None) -> Any:
+async def run_held(task: str, model: GraphFunction, x: object, *, slo: Any = None) -> Any:
     """On the worker: bring the sample to its batch and wait for the answer.
 
     A coroutine, because a task that waits must not hold a thread of the worker.
@@ -127,7 +127,7 @@ async def run_held(task: str, model: GraphFunction, x: Any, *, slo: Any = None) 
     return codec.decode(answer)
 
 
-def _encoded(model: str, x: Any) -> bytes | memoryview:
+def _encoded(model: str, x: object) -> bytes | memoryview:
     try:
         return codec.encode_payload(x)
     except SymphonyError:
@@ -141,7 +141,7 @@ def held_function(task: str, model: GraphFunction) -> Any:
     return partial(run_held, task, model)
 
 
-def held_name(spec: Any) -> str | None:
+def held_name(spec: object) -> str | None:
     """The name of a held task by its ``run_spec``; None for all others."""
     func = getattr(spec, "func", None)
     return func.args[0] if isinstance(func, partial) and func.func is run_held else None

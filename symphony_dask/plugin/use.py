@@ -19,7 +19,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.core import Status
 from distributed.metrics import monotonic, time
@@ -29,6 +29,9 @@ from symphony_dask.control.drains import Drains
 from symphony_dask.control.loader import until
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.units import NS_PER_S
+
+if TYPE_CHECKING:
+    pass
 
 logger = logging.getLogger(__name__)
 

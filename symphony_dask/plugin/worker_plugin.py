@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.diagnostics.plugin import WorkerPlugin
 
@@ -20,6 +20,10 @@ from symphony_dask.slot.metrics import expose
 from symphony_dask.slot.runtime import SlotWorker
 from symphony_dask.text import brief, plain
 from symphony_dask.wire.rpc_replies import failure
+
+if TYPE_CHECKING:
+    from dask.typing import Key
+    from distributed import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +48,7 @@ def _plain_errors(rpc: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
     return call
 
 
-def gpu_class_of(worker: Any) -> str:
+def gpu_class_of(worker: Worker) -> str:
     """What kind of GPU a Dask worker has: its ``symphony.gpu-class`` setting, its CUDA device's name, or "cpu"."""
     import dask.config
 
@@ -69,7 +73,7 @@ class SymphonyWorkerPlugin(WorkerPlugin):
     _attempts: Attempts | None = None
     _told = False
 
-    async def setup(self, worker: Any) -> None:
+    async def setup(self, worker: Worker) -> None:
         """Serve, or say why not and try again; the worker is Dask's, and goes on in any case."""
         units = int(worker.state.total_resources.get("GPU", 0))
         if units >= 1:
@@ -77,7 +81,7 @@ class SymphonyWorkerPlugin(WorkerPlugin):
             self._attempts = Attempts(partial(self._try, worker, units), what)
             await self._attempts.outcome()
 
-    async def _try(self, worker: Any, units: int) -> None:
+    async def _try(self, worker: Worker, units: int) -> None:
         try:
             await self._serve(worker, units)
         except Exception as error:
@@ -86,7 +90,7 @@ class SymphonyWorkerPlugin(WorkerPlugin):
         if self._told:
             await self._tell(worker, "")
 
-    async def _tell(self, worker: Any, why: str) -> None:
+    async def _tell(self, worker: Worker, why: str) -> None:
         """Have the scheduler's status say why this worker does not serve."""
         self._told = bool(why)
         try:
@@ -95,14 +99,14 @@ class SymphonyWorkerPlugin(WorkerPlugin):
         except Exception as error:
             logger.info("the scheduler could not be told: %s", brief(error))
 
-    async def _serve(self, worker: Any, units: int) -> None:
+    async def _serve(self, worker: Worker, units: int) -> None:
         config.load()
         gpu_class = await asyncio.to_thread(gpu_class_of, worker)
         memory, timeouts = config.memory_bytes("symphony.gpu.memory"), config.connection_timeouts()
         config.ports("symphony.lane.worker-port")
         slots = [Slot(i, None) for i in range(units)]
         self._state = worker.state
-        self._held: dict[Any, str] = {}
+        self._held: dict[Key, str] = {}
         self.rendezvous = Rendezvous(worker.state)
         self._slot_worker = slot_worker = SlotWorker(
             worker.address, slots, gpu_class, self.rendezvous, memory=memory, timeouts=timeouts
@@ -119,7 +123,7 @@ class SymphonyWorkerPlugin(WorkerPlugin):
         except Exception:
             logger.exception("slots cannot be shown on Dask's /metrics")
 
-    def transition(self, key: Any, start: str, finish: str, **kwargs: Any) -> None:
+    def transition(self, key: Key, start: str, finish: str, **kwargs: Any) -> None:
         """Watch when held tasks come and go; called by Dask for every task. What has gone has no ``run_spec``."""
         if self._slot_worker is None:
             return
@@ -134,7 +138,7 @@ class SymphonyWorkerPlugin(WorkerPlugin):
             if name is not None:
                 self.rendezvous.forget(name)
 
-    async def teardown(self, worker: Any) -> None:
+    async def teardown(self, worker: Worker) -> None:
         """Raises nothing: a worker that closes would not end."""
         if self._attempts is not None:
             self._attempts.stop()

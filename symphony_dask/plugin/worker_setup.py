@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.protocol.pickle import dumps
 
 from symphony_dask.plugin import worker_stub
 from symphony_dask.plugin.start_attempts import waits_s
 from symphony_dask.plugin.worker_plugin import SymphonyWorkerPlugin
+
+if TYPE_CHECKING:
+    from distributed import Scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +26,7 @@ class _Guest:
         return eval, ("exec(source) or plugin()", {"source": Path(worker_stub.__file__).read_text("utf-8")})
 
 
-async def install_on_workers(scheduler: Any) -> None:
+async def install_on_workers(scheduler: Scheduler) -> None:
     """As ``Scheduler.register_worker_plugin``, but a worker that leaves, or does not answer, is no error.
 
     Who joins from now on gets the plugin from Dask. Who is here is asked until the plugin is there or the worker gone.

@@ -75,7 +75,7 @@ def fit(table: Sequence[tuple[int, float]]) -> LatencyProfile:
 
 def profile_runner(
     runner: Runner,
-    example: Any,
+    example: object,
     max_batch: int,
     slo_ns: int | None = None,
     *,

@@ -48,7 +48,7 @@ class Names:
             self.names.append(name)
         return self._codes[name]
 
-    def encode(self, labels: Any) -> npt.NDArray[np.int32]:
+    def encode(self, labels: pa.Array) -> npt.NDArray[np.int32]:
         """Codes of an Arrow array of strings, plain or dictionary-encoded, that has no nulls: shape (n,)."""
         if isinstance(labels, pa.ChunkedArray):
             labels = labels.combine_chunks()
@@ -142,10 +142,10 @@ def _stored(
     for part in parts:
         with read_of(str(part)), run_folder.open_part(part) as file:
             check_schema(file.schema_arrow, str(part), foreign=alone is not None)
-            held = [name for name in columns if name in file.schema_arrow.names]
+            present = [name for name in columns if name in file.schema_arrow.names]
             # Groups are read one by one, for a batch must not reach over two of them to be in order.
             for group in range(file.metadata.num_row_groups):
-                for batch in file.iter_batches(run_folder.ROW_GROUP, [group], held):
+                for batch in file.iter_batches(run_folder.ROW_GROUP, [group], present):
                     if recorded:
                         batch = batch.filter(pc.greater_equal(batch.column("arrival_ns"), 0))
                     yield _rows(batch, names, columns, str(part), done, alone)
@@ -165,7 +165,7 @@ def read_of(what: str) -> Iterator[None]:
         raise BadInput(f"{what} cannot be read ({' '.join(brief(exc).split())}): is the file damaged?") from exc
 
 
-def _rows(batch: Any, names: Names, columns: Sequence[str], what: str, done: int, alone: str | None) -> Rows:
+def _rows(batch: pa.RecordBatch, names: Names, columns: Sequence[str], what: str, done: int, alone: str | None) -> Rows:
     given = {name: batch.column(name) for name in batch.schema.names}
     for name in ("model", "arrival_ns", "id"):
         if name in given and given[name].null_count:
@@ -197,7 +197,7 @@ def _rows(batch: Any, names: Names, columns: Sequence[str], what: str, done: int
     return rows
 
 
-def _ints(values: Any, name: str, what: str) -> npt.NDArray[Any]:
+def _ints(values: pa.Array, name: str, what: str) -> npt.NDArray[Any]:
     try:
         kind = pa.int32() if _DTYPES[name] is np.int32 else pa.int64()
         found = values.cast(kind).to_numpy(zero_copy_only=False)
@@ -209,7 +209,7 @@ def _ints(values: Any, name: str, what: str) -> npt.NDArray[Any]:
     return found
 
 
-def check_schema(schema: Any, what: str, *, foreign: bool = False) -> None:
+def check_schema(schema: pa.Schema, what: str, *, foreign: bool = False) -> None:
     """Raise ``BadInput`` unless an Arrow ``schema`` is one of requests, as ``write_trace`` takes them.
 
     foreign: it is of a file of who knows whom, which needs ``arrival_ns`` only, and may have other columns.
@@ -240,7 +240,7 @@ def check_schema(schema: Any, what: str, *, foreign: bool = False) -> None:
             raise BadInput(f"column {given.name} of {what} is {given.type}: it must be an integer; {remedy}")
 
 
-def _is_text(kind: Any) -> bool:
+def _is_text(kind: pa.DataType) -> bool:
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     text = pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
     return bool(text or (pa.types.is_dictionary(kind) and pa.types.is_integer(value)))

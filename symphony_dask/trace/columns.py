@@ -36,7 +36,7 @@ class Events:
 _OUTCOME_NAMES = {"requests": names(Outcome), "batches": names(BatchOutcome)}
 
 
-def to_table(table: str, chunks: Sequence[Columns], models: Sequence[str]) -> Any:
+def to_table(table: str, chunks: Sequence[Columns], models: Sequence[str]) -> pa.Table:
     """The rows of all ``chunks``, in order, in the schema of ``table`` ("requests" or "batches").
 
     ``model`` indexes ``models``, ``outcome`` is an ``Outcome`` or ``BatchOutcome`` code, and -1 in a nullable column is
@@ -57,7 +57,7 @@ def to_table(table: str, chunks: Sequence[Columns], models: Sequence[str]) -> An
     return pa.Table.from_arrays(arrays, schema=SCHEMAS[table])
 
 
-def events_table(chunks: Sequence[Events]) -> Any:
+def events_table(chunks: Sequence[Events]) -> pa.Table:
     """The events table of ``chunks``, in order; raises what Arrow raises on values that do not fit."""
     ops, tables = pa.array(OPS, pa.string()), []
     for chunk in chunks:

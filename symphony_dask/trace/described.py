@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 from symphony_dask.engine.latency_profile import LONGEST_NS, LatencyProfile
 
@@ -11,7 +10,7 @@ from symphony_dask.engine.latency_profile import LONGEST_NS, LatencyProfile
 _MOST_NS = 1 << 61
 
 
-def wrong_info(info: Any) -> str | None:
+def wrong_info(info: object) -> str | None:
     """What is wrong with a run's description, in a clause; None where nothing is. Keys of others are their own."""
     if not isinstance(info, dict):
         return "it is no object"
@@ -34,7 +33,7 @@ def wrong_info(info: Any) -> str | None:
     return next((text for text in map(_wrong_model, models) if text), None)
 
 
-def _wrong_model(model: Any) -> str | None:
+def _wrong_model(model: object) -> str | None:
     if not isinstance(model, dict) or not isinstance(model.get("name"), str) or not _encodable(model["name"]):
         return f"a model is {model!r:.60}"
     name = f"of model {model['name']!r:.60}"
@@ -63,5 +62,5 @@ def _encodable(text: str) -> bool:
     return text.isascii() or text.encode(errors="replace") == text.encode(errors="ignore")
 
 
-def _is_count(value: Any, least: int, most: int) -> bool:
+def _is_count(value: object, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most

@@ -204,7 +204,7 @@ def scan(parts: list[Any]) -> pl.LazyFrame:
     return pl.scan_parquet(parts, glob=False)
 
 
-def write_part(folder: Place, table: str, number: int, rows: Any) -> None:
+def write_part(folder: Place, table: str, number: int, rows: pa.Table) -> None:
     """Write the Arrow table ``rows`` as part ``number`` (from 1) of ``table``; readers see all of it or nothing."""
     final = folder / f"{table}-{number:06d}.parquet"
     if isinstance(final, S3Path):
@@ -226,7 +226,7 @@ def write_part(folder: Place, table: str, number: int, rows: Any) -> None:
         raise
 
 
-def _write_parquet(rows: Any, file: Any) -> None:
+def _write_parquet(rows: pa.Table, file: Any) -> None:
     # Times and numbers mostly rise: their differences take half the space of zstd alone, in a third of the time.
     deltas = {f.name: "DELTA_BINARY_PACKED" for f in rows.schema if pa.types.is_integer(f.type)}
     labels = [f.name for f in rows.schema if f.name not in deltas]

@@ -37,20 +37,20 @@ def in_order(
     run_rows: rows sorted at a time; batch_rows: rows of a run that are read at a time. Files lie in a folder of the
     system's temporary directory (TMPDIR), which goes when the iterator does.
     """
-    held: list[Rows] = []
+    buffered: list[Rows] = []
     with tempfile.TemporaryDirectory(prefix="symphony-trace-") as folder:
         files: list[Any] = []
         firsts: list[tuple[int, int, int]] = []
         for chunk in chunks:
-            held.append(chunk)
-            if sum(len(c[keys[0]]) for c in held) >= run_rows:
-                rows = by_keys(concatenated(held), keys)
+            buffered.append(chunk)
+            if sum(len(c[keys[0]]) for c in buffered) >= run_rows:
+                rows = by_keys(concatenated(buffered), keys)
                 path = Path(folder, str(len(files)))
                 firsts += _spill(rows, keys, path, len(files), batch_rows)
                 files.append(pa.ipc.open_file(pa.OSFile(str(path))))
-                held = []
-        rest = [by_keys(concatenated(held), keys)] if held else []
-        held = []
+                buffered = []
+        rest = [by_keys(concatenated(buffered), keys)] if buffered else []
+        buffered = []
         if not files:
             yield from _slices(rest, keys)
             return

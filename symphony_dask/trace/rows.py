@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -11,8 +11,11 @@ from symphony_dask.errors import BadInput
 from symphony_dask.trace import folder as run_folder
 from symphony_dask.trace.schema import SCHEMAS
 
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
-def wrong_columns(given: Any, wanted: Any) -> list[str]:
+
+def wrong_columns(given: pa.Schema, wanted: pa.Schema) -> list[str]:
     """What an Arrow schema lacks of another, and has in another type; one clause each."""
     wrong = []
     for f in wanted:
@@ -49,13 +52,13 @@ def read_rows(folder: run_folder.Place, table: str, rows: int) -> Iterator[Any]:
             raise BadInput(f"{str(part)!r} is damaged: it cannot be read ({run_folder.short(error)})") from error
 
 
-def _require_columns(part: run_folder.Place, file: Any, table: str) -> None:
+def _require_columns(part: run_folder.Place, file: pq.ParquetFile, table: str) -> None:
     if wrong := wrong_columns(file.schema_arrow, SCHEMAS[table]):
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise BadInput(f"{str(part)!r} is no part of a table of {table}: {wrong[0]:.200}{more}")
 
 
-def _plain(kind: Any) -> Any:
+def _plain(kind: pa.DataType) -> pa.DataType:
     """Strings are the same, whether they are encoded or large."""
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.string() if pa.types.is_large_string(value) or pa.types.is_string_view(value) else value

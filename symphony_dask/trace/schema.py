@@ -57,7 +57,7 @@ def names(enum: type[IntEnum]) -> list[str]:
 _label = pa.dictionary(pa.int32(), pa.string())
 
 
-def _required(name: str, kind: Any) -> Any:
+def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
 
 

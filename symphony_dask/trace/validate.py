@@ -72,7 +72,7 @@ class _Table:
         self._last_ns = 0
         self._ids: list[Any] = []
 
-    def check(self, batch: Any) -> list[str]:
+    def check(self, batch: pa.RecordBatch) -> list[str]:
         """What is wrong with the next rows of the table."""
         wrong = []
         self.rows += batch.num_rows
@@ -114,5 +114,5 @@ class _Table:
         return ["requests: some ids occur twice"] if twice else []
 
 
-def _any(mask: Any) -> bool:
+def _any(mask: pa.Array) -> bool:
     return bool(pc.any(mask).as_py())

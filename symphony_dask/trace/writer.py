@@ -40,8 +40,8 @@ class TraceWriter:
             "software": run_folder.software(),
             **run_folder.plain(info or {}),
         }
-        self._held: list[Rows] = []
-        self._held_rows = 0
+        self._buffered: list[Rows] = []
+        self._buffered_rows = 0
         self._written = 0
         self._last_ns = 0
         run_folder.create(self.folder)
@@ -68,9 +68,9 @@ class TraceWriter:
             "bytes": rows["bytes"] if "bytes" in rows else np.zeros(n, np.int64),
         }
         self.rows += n
-        self._held.append(whole)
-        self._held_rows += n
-        while self._held_rows >= self.part_rows:
+        self._buffered.append(whole)
+        self._buffered_rows += n
+        while self._buffered_rows >= self.part_rows:
             self._write_part(self.part_rows, names)
         self._names = names
 
@@ -80,8 +80,8 @@ class TraceWriter:
 
     def close(self) -> None:
         """Write what is left, and run.json as that of a closed run."""
-        if self._held_rows:
-            self._write_part(self._held_rows, self._names)
+        if self._buffered_rows:
+            self._write_part(self._buffered_rows, self._names)
         counts = {**dict.fromkeys(SCHEMAS, 0), "requests": self.rows}
         run_folder.write_info(self.folder, {**self._info, "closed": True, "counts": counts, "lost_rows": 0})
 
@@ -100,14 +100,16 @@ class TraceWriter:
             error.add_note(f"{self.folder} holds {rows:,} requests and is partial, and its run.json says so")
 
     def _write_part(self, rows: int, names: Sequence[str]) -> None:
-        held = concatenated(self._held)
-        part, rest = taken(held, slice(0, rows)), taken(held, slice(rows, None))
-        self._held, self._held_rows = ([rest], self._held_rows - rows) if self._held_rows > rows else ([], 0)
+        buffered = concatenated(self._buffered)
+        part, rest = taken(buffered, slice(0, rows)), taken(buffered, slice(rows, None))
+        self._buffered, self._buffered_rows = (
+            ([rest], self._buffered_rows - rows) if self._buffered_rows > rows else ([], 0)
+        )
         self._written += 1
         run_folder.write_part(self.folder, "requests", self._written, _table(part, names))
 
 
-def _table(rows: Rows, names: Sequence[str]) -> Any:
+def _table(rows: Rows, names: Sequence[str]) -> pa.Table:
     """``rows`` in the schema of the requests table, what serving fills being null."""
     n = len(rows["model"])
     # Only the names that occur, so that a part of a trace of many models stays small.

@@ -18,13 +18,16 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import msgpack
 import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
 
 #: Payloads: one after the other, or a list of them, so that large ones are never joined.
 Blob = bytes | memoryview | list[bytes] | list[memoryview]
@@ -68,7 +71,7 @@ class Layout(NamedTuple):
     data_bytes: int
 
 
-def encode(obj: Any) -> bytes:
+def encode(obj: object) -> bytes:
     """``obj`` as a payload.
 
     Takes bytes-like objects, numpy arrays and scalars, torch tensors (moved to the CPU, detached), and None, bool, int,
@@ -174,7 +177,7 @@ def form(buf: bytes | bytearray | memoryview) -> list[Any]:
     return _form(parts(buf), _FORM_DEPTH)
 
 
-def _form(value: Any, depth: int) -> list[Any]:
+def _form(value: object, depth: int) -> list[Any]:
     if isinstance(value, Part):
         return ["array", value.header]
     if not isinstance(value, (dict, tuple, list)):
@@ -209,7 +212,7 @@ def encode_entries(entries: list[Any], kind: str) -> bytes:
     return _PLAIN_PREFIX + _pack(msgpack.ExtType(_EXT_TUPLE, _pack(items)) if kind == "tuple" else items)
 
 
-def _as_extension(value: Any) -> Any:
+def _as_extension(value: object) -> Any:
     return msgpack.ExtType(_EXT_ARRAY, value.header + value.data) if isinstance(value, Part) else value
 
 
@@ -315,7 +318,7 @@ def _as_array(shape: tuple[int, ...], dtype: Any, data: npt.NDArray[np.uint8]) -
     return array
 
 
-def is_uniform(outputs: Any) -> bool:
+def is_uniform(outputs: object) -> bool:
     """Whether n results are one array or tensor, which ``encode_batch`` encodes at once."""
     return (isinstance(outputs, np.ndarray) and not outputs.dtype.hasobject) or _is_tensor(outputs)
 
@@ -383,7 +386,7 @@ def _array_header(kind: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> by
 
 
 @lru_cache(maxsize=1024)
-def _tensor_header(dtype: Any, shape: tuple[int, ...]) -> bytes:
+def _tensor_header(dtype: object, shape: tuple[int, ...]) -> bytes:
     return _make_header(TENSOR, str(dtype).removeprefix("torch."), tuple(shape))
 
 
@@ -443,13 +446,13 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
     raise BadInput(f"payload has dtype {name!r}: it is not one that encode() writes")
 
 
-def _is_tensor(obj: Any) -> bool:
+def _is_tensor(obj: object) -> TypeGuard[torch.Tensor]:
     # A tensor cannot exist before torch is imported, so there is no need to import it here.
     tensor = getattr(sys.modules.get("torch"), "Tensor", None)
     return tensor is not None and isinstance(obj, tensor)
 
 
-def _plain_tensor(tensor: Any) -> Any:
+def _plain_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """``tensor`` on the CPU, contiguous, out of autograd; raises ``BadInput`` if its elements are not plain memory."""
     name = str(tensor.dtype).removeprefix("torch.")
     if name not in _TENSOR_ITEM_BYTES or str(tensor.layout) != "torch.strided" or tensor.device.type == "meta":
@@ -460,17 +463,17 @@ def _plain_tensor(tensor: Any) -> Any:
     return tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
 
 
-def _tensor_data(tensor: Any) -> Any:
+def _tensor_data(tensor: torch.Tensor) -> Any:
     """The memory of a plain tensor as a uint8 array; by way of uint8 because numpy has no bfloat16."""
     return tensor.reshape(-1).view(sys.modules["torch"].uint8).numpy()
 
 
-def _encode_tensor(tensor: Any) -> bytes:
+def _encode_tensor(tensor: torch.Tensor) -> bytes:
     tensor = _plain_tensor(tensor)
     return b"".join((_tensor_header(tensor.dtype, tensor.shape), _tensor_data(tensor)))
 
 
-def _tensor(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> Any:
+def _tensor(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
     try:
         import torch
     except ImportError:
@@ -479,12 +482,12 @@ def _tensor(data: npt.NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> 
     return flat.view(getattr(torch, dtype)).reshape(shape)
 
 
-def _pack(obj: Any, tuple_depth: int = 0) -> bytes:
+def _pack(obj: object, tuple_depth: int = 0) -> bytes:
     packed: bytes = msgpack.packb(obj, default=partial(_pack_other, tuple_depth), strict_types=True)
     return packed
 
 
-def _pack_other(tuple_depth: int, obj: Any) -> Any:
+def _pack_other(tuple_depth: int, obj: object) -> Any:
     """What msgpack should pack in place of an object that is not exactly one of its own types."""
     if isinstance(obj, (np.ndarray, np.generic)) or _is_tensor(obj):
         return msgpack.ExtType(_EXT_ARRAY, encode(obj))
@@ -523,6 +526,6 @@ def _unpack_other(array: Callable[[bytes], Any], tuple_depth: int, code: int, da
     raise BadInput(f"payload holds an extension of type {code} nested {tuple_depth} deep that encode() does not write")
 
 
-def _type_name(obj: Any) -> str:
+def _type_name(obj: object) -> str:
     cls = type(obj)
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"

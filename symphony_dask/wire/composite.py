@@ -190,7 +190,7 @@ def _sorted(entries: Entries) -> Iterable[tuple[Any, bytes]]:
     return sorted(entries.headers) if entries.named else entries.headers
 
 
-def _name(name: Any) -> str:
+def _name(name: object) -> str:
     return f"{name!r:.{_SHOWN_NAME}}" if isinstance(name, str) else str(name)
 
 

@@ -27,7 +27,7 @@ from tests.helpers.cluster import wait_until
 from workloads.faults import kinds
 from workloads.faults.cluster import FaultyCluster
 from workloads.faults.kinds import KINDS, Fault, Scene
-from workloads.faults.models import Scripted, tell
+from workloads.faults.models import Scripted, set_mode
 from workloads.faults.plan import Plan
 from workloads.faults.traffic import Load, Sent, Traffic, wait_for_ends
 
@@ -247,7 +247,7 @@ class Bed:
         """Wait until all is as at the begin: every process there, every model in every slot."""
         cluster = self.cluster
         for load in LOADS:
-            tell(str(self.models), load.model, "")
+            set_mode(str(self.models), load.model, "")
         for part in [part for part in cluster.workers if not part.alive]:
             cluster.workers.remove(part)
         while len(cluster.workers) > self._n_workers:

@@ -31,7 +31,7 @@ import polars as pl
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Run
-from workloads.analysis.gpu_presence import stays
+from workloads.analysis.gpu_presence import presence_intervals
 
 Ints = npt.NDArray[np.int64]
 
@@ -297,7 +297,7 @@ class Idleness:
 
 def idleness(run: Run, gap_ns: int = 0) -> Idleness:
     """The steps of ready and idle GPUs of ``run``; gaps of up to ``gap_ns`` between batches count as busy."""
-    there = stays(run).select("gpu", "ready_ns", "until_ns")
+    there = presence_intervals(run).select("gpu", "ready_ns", "until_ns")
     end = pl.coalesce("end_ns", "planned_end_ns")
     batches = (
         run.batches.select("gpu", begin="dispatch_ns", end=end).drop_nulls().collect(engine="streaming").sort("begin")
@@ -316,8 +316,8 @@ def idleness(run: Run, gap_ns: int = 0) -> Idleness:
         .sort("gpu", "begin")
     )
     # What one GPU does without a gap is one stretch.
-    stay = ["gpu", "ready_ns"]
-    reached = pl.col("end").cum_max().shift(1).over(stay)
+    interval = ["gpu", "ready_ns"]
+    reached = pl.col("end").cum_max().shift(1).over(interval)
     stretches = (
         batches.with_columns(stretch=(reached.is_null() | (pl.col("begin") > reached + gap_ns)).cum_sum())
         .group_by("stretch")

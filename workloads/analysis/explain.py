@@ -10,7 +10,7 @@ from symphony_dask.errors import BadInput
 from symphony_dask.trace import Run
 from symphony_dask.units import NS_PER_MS, NS_PER_S, format_duration
 from workloads.analysis.causes import CAUSES, LIVE_GAP_NS, causes, fastest_ns, label
-from workloads.analysis.gpu_presence import stays
+from workloads.analysis.gpu_presence import presence_intervals
 
 #: Batches in ``busy``, at most; GPUs that have a sentence of their own, and the batches in it.
 MOST_BATCHES, MOST_GPUS, MOST_OF_GPU = 200, 8, 6
@@ -75,7 +75,9 @@ def explain(run: Run, request: int) -> dict[str, Any]:
 
 def _add_gpus(run: Run, found: dict[str, Any], begin: int, until: int) -> None:
     """GPUs that were ready at some time from ``begin`` to ``until``, and what they had to do then."""
-    there = stays(run).filter((pl.col("ready_ns") <= until) & (pl.col("leave_ns").fill_null(until) >= begin))
+    there = presence_intervals(run).filter(
+        (pl.col("ready_ns") <= until) & (pl.col("leave_ns").fill_null(until) >= begin)
+    )
     there = there.unique("gpu", keep="last")
     end = pl.coalesce("end_ns", "planned_end_ns")
     busy = (

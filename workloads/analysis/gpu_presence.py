@@ -1,5 +1,5 @@
 """Measures how long GPUs were there in a run. A number is used again once its GPU has left, so a GPU may have several
-stays.
+intervals.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import polars as pl
 from symphony_dask.trace import Run
 
 
-def stays(run: Run) -> pl.DataFrame:
-    """A row for each stay: gpu, gpu_class, rank, ready_ns, until_ns (drain or leave, from which it gets no batches) and
-    leave_ns (null both while it is there), by gpu and time. A GPU that never became ready has none."""
+def presence_intervals(run: Run) -> pl.DataFrame:
+    """A row for each interval: gpu, gpu_class, rank, ready_ns, until_ns (drain or leave, from which it gets no batches)
+    and leave_ns (null both while it is there), by gpu and time. A GPU that never became ready has none."""
     events = run.gpus.collect().sort("gpu", "time_ns", maintain_order=True)
     ready, leave = pl.col("event") == "ready", pl.col("event") == "leave"
     return (
-        events.with_columns(stay=ready.cum_sum().over("gpu"))
-        .filter(pl.col("stay") > 0)
-        .group_by("gpu", "stay", maintain_order=True)
+        events.with_columns(interval=ready.cum_sum().over("gpu"))
+        .filter(pl.col("interval") > 0)
+        .group_by("gpu", "interval", maintain_order=True)
         .agg(
             pl.col("gpu_class").first(),
             pl.col("rank").first(),
@@ -25,5 +25,5 @@ def stays(run: Run) -> pl.DataFrame:
             until_ns=pl.col("time_ns").filter(leave | (pl.col("event") == "drain")).first(),
             leave_ns=pl.col("time_ns").filter(leave).first(),
         )
-        .drop("stay")
+        .drop("interval")
     )

@@ -17,7 +17,7 @@ from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome, Run
 from symphony_dask.units import NS_PER_MS, NS_PER_S
 from workloads.analysis.causes import CAUSES, label, top
-from workloads.analysis.gpu_presence import stays
+from workloads.analysis.gpu_presence import presence_intervals
 
 #: Points of time in the figures over time, points of the latency curve, batches and GPUs of the timeline, at most.
 BUCKETS, CURVE_POINTS, MOST_BATCHES, MOST_GPUS = 100, 400, 800, 32
@@ -300,7 +300,7 @@ def _cost(run: Run, prices: Prices, begin: int, end: int) -> dict[str, Any]:
 
     GPUs are paid as parts of their instance; usd is None where a class has no known price.
     """
-    there = stays(run)
+    there = presence_intervals(run)
     hours = (
         (pl.col("leave_ns").fill_null(end).clip(upper_bound=end) - pl.col("ready_ns").clip(lower_bound=begin))
         .clip(lower_bound=0)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from symphony_dask.cli.partial_files import whole_file
 from workloads.analysis.report import OTHERS
 from workloads.analysis.svg import COLOURS, REST
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _STYLES = ("-", "--", ":", "-.")
 
@@ -39,7 +42,7 @@ def draw(reports: Sequence[dict[str, Any]], path: str) -> None:
         figure.savefig(beside, dpi=110)
 
 
-def _latency(ax: Any, r: dict[str, Any], styles: Any) -> None:
+def _latency(ax: Axes, r: dict[str, Any], styles: dict[str, tuple[str, str]]) -> None:
     slos = sorted({m["slo_ms"] for m in r["by_model"] if m["slo_ms"]})
     ms = [0.0, *(p["ms"] for p in r["latency"])]
     ax.step(ms, [0.0, *(100 * p["share"] for p in r["latency"])], where="post", color=COLOURS[0])
@@ -52,7 +55,7 @@ def _latency(ax: Any, r: dict[str, Any], styles: Any) -> None:
     _name(ax, "latency, ms", "requests answered within, %")
 
 
-def _over_time(ax: Any, r: dict[str, Any], styles: Any, key: str, factor: float) -> None:
+def _over_time(ax: Axes, r: dict[str, Any], styles: dict[str, tuple[str, str]], key: str, factor: float) -> None:
     for model, (colour, line) in styles.items():
         rows = [row for row in r["over_time"]["rows"] if row["model"] == model]
         if rows:
@@ -67,23 +70,23 @@ def _over_time(ax: Any, r: dict[str, Any], styles: Any, key: str, factor: float)
     ax.legend(fontsize=8, loc="lower left")
 
 
-def _attainment(ax: Any, r: dict[str, Any], styles: Any) -> None:
+def _attainment(ax: Axes, r: dict[str, Any], styles: dict[str, tuple[str, str]]) -> None:
     _over_time(ax, r, styles, "attainment", 100)
     _name(ax, "time, s", "SLO attainment, %")
 
 
-def _goodput(ax: Any, r: dict[str, Any], styles: Any) -> None:
+def _goodput(ax: Axes, r: dict[str, Any], styles: dict[str, tuple[str, str]]) -> None:
     _over_time(ax, r, styles, "goodput_hz", 1)
     ax.set_ylim(bottom=0)
     _name(ax, "time, s", "goodput, requests/s")
 
 
-def _sizes(ax: Any, r: dict[str, Any], styles: Any) -> None:
+def _sizes(ax: Axes, r: dict[str, Any], styles: dict[str, tuple[str, str]]) -> None:
     ax.bar([s["size"] for s in r["batch_sizes"]], [s["batches"] for s in r["batch_sizes"]], color=COLOURS[0])
     _name(ax, "requests in a batch", "batches")
 
 
-def _gantt(ax: Any, r: dict[str, Any], styles: Any) -> None:
+def _gantt(ax: Axes, r: dict[str, Any], styles: dict[str, tuple[str, str]]) -> None:
     t = r["timeline"]
     row = {g: i for i, g in enumerate(t["gpus"])}
     for b in t["batches"]:
@@ -93,7 +96,7 @@ def _gantt(ax: Any, r: dict[str, Any], styles: Any) -> None:
     _name(ax, "time, s", "")
 
 
-def _windows(ax: Any, r: dict[str, Any], styles: Any) -> None:
+def _windows(ax: Axes, r: dict[str, Any], styles: dict[str, tuple[str, str]]) -> None:
     use = r["window_use"]
     at = [h["at_ms"] for h in use["histogram"]]
     ax.bar(at, [h["batches"] for h in use["histogram"]], width=use["bin_ms"], align="edge", color=COLOURS[2])
@@ -101,7 +104,7 @@ def _windows(ax: Any, r: dict[str, Any], styles: Any) -> None:
     _name(ax, "dispatch after the window's opening, ms", "batches")
 
 
-def _causes(ax: Any, r: dict[str, Any], styles: Any) -> None:
+def _causes(ax: Axes, r: dict[str, Any], styles: dict[str, tuple[str, str]]) -> None:
     bars = [(f"{kind}: {row['meaning']}", row["requests"]) for kind in ("late", "dropped") for row in r["causes"][kind]]
     bars += [(kind, n) for kind, n in r["causes"]["other"].items() if n]
     ax.barh([textwrap.fill(name, 26) for name, _ in bars], [n for _, n in bars], color=COLOURS[3])
@@ -113,6 +116,6 @@ def _causes(ax: Any, r: dict[str, Any], styles: Any) -> None:
     _name(ax, "requests", "")
 
 
-def _name(ax: Any, x: str, y: str) -> None:
+def _name(ax: Axes, x: str, y: str) -> None:
     ax.set_xlabel(x)
     ax.set_ylabel(y)

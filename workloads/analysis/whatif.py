@@ -17,7 +17,7 @@ from symphony_dask.trace import Run, open_run
 from symphony_dask.trace.folder import is_file, place
 from symphony_dask.units import NS_PER_MS, NS_PER_S
 from workloads.analysis.causes import label
-from workloads.analysis.gpu_presence import stays
+from workloads.analysis.gpu_presence import presence_intervals
 from workloads.analysis.plan import scaled
 from workloads.compare.policies import scheduler
 from workloads.simulation.fleet import GPU, GpuGroup, Gpus, groups
@@ -80,7 +80,7 @@ def whatif(
 def fleet_of(run: Run) -> list[GpuGroup]:
     """The GPUs of ``run`` by class, those that fill first named first; all that were ever ready count."""
     by_class = (
-        stays(run)
+        presence_intervals(run)
         .with_columns(pl.col("gpu_class").fill_null(GPU))
         .group_by("gpu_class")
         .agg(pl.col("gpu").n_unique().alias("n"), pl.col("rank").min())

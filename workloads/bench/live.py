@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def bench_live(
     }
 
 
-def closed_loop(model: Model, sample: Any, under_way: int, count: int) -> int:
+def closed_loop(model: Model, sample: object, under_way: int, count: int) -> int:
     """Futures of ``count`` requests, each answer setting off the next, with ``under_way`` of them at any time.
 
     Returns how many were answered. Raises the first error that a request ends with.
@@ -112,7 +113,7 @@ def closed_loop(model: Model, sample: Any, under_way: int, count: int) -> int:
     return _closed_loop(model, sample, under_way, lambda answered: answered < count)
 
 
-def closed_loop_hz(model: Model, sample: Any, under_way: int, seconds: float) -> float:
+def closed_loop_hz(model: Model, sample: object, under_way: int, seconds: float) -> float:
     """Answers a second of such a loop that goes on for ``seconds``."""
     start = time.perf_counter()
     end = start + seconds
@@ -120,14 +121,14 @@ def closed_loop_hz(model: Model, sample: Any, under_way: int, seconds: float) ->
     return answered / (time.perf_counter() - start)
 
 
-def _closed_loop(model: Model, sample: Any, under_way: int, goes_on: Callable[[int], bool]) -> int:
+def _closed_loop(model: Model, sample: object, under_way: int, goes_on: Callable[[int], bool]) -> int:
     finished = threading.Event()
     lock = threading.Lock()
     left = under_way
     answered = 0
     failure: list[BaseException] = []
 
-    def again(future: Any) -> None:
+    def again(future: Future[Any]) -> None:
         nonlocal left, answered
         error = future.exception()
         if error is not None:

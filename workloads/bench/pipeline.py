@@ -119,14 +119,14 @@ def _offer(pipeline: Pipeline, rate_hz: float, seconds: float, seed: int) -> dic
 class _After:
     """A second request once the first is answered."""
 
-    def __init__(self, x: Any, submit: Callable[[Any], Any]) -> None:
+    def __init__(self, x: object, submit: Callable[[Any], Any]) -> None:
         self._future = submit(x)
 
     def result(self) -> Any:
         return self._future.result()
 
 
-def _round_trips(submit: Callable[[Any], Any], x: Any, requests: int) -> dict[str, float]:
+def _round_trips(submit: Callable[[Any], Any], x: object, requests: int) -> dict[str, float]:
     times_ms = []
     for _ in range(max(requests, 1)):
         begin = time.perf_counter()
@@ -136,7 +136,7 @@ def _round_trips(submit: Callable[[Any], Any], x: Any, requests: int) -> dict[st
     return {"p50_ms": float(p50), "p99_ms": float(p99)}
 
 
-def _rate(submit: Callable[[Any], Any], x: Any, requests: int) -> dict[str, float]:
+def _rate(submit: Callable[[Any], Any], x: object, requests: int) -> dict[str, float]:
     begin, cpu = time.perf_counter(), time.process_time()
     for start in range(0, requests, AT_ONCE):
         for future in [submit(x) for _ in range(min(AT_ONCE, requests - start))]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -15,6 +15,10 @@ from symphony_dask.errors import BadInput
 from symphony_dask.units import NS_PER_MS, format_duration
 from workloads.compare.cells import CELL_SCHEMA
 from workloads.compare.compare import DEFAULT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: Colour and marker of each policy, the same in all figures; colours that the colour-blind can tell apart (Okabe, Ito).
 _STYLES = {
@@ -60,7 +64,7 @@ def goodput_figures(frame: pl.DataFrame, folder: Path) -> list[Path]:
 def needed_figures(frame: pl.DataFrame, folder: Path) -> list[Path]:
     """Writes ``gpus_needed.png`` from ``gpus_needed.gpus_needed``: GPUs against load, a panel a setting."""
 
-    def panel(axes: Any, rows: pl.DataFrame) -> None:
+    def panel(axes: Axes, rows: pl.DataFrame) -> None:
         ideal = rows.unique("load_hz").sort("load_hz").filter(pl.col("ideal_gpus").is_not_null())
         axes.plot(ideal["load_hz"], ideal["ideal_gpus"], color="black", linestyle="--", label="ideal")
         for policy in _policies(rows):
@@ -79,7 +83,7 @@ def used_figures(frame: pl.DataFrame, folder: Path) -> list[Path]:
     """Writes ``gpus_used.png`` from ``gpus_used.gpus_used``: GPUs busy and in use against load, a panel a cell."""
     frame = frame.filter(pl.col("ideal_gpus").is_not_null())
 
-    def panel(axes: Any, rows: pl.DataFrame) -> None:
+    def panel(axes: Axes, rows: pl.DataFrame) -> None:
         ideal = rows.sort("load_hz")
         axes.plot(ideal["load_hz"], ideal["ideal_gpus"], color="black", linestyle="--", label="ideal")
         axes.fill_between(
@@ -192,7 +196,7 @@ def _goodput_models(frame: pl.DataFrame, folder: Path) -> list[Path]:
     """Goodput against the number of models, for the least bursty of the shapes."""
     shape = max(frame["shape"].to_list())
 
-    def panel(axes: Any, rows: pl.DataFrame) -> None:
+    def panel(axes: Axes, rows: pl.DataFrame) -> None:
         bound = rows.unique("models").sort("models")
         axes.plot(bound["models"], bound["bound_hz"], color="black", linestyle="--", label="bound")
         for policy in _policies(rows):
@@ -267,7 +271,7 @@ def _style(policy: str) -> tuple[str, str]:
     return _STYLES.get(policy) or _OTHER[sum(policy.encode()) % len(_OTHER)]
 
 
-def _line(axes: Any, rows: pl.DataFrame, policy: str, x: str, y: str, label: str | None = None) -> None:
+def _line(axes: Axes, rows: pl.DataFrame, policy: str, x: str, y: str, label: str | None = None) -> None:
     """A gap where there is no figure."""
     colour, marker = _style(policy)
     values = rows[y].cast(pl.Float64).fill_null(float("nan"))
@@ -285,7 +289,7 @@ def _middles(keys: Sequence[Any]) -> list[tuple[Any, float]]:
     return [(key, (xs[0] + xs[-1]) / 2) for key, xs in runs.items()]
 
 
-def _plain_numbers(axes: Any) -> None:
+def _plain_numbers(axes: Axes) -> None:
     """Numbers as people write them, and few of them on logarithmic axes."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
@@ -297,13 +301,13 @@ def _plain_numbers(axes: Any) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
-def _legend(figure: Any) -> None:
+def _legend(figure: Figure) -> None:
     """One legend for all panels, below them."""
     entries = {}
     for axes in figure.axes:
@@ -315,7 +319,7 @@ def _legend(figure: Any) -> None:
     )
 
 
-def _save(figure: Any, path: Path) -> Path:
+def _save(figure: Figure, path: Path) -> Path:
     with whole_file(path) as beside:
         figure.savefig(beside)
     return path

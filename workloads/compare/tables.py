@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from symphony_dask.units import NS_PER_MS, format_duration
 from workloads.compare.cells import CELL_SCHEMA
 from workloads.compare.compare import DEFAULT
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
 
 #: What stands for a figure that there is not.
 NONE = "–"
@@ -26,7 +29,7 @@ class Table:
     left: int = 1
     note: str = ""
 
-    def rich(self) -> Any:
+    def rich(self) -> RichTable:
         """For ``rich.console.Console.print``."""
         from rich.table import Table as Rich
 

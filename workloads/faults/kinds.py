@@ -16,7 +16,7 @@ from typing import Any
 from symphony_dask.client.serving import Serving
 from workloads.faults import clock
 from workloads.faults.cluster import FaultyCluster, Part
-from workloads.faults.models import MODES, tell
+from workloads.faults.models import MODES, set_mode
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _go_on(scene: Scene, fault: Fault) -> None:
         part.go_on()
 
 
-def _tell_scheduler(call: Callable[[], object]) -> None:
+def _ask_scheduler(call: Callable[[], object]) -> None:
     """Ask for something, and do not wait for a scheduler that stands still: it is this thread that has it go on."""
 
     def ask() -> None:
@@ -127,21 +127,21 @@ def _tell_scheduler(call: Callable[[], object]) -> None:
 
     asked = threading.Thread(target=ask, daemon=True)
     asked.start()
-    asked.join(_TOLD_S)
+    asked.join(_ASKED_S)
 
 
 def _drain_worker(scene: Scene, fault: Fault) -> None:
     part = scene.worker(fault)
     if part is not None:
         scene.under_way[fault] = part
-        _tell_scheduler(lambda: scene.control.drain([part.name]))
+        _ask_scheduler(lambda: scene.control.drain([part.name]))
 
 
 def _undrain_worker(scene: Scene, fault: Fault) -> None:
     part = scene.under_way.pop(fault, None)
     if part is not None:
         scene.under_way[fault] = part
-        _tell_scheduler(lambda: scene.control.undrain([part.name]))
+        _ask_scheduler(lambda: scene.control.undrain([part.name]))
 
 
 def _join_worker(scene: Scene, fault: Fault) -> None:
@@ -311,26 +311,26 @@ def _set_clock(scene: Scene, fault: Fault) -> None:
 
 
 def _set_clocks(scene: Scene, names: list[str], by_s: float) -> None:
-    def tell_them() -> None:
+    def shift_clocks() -> None:
         scene.control.client.run_on_scheduler(clock.shift, by_s)
         scene.control.client.run(clock.shift, by_s, workers=names, on_error="ignore")
 
     clock.shift(by_s)
-    _tell_scheduler(tell_them)
+    _ask_scheduler(shift_clocks)
 
 
 # Models
 
 
-def _tell(mode: str, scene: Scene, fault: Fault) -> None:
+def _misbehave(mode: str, scene: Scene, fault: Fault) -> None:
     if mode in ("exit", "gil"):
         for part in scene.cluster.workers:
             _lose(scene, part)
-    tell(scene.models, scene.odd, mode)
+    set_mode(scene.models, scene.odd, mode)
 
 
 def _replace_exited(scene: Scene, fault: Fault) -> None:
-    _tell("", scene, fault)
+    _misbehave("", scene, fault)
     for part in [part for part in scene.cluster.workers if not part.alive]:
         _lose(scene, part)
         scene.cluster.workers.remove(part)
@@ -345,7 +345,7 @@ def _nothing(scene: Scene, fault: Fault) -> None:
 _JUMP_S = 3600.0
 
 #: How long to wait for the scheduler to do what it was asked for, s.
-_TOLD_S = 1.0
+_ASKED_S = 1.0
 
 _KILL, _TERM = signal.SIGKILL, signal.SIGTERM
 
@@ -385,7 +385,9 @@ KINDS: dict[str, Kind] = {
     "clock-behind": Kind("wall clocks jump an hour back, and ahead", partial(_jump_clock, -_JUMP_S), _set_clock),
     **{
         f"model-{mode}": Kind(
-            f"a model {words}", partial(_tell, mode), _replace_exited if mode == "exit" else partial(_tell, ""),
+            f"a model {words}",
+            partial(_misbehave, mode),
+            _replace_exited if mode == "exit" else partial(_misbehave, ""),
             mode == "exit",
         )
         for mode, words in MODES.items()

@@ -90,7 +90,7 @@ class Scripted:
             os.close(handle)
 
 
-def tell(folder: str, name: str, mode: str) -> None:
+def set_mode(folder: str, name: str, mode: str) -> None:
     """Have the model ``name`` do one of ``MODES`` from its next batch on."""
     file = Path(folder) / name
     beside = file.with_suffix(".new")

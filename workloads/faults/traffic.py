@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from symphony_dask.client.future import InferenceFuture
 from symphony_dask.client.serving import Serving
 from symphony_dask.clock import now_ns
 from symphony_dask.errors import SymphonyError
@@ -38,7 +39,7 @@ class Sent:
     sample: int
     load: Load
     sent_ns: int
-    future: Any = None
+    future: InferenceFuture | None = None
     ended_ns: int = 0
     ends: int = 0
     error: str = ""

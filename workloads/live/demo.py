@@ -12,6 +12,7 @@ import numpy.typing as npt
 from distributed import Client
 
 from symphony_dask.backends import Emulated
+from symphony_dask.client.future import InferenceFuture
 from symphony_dask.client.model import Model
 from symphony_dask.client.serving import Serving
 from symphony_dask.trace import open_run
@@ -56,7 +57,7 @@ def demo(folder: str | Path | None = None, *, torch: bool = False, on_progress: 
             label = "measured: torch on the CPU" if torch else "emulated GPUs, everything else real"
             wrong: list[int] = []
 
-            def on_answer(i: int, future: Any, wrong: list[int] = wrong) -> None:
+            def on_answer(i: int, future: InferenceFuture, wrong: list[int] = wrong) -> None:
                 if future.outcome in ("ok", "late") and not check(i, future.result()):
                     wrong.append(i)
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from symphony_dask.cli.partial_files import told_if_interrupted
+from symphony_dask.cli.partial_files import report_if_interrupted
 from symphony_dask.client.serving import Serving
 
 
@@ -20,7 +20,7 @@ def recorded(serving: Serving, folder: Path, **info: Any) -> Iterator[None]:
     serving.record(str(folder), complete=False, **info)
     complete = False
     try:
-        with told_if_interrupted(lambda: f"the run in {folder} is partial, and its run.json says so"):
+        with report_if_interrupted(lambda: f"the run in {folder} is partial, and its run.json says so"):
             yield
         complete = True
     finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -163,7 +164,7 @@ def parse_model(text: str) -> tuple[str, Emulated, str]:
 
 
 def _stamp(done_ns: npt.NDArray[np.int64], i: int) -> Callable[[Any], None]:
-    def stamp(future: Any) -> None:
+    def stamp(future: Future[Any]) -> None:
         done_ns[i] = time.monotonic_ns()
 
     return stamp

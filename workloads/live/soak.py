@@ -25,7 +25,7 @@ import psutil
 from distributed import Client
 
 from symphony_dask.backends import Emulated
-from symphony_dask.cli.partial_files import told_if_interrupted
+from symphony_dask.cli.partial_files import report_if_interrupted
 from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput
 from symphony_dask.units import NS_PER_MS, NS_PER_S
@@ -157,7 +157,7 @@ class _Soak:
         self._traffic = Traffic(self._serving, LOADS, seed=seed, keep=False, on_end=self._seen.add)
         self._traffic.start()
         try:
-            with told_if_interrupted(lambda: f'{self._folder} is partial: "final" in its soak.json is false'):
+            with report_if_interrupted(lambda: f'{self._folder} is partial: "final" in its soak.json is false'):
                 self._go_on()
         finally:
             self._traffic.stop()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from symphony_dask.cli.partial_files import told_if_interrupted
+from symphony_dask.cli.partial_files import report_if_interrupted
 from symphony_dask.trace import SCHEMA_VERSION, SCHEMAS, BatchOutcome
 from symphony_dask.trace import folder as run_folder
 from symphony_dask.trace.columns import to_table
@@ -64,7 +64,7 @@ def record(simulated: SimulatedRun, folder: str | os.PathLike[str], **info: Any)
         "lost_rows": 0,
     }
     run_folder.create(path)
-    with told_if_interrupted(lambda: f"the run in {path} is partial, and its run.json says so"):
+    with report_if_interrupted(lambda: f"the run in {path} is partial, and its run.json says so"):
         for table, (rows, columns_of, number) in tables.items():
             # Rows of a run stand in the order of their end, and are made some at a time: all columns would fill the
             # memory.

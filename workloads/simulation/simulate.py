@@ -128,12 +128,12 @@ def loop(
     i = place[0]
     k = place[1]
     now = place[2]
-    told = len(factors) > 0
+    reported = len(factors) > 0
     while True:
         at = kernels.next_event(s)
         if i < n:
             at = min(at, arrivals[i])
-        if told and heap.size(ends.heap) > 0:
+        if reported and heap.size(ends.heap) > 0:
             at = min(at, heap.first_key(ends.heap))
         if at >= until:
             place[0] = i
@@ -141,7 +141,7 @@ def loop(
             place[2] = now
             return
         now = max(now, at)
-        if told:
+        if reported:
             report(s, p, ends, now, reply)
         while i < n and arrivals[i] <= now:
             if kernels.submit_one(s, now, wide(ids.slot[models[i]]), deadlines[i], i, wide(priorities[i])) < 0:
@@ -173,7 +173,7 @@ def loop(
             size = b["size"]  # the attribute of that name is numpy's where the compiler is off
             start = b.start
             end = b.end
-            if told:
+            if reported:
                 nominal = p.given[b.model, s.gpu[b.gpu].gpu_class, size]
                 took = int(nominal * slowness[ids.gpu[b.gpu]] * factors[k] + 0.5)
                 end = begin(ends, b.gpu, b.batch, now + control, took, reply)

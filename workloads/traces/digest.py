@@ -8,13 +8,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from symphony_dask.trace import SCHEMAS
 from symphony_dask.trace import folder as run_folder
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 
 def file_hashes(folder: str | os.PathLike[str]) -> dict[str, str]:
@@ -45,25 +48,25 @@ def digest(folder: str | os.PathLike[str]) -> str:
     return total.hexdigest()
 
 
-def _rows(part: Any) -> int:
+def _rows(part: pq.ParquetFile) -> int:
     with run_folder.open_part(part) as file:
         return int(file.metadata.num_rows)
 
 
-def _columns(parts: Sequence[Any], name: str, kind: Any) -> Iterator[Any]:
+def _columns(parts: Sequence[pq.ParquetFile], name: str, kind: pa.DataType) -> Iterator[pa.Array]:
     """The column of that name, one array a part, cast to the Arrow type ``kind``."""
     for part in parts:
         with run_folder.open_part(part) as file:
             yield from file.read([name]).column(0).cast(kind).chunks
 
 
-def _add_integers(total: Any, parts: Sequence[Any], name: str) -> None:
+def _add_integers(total: hashlib._Hash, parts: Sequence[pq.ParquetFile], name: str) -> None:
     _add_nulls(total, [column.is_null() for column in _columns(parts, name, pa.int64())])
     for column in _columns(parts, name, pa.int64()):
         total.update(column.fill_null(0).to_numpy(zero_copy_only=False).astype("<i8").tobytes())
 
 
-def _add_strings(total: Any, parts: Sequence[Any], name: str) -> None:
+def _add_strings(total: hashlib._Hash, parts: Sequence[pq.ParquetFile], name: str) -> None:
     codes: dict[str, int] = {}
     missing = []
     for column in _columns(parts, name, pa.string()):
@@ -82,6 +85,6 @@ def _add_strings(total: Any, parts: Sequence[Any], name: str) -> None:
         total.update(values.tobytes())
 
 
-def _add_nulls(total: Any, missing: Sequence[Any]) -> None:
+def _add_nulls(total: hashlib._Hash, missing: Sequence[pq.ParquetFile]) -> None:
     flags = [flag.to_numpy(zero_copy_only=False) for flag in missing] or [np.zeros(0, bool)]
     total.update(np.packbits(np.concatenate(flags)).tobytes())

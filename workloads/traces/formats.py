@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from symphony_dask.trace import Names
 from symphony_dask.trace.ordered import Rows
 from symphony_dask.units import NS_PER_S
 from workloads.traces.text_lines import BadRows, field_blocks, line_blocks, value
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 #: Digits after the point of each unit, down to ns.
 UNITS = {"s": 9, "ms": 6, "us": 3, "ns": 0}
@@ -287,7 +290,7 @@ def parquet(source: Source) -> Iterator[Rows]:
         raise BadInput(f"{str(source.path)!r} cannot be read as Parquet ({why}): check the file") from exc
 
 
-def _parquet_types(source: Source, schema: Any, wanted: Sequence[str]) -> dict[str, Any]:
+def _parquet_types(source: Source, schema: pa.Schema, wanted: Sequence[str]) -> dict[str, Any]:
     """The Arrow type of each of the columns; raises ``BadInput`` for one that is missing, twice there, or of no use."""
     import pyarrow.types as t
 
@@ -310,7 +313,7 @@ def _parquet_types(source: Source, schema: Any, wanted: Sequence[str]) -> dict[s
     return kinds
 
 
-def _is_text(kind: Any) -> bool:
+def _is_text(kind: pa.DataType) -> bool:
     import pyarrow.types as t
 
     return bool(t.is_string(kind) or t.is_large_string(kind))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from symphony_dask.cli.command import command
 from symphony_dask.cli.options import json_option
 from symphony_dask.cli.output import print_json
 from symphony_dask.cli.scheduler_address import scheduler_option
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 @click.command()
@@ -50,7 +53,7 @@ def top(scheduler: str, interval: str, once: bool, as_json: bool) -> None:
                 pass
 
 
-def view(overview: dict[str, Any], scheduler: str) -> Any:
+def view(overview: dict[str, Any], scheduler: str) -> RenderableType:
     """What ``Serving.overview`` says, for rich to print."""
     from rich.console import Group
     from rich.text import Text
@@ -75,7 +78,7 @@ def view(overview: dict[str, Any], scheduler: str) -> Any:
     return Group(*parts)
 
 
-def _headline(overview: dict[str, Any], scheduler: str) -> Any:
+def _headline(overview: dict[str, Any], scheduler: str) -> RenderableType:
     from rich.text import Text
 
     from symphony_dask.observe.overview_text import percent, several
@@ -95,7 +98,7 @@ def _headline(overview: dict[str, Any], scheduler: str) -> Any:
     return text
 
 
-def _models(models: list[dict[str, Any]]) -> Any:
+def _models(models: list[dict[str, Any]]) -> RenderableType:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -121,7 +124,7 @@ def _mark(attainment: float | None) -> str:
     return "green" if attainment >= 0.99 else "yellow" if attainment >= 0.9 else "red"
 
 
-def _gpus(gpus: list[dict[str, Any]]) -> Any:
+def _gpus(gpus: list[dict[str, Any]]) -> RenderableType:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text

@@ -21,7 +21,7 @@ _numba: Any = caching
 
 logger = logging.getLogger(__name__)
 
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 class _BesideSource:
@@ -67,7 +67,7 @@ class DiskCache(_numba.FunctionCache):
         self._cache_file, *others = (_numba.IndexDataCacheFile(folder, name, stamp) for folder in folders)
         self._readable = [self._cache_file, *others]
         if isinstance(self._impl.locator, _BesideSource) and not any(Path(shipped).glob("*.nbi")):
-            _tell(f"{shipped} cannot be written, nor can a cache folder of this user")
+            _warn_once(f"{shipped} cannot be written, nor can a cache folder of this user")
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         target_context.refresh()
@@ -84,7 +84,7 @@ class DiskCache(_numba.FunctionCache):
         try:
             super().save_overload(sig, data)
         except OSError as error:
-            _tell(str(error))
+            _warn_once(str(error))
 
 
 def _beside(file: str) -> str:
@@ -92,10 +92,10 @@ def _beside(file: str) -> str:
     return str(Path(file).parent / "__pycache__")
 
 
-def _tell(why: str) -> None:
+def _warn_once(why: str) -> None:
     """Say once in each process that compiled code is not kept."""
-    if not _told:
-        _told.add(why)
+    if not _warned:
+        _warned.add(why)
         cost = "each process that schedules requests compiles the engine when it starts, which takes about a minute"
         remedy = "set NUMBA_CACHE_DIR to a folder that can be written, or compile once where the package is installed"
         logger.warning("Symphony's compiled code cannot be kept (%s): %s; %s", why, cost, remedy)

@@ -115,7 +115,7 @@ def _slo_ns(slo: Any) -> int:
     return parse_duration_ns(Seconds(min(slo, 2**62)) if type(slo) in (int, float) else slo, "slo")
 
 
-def _timeout_ns(timeout: Any) -> int:
+def _timeout_ns(timeout: object) -> int:
     if type(timeout) is int and 0 < timeout < 2**62 // NS_PER_US:
         return timeout * NS_PER_US
     if isinstance(timeout, str):

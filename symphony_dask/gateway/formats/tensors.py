@@ -55,7 +55,7 @@ class Tensor(NamedTuple):
     data: Any
 
 
-def check_name(name: Any, what: str) -> str:
+def check_name(name: object, what: str) -> str:
     """The name of a tensor from JSON; raises ``Refusal``. It stands in many texts, so it is short."""
     if not isinstance(name, str) or not name:
         raise bad(f"{what} must have a 'name', a string that is not empty")
@@ -64,7 +64,7 @@ def check_name(name: Any, what: str) -> str:
     return name
 
 
-def check_shape(name: str, shape: Any) -> tuple[tuple[int, ...], int]:
+def check_shape(name: str, shape: object) -> tuple[tuple[int, ...], int]:
     """A shape from JSON, and how many elements it has; raises ``Refusal``."""
     if not isinstance(shape, list) or any(type(d) is not int or d < 0 for d in shape):
         raise bad(f"tensor {name!r}: shape {shown(shape)} must be a list of whole numbers, none negative")
@@ -108,7 +108,7 @@ def _strings(name: str, elements: int, data: memoryview) -> list[bytes]:
     return found
 
 
-def from_json(name: str, datatype: str, shape: tuple[int, ...], elements: int, data: Any) -> Tensor:
+def from_json(name: str, datatype: str, shape: tuple[int, ...], elements: int, data: object) -> Tensor:
     """A tensor whose elements came as JSON, flat or nested as the shape; raises ``Refusal``."""
     if not isinstance(data, list):
         raise bad(f"tensor {name!r}: data must be a list, got {shown(data)}")
@@ -123,7 +123,7 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], elements: int, d
     return Tensor(name, datatype, shape, memoryview(raw(datatype, values)))
 
 
-def numbers(name: str, datatype: str, data: Any) -> npt.NDArray[Any]:
+def numbers(name: str, datatype: str, data: object) -> npt.NDArray[Any]:
     """Numbers of JSON, nested lists or one, as an array; BF16 as FP32, not rounded yet.
 
     Raises ``Refusal`` for what is ragged, not a number, or out of range.

@@ -45,7 +45,7 @@ def read_predict(body: bytes, interface: Interface) -> tuple[list[bytes], Terms,
     return [_sample(row, interface) for row in rows], terms, in_rows
 
 
-def _rows(columns: Any) -> Any:
+def _rows(columns: object) -> Any:
     if not isinstance(columns, dict) or columns.keys() == {"b64"}:
         return columns
     if not columns or not all(isinstance(column, list) for column in columns.values()):
@@ -80,11 +80,11 @@ def _sample(row: Any, interface: Interface) -> bytes:
     return codec.encode_entries(list(fields.values()), interface.layout)
 
 
-def _encode(value: Any) -> bytes:
+def _encode(value: object) -> bytes:
     return value.header + value.data if isinstance(value, codec.Part) else codec.encode(value)
 
 
-def _value(port: Port, value: Any) -> Any:
+def _value(port: Port, value: object) -> Any:
     """``value`` of JSON as what ``port`` takes: a part of arrays, else a Python value."""
     if port.datatype == "BYTES":
         data = _bytes(port.name, value)
@@ -103,7 +103,7 @@ def _value(port: Port, value: Any) -> Any:
     return codec.Part(port.header, memoryview(raw(port.datatype, values)))
 
 
-def _bytes(name: str, value: Any) -> bytes:
+def _bytes(name: str, value: object) -> bytes:
     if isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str):
         try:
             return base64.b64decode(value["b64"], validate=True)
@@ -114,7 +114,7 @@ def _bytes(name: str, value: Any) -> bytes:
     raise bad(f'input {name!r} must be a string, or {{"b64": "..."}}')
 
 
-def _guess(name: str, value: Any) -> Any:
+def _guess(name: str, value: object) -> Any:
     """A sample, or a part of one, of a model without an example."""
     if isinstance(value, (str, dict)):
         return _bytes(name, value)

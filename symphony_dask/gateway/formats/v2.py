@@ -125,7 +125,7 @@ def read_infer(body: bytes, header_bytes: int | None) -> InferRequest:
     return InferRequest(inputs, terms_of(parameters), identity, _read_outputs(head.get("outputs"), every), every)
 
 
-def _read_input(entry: Any, binary: memoryview) -> tuple[Tensor, memoryview]:
+def _read_input(entry: object, binary: memoryview) -> tuple[Tensor, memoryview]:
     """A tensor of a request, and what it leaves of the binary data."""
     if not isinstance(entry, dict):
         raise bad(f"each of 'inputs' must be an object, got {type(entry).__name__}")
@@ -148,7 +148,7 @@ def _read_input(entry: Any, binary: memoryview) -> tuple[Tensor, memoryview]:
     return from_binary(name, datatype, shape, elements, binary[:size]), binary[size:]
 
 
-def _read_outputs(given: Any, every: bool) -> list[tuple[str, bool]] | None:
+def _read_outputs(given: object, every: bool) -> list[tuple[str, bool]] | None:
     if given is None or given == []:
         return None
     if not isinstance(given, list):

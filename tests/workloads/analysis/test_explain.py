@@ -14,7 +14,7 @@ from symphony_dask.trace import BatchOutcome, Outcome, Recorder, Run, open_run, 
 from tests.helpers.runs.simulated import MODEL, MS, crowd, simulated
 from workloads.analysis.causes import CAUSES, causes, idleness, label, top
 from workloads.analysis.explain import explain
-from workloads.analysis.gpu_presence import stays
+from workloads.analysis.gpu_presence import presence_intervals
 
 
 def live(folder: Path, rows: list[dict[str, int]], batch: dict[str, int], label: str | None = None) -> Run:
@@ -164,7 +164,7 @@ def test_a_gpu_number_that_comes_back_is_ready_again(tmp_path: Path) -> None:
     recorder.record_batches({name: np.array(values) for name, values in batches.items()})
     recorder.close()
     run = open_run(tmp_path / "run")
-    assert stays(run).select("gpu", "ready_ns", "until_ns", "leave_ns").rows() == [
+    assert presence_intervals(run).select("gpu", "ready_ns", "until_ns", "leave_ns").rows() == [
         (0, 0, 10, 20),
         (0, 30, None, None),
         (1, 0, 40, 40),
