@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from symphony_dask.cli.main import symphony
 from symphony_dask.client import declarations
@@ -192,6 +193,17 @@ def test_commands_of_the_documents_have_these_arguments_and_options(line: str) -
             if "does not exist" not in str(error):  # the reader's file
                 raise
             return
+
+
+def test_the_page_of_commands_has_the_groups_of_the_help() -> None:
+    shown = CliRunner().invoke(symphony, ["--help"]).output
+    groups = [line[:-1] for line in re.findall(r"^[A-Z].*:$", shown, re.M) if line != "Options:"]
+    page = (ROOT / "docs/commands.md").read_text()
+    assert re.findall(r"^## (.*)$", page, re.M) == groups
+    for group, body in zip(groups, page.split("\n## ")[1:], strict=True):
+        listed = shown.partition(f"{group}:\n")[2].partition("\n\n")[0]
+        commands = set(re.findall(r"^  (\w+)", listed, re.M))
+        assert set(re.findall(r"^symphony (\w+)", body, re.M)) <= commands, group
 
 
 def test_examples_of_the_guide_are_those_that_there_are() -> None:
