@@ -68,7 +68,7 @@ class Adaptive(_DaskAdaptive):
     def __init__(
         self,
         cluster: Any,
-        interval: Any = "1s",
+        interval: str | float = "1s",
         minimum: int | None = None,
         maximum: int | float | None = None,
         wait_count: int = 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -132,7 +132,7 @@ def step(
     seen: tuple[Sequence[Instance], View] | None = None,
     interrupted: frozenset[str] = frozenset(),
     shrink: bool = True,
-    clock: Any = time.time,
+    clock: Callable[[], float] = time.time,
 ) -> Step:
     """Take the fleet a step towards ``target_gpus``; raises ``FleetError`` or ``NotServing`` where it cannot look.
 
@@ -154,7 +154,13 @@ def step(
 
 
 def _carry_out(
-    settings: Settings, fleet: FleetProtocol, cluster: Cluster, made: Plan, view: View, done: Step, clock: Any
+    settings: Settings,
+    fleet: FleetProtocol,
+    cluster: Cluster,
+    made: Plan,
+    view: View,
+    done: Step,
+    clock: Callable[[], float],
 ) -> bool:
     """Carry a plan out; False if the rest of it is to be planned again."""
     drains: dict[str, list[str]] = {}
@@ -197,7 +203,13 @@ def _carry_out(
 
 
 def _launch(
-    settings: Settings, fleet: FleetProtocol, cluster: Cluster, launch: Launch, done: Step, clock: Any, again: bool
+    settings: Settings,
+    fleet: FleetProtocol,
+    cluster: Cluster,
+    launch: Launch,
+    done: Step,
+    clock: Callable[[], float],
+    again: bool,
 ) -> bool:
     """Ask for one instance, perhaps ``again``; False if that changes what to ask for next."""
     asked_s = clock()

@@ -13,7 +13,6 @@ import shlex
 import subprocess
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import click
 
@@ -67,7 +66,7 @@ async def guard(address: str, host: str, watch: Watch, every_s: float, on_join: 
         await asyncio.sleep(every_s)
 
 
-def duration(context: Any, parameter: Any, value: str) -> int:
+def duration(context: click.Context, parameter: click.Parameter, value: str) -> int:
     """Nanoseconds of an option such as ``--every 15s``."""
     return parse_duration_ns(value, parameter.opts[0])
 

@@ -120,7 +120,7 @@ def _kind(obj: object) -> ModelSpec:
     return ModelSpec("function", obj)
 
 
-def load(spec: ModelSpec, device: str | None = None, example: Any = None) -> Runner:
+def load(spec: ModelSpec, device: str | None = None, example: object = None) -> Runner:
     """The runner of ``spec``, loaded on this machine.
 
     device: of torch modules, such as "cuda:0"; by default "cuda" if there is one, else "cpu".
@@ -190,7 +190,7 @@ class Collated:
         return self.model(self.collate(samples))
 
 
-def _required_parameters(call: Any) -> list[str]:
+def _required_parameters(call: Callable[..., object]) -> list[str]:
     """Names of the parameters that a call must give by position; raises ``BadInput`` if there is no telling."""
     try:
         parameters = inspect.signature(call).parameters.values()

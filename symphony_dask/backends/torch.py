@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ import torch
 from symphony_dask.errors import BadInput
 from symphony_dask.wire import codec
 from symphony_dask.wire import composite as inputs
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 _NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 
@@ -208,7 +211,7 @@ def _tensor(samples: Any) -> torch.Tensor:
     return torch.from_numpy(samples) if isinstance(samples, np.ndarray) else samples
 
 
-def _holds_tensor(value: Any) -> bool:
+def _holds_tensor(value: object) -> bool:
     if isinstance(value, Mapping):
         return any(map(_holds_tensor, value.values()))
     if isinstance(value, (tuple, list)):
@@ -274,7 +277,7 @@ def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
-def _to_numpy(tensor: torch.Tensor) -> Any:
+def _to_numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:
     if tensor.is_floating_point() and tensor.dtype not in _NUMPY_FLOATS:
         tensor = tensor.float()
     return tensor.cpu().numpy()

@@ -136,7 +136,7 @@ def _zeros(text: object) -> Any:
 class _Loader(yaml.SafeLoader):
     """Refuses a key that is there twice, of which YAML would keep the last."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:

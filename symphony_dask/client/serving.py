@@ -104,7 +104,7 @@ class Serving:
         *,
         slo: str | Seconds,
         profile: LatencyProfile | str | tuple[float, float] | None = None,
-        example: Any = None,
+        example: object = None,
         max_batch: int = DEFAULT_MAX_BATCH,
         queue_limit: int = DEFAULT_QUEUE_LIMIT,
         optimize: str | None = None,
@@ -610,7 +610,7 @@ async def _read_stages(name: str, plain: dict[str, Any]) -> Stage:
         raise DeploymentError(f"{text}; install the modules that they import here too") from error
 
 
-def _address(client: Any) -> str:
+def _address(client: object) -> str:
     """How the address of what was given in place of a client is written."""
     address = client if isinstance(client, str) else getattr(client, "scheduler_address", None)
     return shown(address) if isinstance(address, str) else '"tcp://HOST:8786"'

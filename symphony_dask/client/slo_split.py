@@ -68,6 +68,9 @@ class Work:
 #: ``Work`` on GPUs; None: no GPU, and no time to speak of; a list: one after the other; a tuple: side by side.
 Graph: TypeAlias = "Work | list[Graph] | tuple[Graph, ...] | None"
 
+#: A batch for each ``Work`` of a graph.
+Chosen: TypeAlias = "int | list[Chosen]"
+
 
 @dataclass(frozen=True)
 class Split:
@@ -149,7 +152,7 @@ def _one_after_the_other(first: Costs, second: Costs) -> tuple[Costs, npt.NDArra
     return costs, taken
 
 
-def _choose(graph: Graph, plan: _Plan, k: int, step_ns: float) -> Any:
+def _choose(graph: Graph, plan: _Plan, k: int, step_ns: float) -> Chosen:
     """For each part the batch that its steps allow: a number for ``Work`` and None, else a list."""
     if graph is None:
         return 0
@@ -161,7 +164,7 @@ def _choose(graph: Graph, plan: _Plan, k: int, step_ns: float) -> Any:
     return [_choose(g, p, int(j), step_ns) for g, p, j in zip(graph, plan.parts, shares, strict=True)]
 
 
-def _alone(graph: Graph) -> Any:
+def _alone(graph: Graph) -> Chosen:
     if graph is None or isinstance(graph, Work):
         return 0 if graph is None else 1
     return [_alone(part) for part in graph]

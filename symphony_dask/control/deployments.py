@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -63,7 +63,13 @@ class Versions:
 class Deployments:
     """All names of a scheduler. on_change: awaited when what is deployed has changed."""
 
-    def __init__(self, dispatcher: Dispatcher, loader: Loader, spawn: Any, on_change: Any) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        loader: Loader,
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        on_change: Callable[[], Awaitable[None]],
+    ) -> None:
         self.names: dict[str, Versions] = {}
         self._dispatcher, self._loader, self._spawn, self._on_change = dispatcher, loader, spawn, on_change
 

@@ -48,7 +48,7 @@ class Fleets:
         reports = {name: report for name, kept in self._ledgers.items() if (report := kept.last_report())}
         return {"drains": self.drains.status(), "fleets": reports}
 
-    async def drain(self, workers: Any, why: str = "asked", known: bool = False) -> Reply:
+    async def drain(self, workers: object, why: str = "asked", known: bool = False) -> Reply:
         """Batches in flight by the names given, which ``drains`` explains.
 
         known: refuse, as the others do, names that nobody has (yet).
@@ -61,7 +61,7 @@ class Fleets:
         drains = self.drains.status()
         return {"ok": {key: drains[key]["in_flight"] for key in names}}
 
-    async def undrain(self, workers: Any, known: bool = False) -> Reply:
+    async def undrain(self, workers: object, known: bool = False) -> Reply:
         """The names of those that take batches again."""
         try:
             done = self.drains.undrain(self._named(workers, known))
@@ -71,7 +71,7 @@ class Fleets:
             self._admit(address)
         return {"ok": done}
 
-    async def retire(self, workers: Any, force: bool = False, wait_s: float = 0.0, known: bool = False) -> Reply:
+    async def retire(self, workers: object, force: bool = False, wait_s: float = 0.0, known: bool = False) -> Reply:
         """The state of each drain."""
         try:
             names = self._named(workers, known)
@@ -83,7 +83,7 @@ class Fleets:
             return failure(BadInput(f"worker {shown(idle[0])} is not drained: drain it first"))
         return {"ok": states}
 
-    def _named(self, workers: Any, known: bool) -> list[str]:
+    def _named(self, workers: object, known: bool) -> list[str]:
         names = name_list(workers, "worker")
         if known:
             self.drains.check(names)

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgpack
 
-from symphony_dask.control.deployment import Deployment
+from symphony_dask.control.deployment import Deployment, State
 from symphony_dask.control.deployments import Versions
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
@@ -109,7 +109,7 @@ def _versions(stored: dict[str, Any]) -> Versions:
     )
 
 
-def _restored(stored: dict[str, Any] | None, state: Any) -> Deployment | None:
+def _restored(stored: dict[str, Any] | None, state: State) -> Deployment | None:
     if stored is None:
         return None
     given = LatencyProfile.from_dict(stored["given"]) if stored["given"] is not None else None

@@ -199,7 +199,7 @@ class RequestTable:
         for slot in slots.tolist():
             self._payload[slot] = _EMPTY
 
-    def of_client(self, client: int, ids: Any = None) -> npt.NDArray[np.int64]:
+    def of_client(self, client: int, ids: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
         """Slots of a client's requests, of those with the given ids if there are any."""
         mine = np.flatnonzero(self.client == client)
         return mine if ids is None else mine[np.isin(self.id[mine], ids)]

@@ -57,7 +57,7 @@ MOST_INT, MOST_SHARE = (1 << 31) - 1, 16.0
 _HUGE, _TINY = 1e18, 1e-18
 
 
-def within(what: str, value: Any, low: Any, high: Any) -> None:
+def within(what: str, value: npt.ArrayLike, low: float, high: float) -> None:
     """Raise ``ValueError`` unless ``value``, a number or an array, is from ``low`` to ``high`` all over."""
     found = np.asarray(value)
     bad = ~((found >= low) & (found <= high))  # which nan is, too
@@ -97,7 +97,7 @@ def _require(holds: object, text: str) -> None:
 
 def _check_scalars(s: State) -> None:
     requests, models, gpus = len(s.req), len(s.mod), len(s.gpu)
-    most: Any
+    most: float
     for name, most in {
         "n_slots": requests, "n_dirty": models, "n_batches": gpus * DEPTH, "n_members": requests, "n_drops": requests,
         "live_gpus": gpus, "n_slow": gpus, "policy": max(POLICIES.values()), "exact": 1, "fleet_changed": 1,
@@ -116,8 +116,8 @@ def _check_records(s: State, p: Profiles) -> None:
     """What does not depend on where a record stands."""
     requests, models, gpus = len(s.req), len(s.mod), len(s.gpu)
     _, classes, entries = s.lat.shape
-    low: Any
-    high: Any
+    low: float
+    high: float
     for name, low, high in (
         ("model", 0, models - 1), ("prev", -1, requests - 1), ("state", FREE, CANCELLED), ("levels", 0, LEVELS),
         ("priority", 0, MOST_PRIORITY), ("deadline", -LATEST, LATEST),

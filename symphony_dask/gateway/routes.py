@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,6 +23,9 @@ from symphony_dask.gateway.refusal import Refusal, later, of_error
 from symphony_dask.gateway.statistics import statistic
 from symphony_dask.gateway.upstream import Served, Upstream
 from symphony_dask.text import MOST_NAME, brief, plain, shown
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
 
 NAME = "symphony-dask"
 
@@ -65,24 +68,24 @@ def rest(upstream: Upstream, metrics: Metrics, draining: Callable[[], bool]) -> 
         call, model = await upstream.find(read)
         return _json(await answers[call.protocol, call.asks](call, model))
 
-    async def model_ready(call: Call, model: Served) -> Any:
+    async def model_ready(call: Call, model: Served) -> dict[str, Any]:
         if not model.slots:
             raise later(503, f"no GPU serves model {shown(model.name)}")
         return {"name": model.name, "ready": True}
 
-    async def metadata(call: Call, model: Served) -> Any:
+    async def metadata(call: Call, model: Served) -> dict[str, Any]:
         return _metadata(model, upstream)
 
-    async def config(call: Call, model: Served) -> Any:
+    async def config(call: Call, model: Served) -> dict[str, Any]:
         return _config(model)
 
-    async def versions(call: Call, model: Served) -> Any:
+    async def versions(call: Call, model: Served) -> dict[str, Any]:
         """TensorFlow Serving's status of a model's versions, and KServe's of the model, in one."""
         rows = [model] if call.version is not None else [m for m in upstream.models if m.name == model.name]
         ready = any(m.slots for m in rows)
         return {"name": model.name, "ready": ready, "model_version_status": [_version_status(m) for m in rows]}
 
-    async def stats_of(call: Call, model: Served) -> Any:
+    async def stats_of(call: Call, model: Served) -> dict[str, Any]:
         return await _statistics([model], upstream, metrics)
 
     async def stats(request: Request) -> Response:
@@ -151,11 +154,11 @@ def rest(upstream: Upstream, metrics: Metrics, draining: Callable[[], bool]) -> 
 class _OfModel(Route):
     """Matches what ``calls_of`` can read; a router's own paths have lost which slashes were encoded."""
 
-    def matches(self, scope: Any) -> tuple[Match, Any]:
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
         found = scope["type"] == "http" and calls_of(scope["raw_path"])
         return (Match.FULL, {"endpoint": self.endpoint, "path_params": {}}) if found else (Match.NONE, {})
 
-    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.app(scope, receive, send)  # whichever method it is
 
 
@@ -184,14 +187,14 @@ async def _on_http_exception(request: Request, error: Any) -> Response:
     return _response(Refusal(error.status_code, f"{path} is not offered here; see /openapi.json"))
 
 
-async def _on_error(request: Request, error: Any) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
     """Of calls to the scheduler."""
     if isinstance(error, SymphonyError):
         return _response(of_error(error))
     return _response(later(503, f"the scheduler did not answer: {brief(error)}"))
 
 
-async def _on_bug(request: Request, error: Any) -> Response:
+async def _on_bug(request: Request, error: Exception) -> Response:
     """What starlette then raises again, so that it is logged."""
     return _response(Refusal(500, "the gateway failed; its log says why"))
 

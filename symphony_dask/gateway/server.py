@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import uvicorn
 from distributed.security import Security
@@ -36,6 +36,9 @@ from symphony_dask.gateway.metrics import Metrics
 from symphony_dask.gateway.protocol import GatewayProtocol, sweep
 from symphony_dask.gateway.routes import rest
 from symphony_dask.gateway.upstream import Upstream
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 logger = logging.getLogger(__name__)
 
@@ -299,7 +302,7 @@ class _Processes:
                 child.kill()
                 child.wait()
 
-    def _end(self, number: int, frame: Any) -> None:
+    def _end(self, number: int, frame: FrameType | None) -> None:
         self._ending = True
         for child in self._children:
             child.send_signal(signal.SIGTERM)

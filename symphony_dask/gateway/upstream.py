@@ -88,7 +88,7 @@ class Reply(asyncio.Future[memoryview]):
             ended = exception if exception is not None else ConnectionLost("the request ended without an answer")
             self.set_exception(ended)
 
-    def cancel(self, msg: Any = None) -> bool:
+    def cancel(self, msg: object = None) -> bool:
         if not super().cancel(msg):
             return False
         self._on_cancel(self._request)
@@ -316,7 +316,7 @@ def _lead(pipeline: Pipeline, payload: bytes, slo_ns: int, priority: int) -> Rep
     future = pipeline.submit(decode(payload), slo=Seconds(slo_ns / NS_PER_S) if slo_ns else None, priority=priority)
     reply = Reply(future.request, lambda request: future.cancel())
 
-    def ended(ended: Any) -> None:
+    def ended(ended: object) -> None:
         if future.cancelled():
             reply.cancel()
             return

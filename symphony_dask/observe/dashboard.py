@@ -325,7 +325,7 @@ def table(titles: list[str], rows: list[list[str]], left: int) -> str:
     return f'<table style="{_STYLE}; width: 100%; border-collapse: collapse">{head}{body}</table>'
 
 
-def span_of(ends: Any, now: int) -> float:
+def span_of(ends: npt.NDArray[np.int64], now: int) -> float:
     """For how many seconds up to now batches are shown, by when they ended, ns, the oldest first."""
     if len(ends) < MOST_BATCHES:
         return SPANS_S[0]
@@ -333,7 +333,7 @@ def span_of(ends: Any, now: int) -> float:
     return next((span for span in SPANS_S if span <= covered_s), SPANS_S[-1])
 
 
-def _in_turn(gpus: Any) -> Any:
+def _in_turn(gpus: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Opacities of batches that tell each from the next on its GPU."""
     alpha = np.ones(len(gpus))
     for gpu in np.unique(gpus):

@@ -13,6 +13,7 @@ worker of its batch with ``run_held`` in place of the function.
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -107,7 +108,7 @@ def wish_of(spec: Any, annotations: dict[str, Any] | None) -> Wish | SymphonyErr
         return BadInput(f"annotation symphony={given} cannot be read: {brief(error)}")
 
 
-async def run_held(task: str, model: GraphFunction, x: object, *, slo: Any = None) -> Any:
+async def run_held(task: str, model: GraphFunction, x: object, *, slo: object = None) -> Any:
     """On the worker: bring the sample to its batch and wait for the answer.
 
     A coroutine, because a task that waits must not hold a thread of the worker.
@@ -136,7 +137,7 @@ def _encoded(model: str, x: object) -> bytes | memoryview:
         raise BadInput(f"the sample for model {model!r} cannot be sent: {brief(error)}") from None
 
 
-def held_function(task: str, model: GraphFunction) -> Any:
+def held_function(task: str, model: GraphFunction) -> partial[Coroutine[Any, Any, Any]]:
     """The function that a held task is sent to its worker with."""
     return partial(run_held, task, model)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.units import NS_PER_S
 
 if TYPE_CHECKING:
+    from distributed import Scheduler
+
     pass
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ KEEP_S = 60.0
 RETIRE_S = 30.0
 
 
-async def stay_awake(scheduler: Any) -> None:
+async def stay_awake(scheduler: Scheduler) -> None:
     """A scheduler is in use while this runs."""
     while True:
         if scheduler.idle_since and scheduler.idle_timeout:
@@ -163,7 +165,7 @@ class Use:
                     self._admit(address)
             self._drains.forget([a for a in addresses if a not in self._scheduler.workers])
 
-    async def _end_batches(self, workers: Any, options: dict[str, Any]) -> list[str]:
+    async def _end_batches(self, workers: Iterable[str] | None, options: dict[str, Any]) -> list[str]:
         """Drain those on the lane that will be retired; returns their addresses."""
         known = self._scheduler.workers
         names = options.get("names")

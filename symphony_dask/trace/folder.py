@@ -42,7 +42,7 @@ class S3Path:
     """
 
     key: str
-    fs: Any = field(repr=False, compare=False)
+    fs: pa.fs.FileSystem = field(repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"s3://{self.key}"

@@ -76,7 +76,7 @@ def by_keys(rows: Rows, keys: Keys = ARRIVAL) -> Rows:
     return taken(rows, order)
 
 
-def taken(rows: Rows, which: Any) -> Rows:
+def taken(rows: Rows, which: slice | npt.NDArray[Any]) -> Rows:
     """Those of ``rows`` that an index, a slice or a mask selects."""
     return {name: values[which] for name, values in rows.items()}
 

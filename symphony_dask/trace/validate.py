@@ -63,7 +63,7 @@ def problems(path: str | os.PathLike[str], on_progress: Callable[[int], None] | 
 
 
 class _Table:
-    def __init__(self, table: str, clock: Any) -> None:
+    def __init__(self, table: str, clock: object) -> None:
         self.table = table
         self.ordered = clock == "imported"
         #: A recording that began under traffic has what arrived before.

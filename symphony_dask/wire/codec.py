@@ -99,7 +99,7 @@ def encode(obj: object) -> bytes:
         ) from None
 
 
-def encode_payload(obj: Any) -> bytes | memoryview:
+def encode_payload(obj: object) -> bytes | memoryview:
     """As ``encode``; a large array or tensor is copied without the interpreter's lock, so that other threads go on."""
     if isinstance(obj, np.ndarray) and obj.nbytes > _LARGE_BYTES:
         return _join_rows(_array_header(ARRAY, obj.dtype, obj.shape), _plain_array(obj), 1)[0]
@@ -308,7 +308,7 @@ def stacked(header: bytes, data: npt.NDArray[np.uint8]) -> Any:
     return _as_array(shape, layout.dtype, data)
 
 
-def _as_array(shape: tuple[int, ...], dtype: Any, data: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+def _as_array(shape: tuple[int, ...], dtype: npt.DTypeLike, data: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     array: npt.NDArray[Any] = np.ndarray(shape, dtype, data)
     if array.dtype.kind == "U":
         # Python ends with a SystemError where it reads a character beyond these.

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed import Client
 
@@ -29,6 +29,10 @@ from workloads.live import load_generator
 from workloads.live.local_cluster import ProcessCluster
 from workloads.simulation.result import SimModel
 from workloads.simulation.simulate import SimulatedRun, simulate
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 GPUS = 4
 
@@ -273,7 +277,9 @@ def _share_row(
     }
 
 
-def _simulate(live: Live, delays: Delays, arrivals: Any, choices: Any) -> SimulatedRun:
+def _simulate(
+    live: Live, delays: Delays, arrivals: npt.NDArray[np.int64], choices: npt.NDArray[np.int32]
+) -> SimulatedRun:
     setting = live.setting
     return simulate(
         [SimModel(f"model-{k}", setting.profile, setting.slo_ns) for k in range(setting.models)],

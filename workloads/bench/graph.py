@@ -75,7 +75,7 @@ def _row(threads: int, tasks: int, rounds: int, batch: int, on_progress: Callabl
     }
 
 
-def _measure(client: Client, function: Any, tasks: int) -> tuple[float, float, float]:
+def _measure(client: Client, function: Callable[..., object], tasks: int) -> tuple[float, float, float]:
     """Tasks a second of one map, and the CPU time for each task in the scheduler and in all workers, us."""
     before = _cpu_s(client)
     start = time.perf_counter()

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,9 @@ from symphony_dask.wire.connection import (
     read_column,
     read_rows,
 )
+
+if TYPE_CHECKING:
+    from distributed import Security
 
 #: Requests due within so long leave together, and frames leave so far apart, ns.
 TOGETHER_NS, APART_NS = 50_000, 500_000
@@ -70,7 +73,7 @@ class Plan:
     host: str
     port: int
     token: str
-    security: Any
+    security: Security
     due: npt.NDArray[np.int64] | None
     models: npt.NDArray[np.int32]
     payloads: dict[int, bytes]

@@ -149,7 +149,7 @@ def keep_under_way(
     under_way: int,
     seconds: float,
     *,
-    sample: Any = None,
+    sample: object = None,
     most: int = 20_000_000,
     drain_s: float = 30.0,
 ) -> Loaded:

@@ -236,7 +236,7 @@ class _Soak:
         scripted = load.model in ("odd", "wide")
         slower = 1 + 0.05 * (self._versions % 3)
         folder = str(self._folder / "models")
-        model: Any = Scripted(folder, load.model, alpha, beta * slower, log=False)
+        model: Scripted | Doubling = Scripted(folder, load.model, alpha, beta * slower, log=False)
         if load.model in ("fast", "heavy"):
             model = Doubling(Emulated(alpha, beta * slower))
         profile = (alpha, beta * slower)

@@ -121,7 +121,7 @@ class Host:
         self._cancel(now, ended)
         self.changes.append(Change(now, number, "leave"))
 
-    def _requests(self, slots: Int32s) -> Any:
+    def _requests(self, slots: Int32s) -> Int64s:
         return self.engine.state.req["request"][slots]
 
     def _cancel(self, now: int, requests: Int64s) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,9 @@ from symphony_dask.trace import folder as run_folder
 from symphony_dask.trace.columns import to_table
 from symphony_dask.trace.ordered import Rows, concatenated, in_order, taken
 from workloads.simulation.simulate import SimulatedRun
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 PART_ROWS = run_folder.ROW_GROUP
 
@@ -112,7 +115,7 @@ def _requests(run: SimulatedRun, begin: int, end: int) -> Rows:
     }
 
 
-def _of_batch(batch: Any, values: Any) -> Any:
+def _of_batch(batch: npt.NDArray[np.int32], values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """``values`` of batches for each request's batch, -1 where it was in none."""
     if not len(values):
         return np.full(len(batch), -1, values.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ class _Functions:
         self.names = names
         self.requests: npt.NDArray[np.int64] = np.zeros(0, np.int64)
 
-    def number(self, chunks: Any) -> Any:
+    def number(self, chunks: Iterable[Rows]) -> Iterator[Rows]:
         done = 0
         for chunk in chunks:
             n = len(chunk["arrival_ns"])

@@ -69,7 +69,7 @@ class DiskCache(_numba.FunctionCache):
         if isinstance(self._impl.locator, _BesideSource) and not any(Path(shipped).glob("*.nbi")):
             _warn_once(f"{shipped} cannot be written, nor can a cache folder of this user")
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
+    def load_overload(self, sig: object, target_context: Any) -> object:
         target_context.refresh()
         for file in self._readable:
             try:
@@ -80,7 +80,7 @@ class DiskCache(_numba.FunctionCache):
                 logger.info("compiled code in %s cannot be read: %r", self._cache_path, error)
         return None
 
-    def save_overload(self, sig: Any, data: Any) -> None:
+    def save_overload(self, sig: object, data: object) -> None:
         try:
             super().save_overload(sig, data)
         except OSError as error:

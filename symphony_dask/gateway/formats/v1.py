@@ -163,7 +163,7 @@ def _json(tensor: Tensor) -> Any:
     return texts.reshape(tensor.shape).tolist()
 
 
-def _text(element: bytes) -> Any:
+def _text(element: bytes) -> str | dict[str, str]:
     try:
         return element.decode()
     except UnicodeDecodeError:
