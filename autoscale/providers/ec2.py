@@ -12,7 +12,7 @@ import json
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from autoscale.fleet.fleet import (
@@ -38,6 +38,9 @@ from symphony_dask.cli.error_line import aws_error
 from symphony_dask.cli.scheduler_check import ANSWER_S, resolve
 from symphony_dask.errors import BadInput
 from symphony_dask.names import name_list
+
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
 
 TAG_CLUSTER, TAG_SLOT, TAG_GENERATION = "symphony:cluster", "symphony:slot", "symphony:generation"
 TAG_SCHEDULER = "symphony:scheduler"
@@ -73,7 +76,9 @@ _THROTTLED = {"RequestLimitExceeded", "Throttling", "ThrottlingException", "EC2T
 CALL_S = 25.0
 
 
-def client(service: str, *, region: str | None = None, endpoint_url: str | None = None, attempts: int = 4) -> Any:
+def client(
+    service: str, *, region: str | None = None, endpoint_url: str | None = None, attempts: int = 4
+) -> BaseClient:
     """A boto3 client whose calls are sent ``attempts`` times at most; raises ``BadInput`` without boto3 or region."""
     try:
         import boto3

@@ -10,17 +10,22 @@ import os
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from symphony_dask.errors import BadInput
 
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+
 DIRECTORY = Path("/run/symphony")
 _NAMES = ("ca", "cert", "key")
 
 
-def fetch(secret_id: str, directory: Path, *, client: Any = None, group: str | None = None) -> dict[str, str]:
+def fetch(
+    secret_id: str, directory: Path, *, client: BaseClient | None = None, group: str | None = None
+) -> dict[str, str]:
     """Write the three files into ``directory`` and return the settings of Dask, as environment variables, for them.
 
     group: who may read them beside the owner. Raises ``BadInput`` if the secret is not such an object.

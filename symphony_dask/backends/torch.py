@@ -207,7 +207,7 @@ def padded_sizes(max_batch: int) -> list[int]:
     return [*sorted(sizes), max_batch]
 
 
-def _tensor(samples: Any) -> torch.Tensor:
+def _tensor(samples: npt.NDArray[Any] | torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(samples) if isinstance(samples, np.ndarray) else samples
 
 
@@ -249,7 +249,7 @@ def _map(outputs: Any, function: Callable[[torch.Tensor], Any]) -> Any:
     )
 
 
-def _results(outputs: Any, size: int) -> list[Any] | None:
+def _results(outputs: object, size: int) -> list[Any] | None:
     """Outputs that are a list of one result for each sample, because an exception stands for some; None for others."""
     if not isinstance(outputs, (list, tuple)) or not any(isinstance(entry, BaseException) for entry in outputs):
         return None

@@ -46,7 +46,7 @@ class Scripted:
         self.alpha_ms, self.beta_ms = alpha_ms, beta_ms
         self._leaked: list[bytearray] = []
 
-    def __call__(self, batch: Any) -> Any:
+    def __call__(self, batch: npt.NDArray[np.float64]) -> Any:
         if self.log:
             self._write_down(batch)
         mode = self.mode()
@@ -58,7 +58,7 @@ class Scripted:
             self._leaked.append(bytearray(os.urandom(1 << 10)) * (_LEAKED_BYTES >> 10))
         return self._answer(batch, mode)
 
-    def _answer(self, batch: Any, mode: str) -> Any:
+    def _answer(self, batch: npt.NDArray[np.float64], mode: str) -> Any:
         if mode == "raise":
             raise RuntimeError("the model was told to raise")
         if mode == "memory":
@@ -79,7 +79,7 @@ class Scripted:
         except FileNotFoundError:
             return ""
 
-    def _write_down(self, batch: Any) -> None:
+    def _write_down(self, batch: npt.NDArray[np.float64]) -> None:
         samples = np.asarray(batch).reshape(len(batch), -1)[:, 0]
         rows = np.zeros(len(samples), EXECUTED)
         rows["sample"], rows["time"] = samples, time.monotonic_ns()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from workloads.live.recording import recorded
 from workloads.live.replay import Replayed, replay
 from workloads.traces.synthetic_arrivals import assign
 from workloads.traces.zoo import ZOO, equal
+
+if TYPE_CHECKING:
+    from torch.nn import Module
 
 POLICIES = ("eager", "deferred")
 
@@ -125,7 +128,7 @@ def _torch_models(serving: Serving) -> tuple[list[Model], Callable[[int], Any], 
     return [model], lambda i: inputs[i % len(inputs)], check
 
 
-def torch_network() -> Any:
+def torch_network() -> Module:
     """The demo's network: three convolutions and a linear layer, 10 classes, in eval mode."""
     import torch
     from torch import nn

@@ -321,7 +321,7 @@ class Doubling:
     def __init__(self, emulated: Emulated) -> None:
         self._emulated = emulated
 
-    def __call__(self, batch: Any) -> Any:
+    def __call__(self, batch: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         self._emulated.run(memoryview(b""), np.zeros(len(batch), np.int64))
         return batch * 2
 
