@@ -1,0 +1,24 @@
+"""Commands run in this process: what they print as JSON, and how they refuse."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from click.testing import CliRunner
+
+from symphony_dask.cli.main import symphony
+
+
+def printed(*arguments: str) -> Any:
+    """The JSON that a command prints, which must end well."""
+    result = CliRunner().invoke(symphony, list(arguments))
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def refusal(*arguments: str) -> str:
+    """What a command says that must end with 1."""
+    result = CliRunner().invoke(symphony, list(arguments))
+    assert result.exit_code == 1, result.output
+    return result.output
