@@ -52,6 +52,7 @@ class DownOptions:
     default="20min",
     show_default=True,
     callback=seconds,
+    metavar="DURATION",
     help="Give up after this time, and list the instances that are left.",
 )
 @yes_option

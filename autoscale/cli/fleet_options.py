@@ -149,11 +149,12 @@ def caps_options(function: Callable[..., R]) -> Callable[..., R]:
 dry_run_option = click.option("--dry-run", is_flag=True, help="Show the plan and do nothing.")
 settle_option = click.option(
     "--settle", "settle_s", default="90s", show_default=True, callback=seconds,
+    metavar="DURATION",
     help="Expect EC2 to list what it launched within this time; launch nothing until the scheduler is that old.",
 )  # fmt: skip
 drain_option = click.option(
     "--drain", "drain_s", default="60s", show_default=True, callback=seconds,
-    help="Give batches on a worker that goes this long to end; then run them elsewhere.",
+    metavar="DURATION", help="Give batches on a worker that goes this long to end; then run them elsewhere.",
 )  # fmt: skip
 
 

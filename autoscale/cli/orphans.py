@@ -39,6 +39,7 @@ class OrphansOptions:
     default="10min",
     show_default=True,
     callback=seconds,
+    metavar="DURATION",
     help="List instances whose worker has not joined by this time.",
 )
 @click.option("--terminate", is_flag=True, help="End the instances that are listed.")

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from autoscale.policies.decision import Settings as PolicySettings
 
 
+#: The names, for help that does not load them.
+POLICIES = "load_proportional, dask_adaptive, ray_ongoing, gpu_utilization, fixed_peak"
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """How the controller works and by what policy. Times in s."""
@@ -81,16 +85,21 @@ class RunOptions:
     "--policy",
     default="load_proportional",
     show_default=True,
-    help="Decide by this policy, one of autoscale.policies.registry.POLICIES.",
+    help=f"Decide by this policy: {POLICIES}.",
 )
-@click.option("--minimum", type=click.IntRange(min=0), default=0, show_default=True, help="Keep at least so many GPUs.")
-@click.option("--maximum", type=click.IntRange(min=1), default=64, show_default=True, help="Keep at most so many GPUs.")
+@click.option(
+    "--minimum", type=click.IntRange(min=0), default=0, show_default=True, help="Keep at least this many GPUs."
+)
+@click.option(
+    "--maximum", type=click.IntRange(min=1), default=64, show_default=True, help="Keep at most this many GPUs."
+)
 @click.option(
     "--boot",
     "boot_s",
     default="120s",
     show_default=True,
     callback=seconds,
+    metavar="DURATION",
     help="Expect an instance to serve this long after its launch.",
 )
 @click.option(
@@ -99,6 +108,7 @@ class RunOptions:
     default="5min",
     show_default=True,
     callback=seconds,
+    metavar="DURATION",
     help="Shrink to the most GPUs that were wanted within this time.",
 )
 @click.option(
@@ -107,6 +117,7 @@ class RunOptions:
     default="15min",
     show_default=True,
     callback=seconds,
+    metavar="DURATION",
     help="End the last GPU when no request came for this time.",
 )
 @click.option(
@@ -115,6 +126,7 @@ class RunOptions:
     default="10min",
     show_default=True,
     callback=seconds,
+    metavar="DURATION",
     help="Replace an instance whose worker has not joined by this time.",
 )
 @click.option(
@@ -123,6 +135,7 @@ class RunOptions:
     default="2s",
     show_default=True,
     callback=seconds,
+    metavar="DURATION",
     help="Look and decide this often.",
 )
 @yes_option

@@ -45,7 +45,7 @@ class UpOptions:
 
 
 @click.command()
-@click.option("--gpus", type=click.IntRange(min=1), required=True, help="Launch until the fleet has so many GPUs.")
+@click.option("--gpus", type=click.IntRange(min=1), required=True, help="Launch until the fleet has this many GPUs.")
 @scheduler_option()
 @fleet_options
 @caps_options
@@ -59,6 +59,7 @@ class UpOptions:
     default="20min",
     show_default=True,
     callback=seconds,
+    metavar="DURATION",
     help="Wait no longer than this.",
 )
 @yes_option

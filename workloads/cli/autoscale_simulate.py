@@ -34,7 +34,11 @@ _HEADS = (
     help="Scale by this policy.",
 )
 @click.option(
-    "--boot", default="120s", show_default=True, help="Let a GPU serve this long after its launch, on average."
+    "--boot",
+    default="120s",
+    show_default=True,
+    metavar="DURATION",
+    help="Let a GPU serve this long after its launch, on average.",
 )
 @click.option(
     "--boot-spread",
@@ -43,22 +47,24 @@ _HEADS = (
     help="Vary the boot time by this standard deviation, as a part of it.",
 )
 @click.option("--capacity-errors", default=0.0, show_default=True, help="Let launches fail with this probability.")
-@click.option("--spot-kills", default=0.0, show_default=True, help="End each GPU so many times an hour, on average.")
+@click.option("--spot-kills", default=0.0, show_default=True, help="End each GPU this many times an hour, on average.")
 @click.option(
     "--profile",
     "profile_text",
     help=f"Take the times of batches from this profile: {PROFILE}. By default, the trace's own.",
 )
-@click.option("--slo", help="Finish each request within this latency objective. By default, the trace's own.")
+@click.option(
+    "--slo", metavar="DURATION", help="Finish each request within this latency objective. By default, the trace's own."
+)
 @click.option("--gpu-class", default="g4dn.xlarge", show_default=True, help="Rent GPUs of this class, for its price.")
-@click.option("--price", type=float, help="Pay so many USD an hour for a GPU, in place of the table's price.")
+@click.option("--price", type=float, help="Pay this many USD an hour for a GPU, in place of the table's price.")
 @click.option(
     "--set", "choices", multiple=True, metavar="NAME=VALUE", help="Change this setting of the policy. Repeat it."
 )
 @click.option(
     "--learn", "folders", multiple=True, type=click.Path(exists=True), help="Learn from this recorded run. Repeat it."
 )
-@click.option("--tick", default="10s", show_default=True, help="Let the policy decide this often.")
+@click.option("--tick", default="10s", show_default=True, metavar="DURATION", help="Let the policy decide this often.")
 @click.option(
     "--compare", is_flag=True, help="Try all policies, each with several settings, and show the best of each."
 )
@@ -66,7 +72,7 @@ _HEADS = (
     "--attainment", default=0.99, show_default=True, help="With --compare, finish this share of the requests in time."
 )
 @click.option(
-    "--processes", type=int, help="With --compare, simulate in so many processes. By default, one for each core."
+    "--processes", type=int, help="With --compare, simulate in this many processes. By default, one for each core."
 )
 @click.option("--out", type=click.Path(dir_okay=False), help="Draw GPUs over time against demand to this HTML page.")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")

@@ -78,7 +78,7 @@ class Comparison(NamedTuple):
     "own goodput.",
 )
 @grid_options
-@click.option("--load", multiple=True, help="For gpus-needed, offer so many requests a second.")
+@click.option("--load", multiple=True, help="For gpus-needed, offer this many requests a second.")
 @click.option(
     "--policy",
     multiple=True,
@@ -88,11 +88,11 @@ class Comparison(NamedTuple):
     "--requests",
     default=200_000,
     show_default=True,
-    help="Simulate about so many requests each time, 60 s at most.",
+    help="Simulate about this many requests each time, 60 s at most.",
 )
-@click.option("--seconds", type=float, help="Simulate so many seconds each time, in place of --requests.")
-@click.option("--seeds", default=1, show_default=True, help="Take the mean of so many draws of arrivals.")
-@click.option("--processes", type=int, help="Simulate in so many processes. By default, one for each core.")
+@click.option("--seconds", type=float, help="Simulate this many seconds each time, in place of --requests.")
+@click.option("--seeds", default=1, show_default=True, help="Take the mean of this many draws of arrivals.")
+@click.option("--processes", type=int, help="Simulate in this many processes. By default, one for each core.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False),

@@ -30,8 +30,8 @@ _OPTIONS = [
         multiple=True,
         help=f"Take the times of batches from these profiles: {PROFILE}, or names of published models.",
     ),
-    click.option("--models", multiple=True, help="Use so many models that are alike."),
-    click.option("--gpus", multiple=True, help="Use so many GPUs; for gpus-needed, those whose bound is the load."),
+    click.option("--models", multiple=True, help="Use this many models that are alike."),
+    click.option("--gpus", multiple=True, help="Use this many GPUs; for gpus-needed, those whose bound is the load."),
     click.option(
         "--slo", multiple=True, help="Use latency objectives such as 25ms,50ms. By default, the profile's own."
     ),

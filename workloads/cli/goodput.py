@@ -42,12 +42,12 @@ class GoodputOptions:
 @profile_option(required=True)
 @slo_option
 @models_option()
-@click.option("--gpus", required=True, type=int, help="Use so many GPUs.")
+@click.option("--gpus", required=True, type=int, help="Use this many GPUs.")
 @policy_option
 @shape_option
 @popularity_option
-@click.option("--seconds", default=20.0, show_default=True, help="Simulate so many seconds at each rate.")
-@click.option("--seeds", default=3, show_default=True, help="Take the mean of so many searches.")
+@click.option("--seconds", default=20.0, show_default=True, help="Simulate this many seconds at each rate.")
+@click.option("--seeds", default=3, show_default=True, help="Take the mean of this many searches.")
 @json_option
 @gathered(GoodputOptions)
 @command

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 #: What a profile is, for the help of commands.
 PROFILE = '"ALPHA,BETA" in ms (a batch of b requests takes ALPHA * b + BETA)'
 
+#: The names, for help that loads neither the engine nor the baselines.
+ENGINE_POLICIES = "deferred, adaptive, eager, latest, timeout, target"
+BASELINES = "clockwork, nexus, shepherd, replica-timeout, clipper"
+
 POPULARITIES = click.Choice(["equal", "zipf"])
 
 Option = Callable[[Any], Any]
@@ -37,11 +41,11 @@ def profile_option(default: str | None = None, *, required: bool = False) -> Opt
 
 
 def models_option(default: int = 1) -> Option:
-    return click.option("--models", default=default, show_default=True, help="Use so many models that are alike.")
+    return click.option("--models", default=default, show_default=True, help="Use this many models that are alike.")
 
 
 gpus_option = click.option(
-    "--gpus", "gpus_text", required=True, help='Use so many GPUs, or so many of each class: "4xfast,8xslow".'
+    "--gpus", "gpus_text", required=True, help='Use this many GPUs, or this many of each class: "4xfast,8xslow".'
 )
 popularity_option = click.option(
     "--popularity",
@@ -60,13 +64,15 @@ policy_option = click.option(
     "--policy",
     default="adaptive",
     show_default=True,
-    help="Schedule by this policy of the engine, or by a baseline such as clockwork.",
+    help=f"Schedule by this policy: {ENGINE_POLICIES}; or by a baseline: {BASELINES}.",
 )
 slo_option = click.option(
-    "--slo", required=True, help="Finish each request within this latency objective, such as 25ms."
+    "--slo", required=True, metavar="DURATION", help="Finish each request within this latency objective, such as 25ms."
 )
 trace_slo_option = click.option(
-    "--slo", help="Finish each request within this latency objective. By default, the trace's own, or 50ms."
+    "--slo",
+    metavar="DURATION",
+    help="Finish each request within this latency objective. By default, the trace's own, or 50ms.",
 )
 rate_factor_option = click.option(
     "--scale", default=1.0, show_default=True, help="Multiply the rate of requests by this."

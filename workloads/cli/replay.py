@@ -38,14 +38,14 @@ class ReplayOptions:
     metavar="NAME=A,B@SLO",
     help="Deploy an emulated model whose batches of b requests take A * b + B ms. Repeat it for several.",
 )
-@click.option("--speed", default=1.0, show_default=True, help="Send the requests so many times as fast as recorded.")
-@click.option("--slo", help="Give every model this latency objective in place of its own.")
+@click.option("--speed", default=1.0, show_default=True, help="Send the requests this many times as fast as recorded.")
+@click.option("--slo", metavar="DURATION", help="Give every model this latency objective in place of its own.")
 @click.option(
     "--policy", help="Schedule by this policy of the engine. By default, the cluster's, or simulated the run's."
 )
-@click.option("--gpus", type=int, help="Simulate so many GPUs. By default, as many as the run had.")
+@click.option("--gpus", type=int, help="Simulate this many GPUs. By default, as many as the run had.")
 @click.option(
-    "--payload", help="Send so many bytes with each request, or 'trace' for each model's median. Not with --simulate."
+    "--payload", help="Send this many bytes with each request, or 'trace' for each model's median. Not with --simulate."
 )
 @click.option(
     "--folder", type=click.Path(), help="Record the run in this folder. By default, symphony-runs/replay-TIME."

@@ -13,14 +13,14 @@ from symphony_dask.cli.output import print_json, show_progress
 
 
 @click.command()
-@click.option("--hours", required=True, type=float, help="Serve for so many hours.")
+@click.option("--hours", required=True, type=float, help="Serve for this many hours.")
 @click.option("--seed", default=0, show_default=True, help="Draw the faults and the load from this seed.")
 @click.option(
     "--folder",
     type=click.Path(file_okay=False),
     help="Write the report and the samples to this folder. By default, symphony-soak-TIME.",
 )
-@click.option("--every", "every_s", default=60.0, show_default=True, help="Take a sample every so many seconds.")
+@click.option("--every", "every_s", default=60.0, show_default=True, help="Take a sample every this many seconds.")
 @json_option
 @command
 def soak(hours: float, seed: int, folder: str | None, every_s: float, as_json: bool) -> None:

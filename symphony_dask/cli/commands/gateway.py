@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     default=1,
     show_default=True,
     type=click.IntRange(1, 64),
-    help="Run so many processes that share the port.",
+    help="Run this many processes that share the port.",
 )
 @click.option(
     "--token-file",
@@ -61,20 +61,28 @@ if TYPE_CHECKING:
     default=8192,
     show_default=True,
     type=click.IntRange(1),
-    help="Refuse requests while a process handles so many.",
+    help="Refuse requests while a process handles this many.",
 )
 @click.option(
     "--read-timeout",
     default="30s",
     show_default=True,
+    metavar="DURATION",
     help="Give up requests whose head and body take longer to arrive.",
 )
-@click.option("--grace", default="10s", show_default=True, help="Finish requests for so long after --notice.")
+@click.option(
+    "--grace",
+    default="10s",
+    show_default=True,
+    metavar="DURATION",
+    help="Finish requests for this long after --notice.",
+)
 @click.option(
     "--notice",
     default="1s",
     show_default=True,
-    help="Serve on for so long after SIGTERM, but report not ready.",
+    metavar="DURATION",
+    help="Serve on for this long after SIGTERM, but report not ready.",
 )
 @command
 def gateway(scheduler: str, read_timeout: str, grace: str, notice: str, **options: Any) -> None:

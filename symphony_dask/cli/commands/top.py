@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @scheduler_option()
-@click.option("--interval", default="1s", show_default=True, help="Refresh the view this often.")
+@click.option("--interval", default="1s", show_default=True, metavar="DURATION", help="Refresh the view this often.")
 @click.option("--once", is_flag=True, help="Print the view once and end.")
 @json_option
 @command

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from autoscale.cli.run import POLICIES
+from autoscale.policies import registry
 from tests.helpers.command_line import refusal
 
 CAPS = ("--max-instances", "1", "--provider", "local", "--fleet", "none")
+
+
+def test_help_names_every_policy() -> None:
+    assert POLICIES.split(", ") == list(registry.POLICIES)
 
 
 def test_a_policy_that_is_none_is_answered_with_the_one_that_is_near() -> None:

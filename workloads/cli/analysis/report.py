@@ -47,8 +47,13 @@ class ReportOptions:
 @click.option(
     "--png", type=click.Path(dir_okay=False), help='Write the figures as one picture too (needs the extra "plot").'
 )
-@click.option("--from", "from_text", help="Begin the timeline of GPUs this long after the first arrival, such as 10s.")
-@click.option("--seconds", type=float, help="Draw so many seconds of the timeline of GPUs.")
+@click.option(
+    "--from",
+    "from_text",
+    metavar="DURATION",
+    help="Begin the timeline of GPUs this long after the first arrival, such as 10s.",
+)
+@click.option("--seconds", type=float, help="Draw this many seconds of the timeline of GPUs.")
 @price_option
 @json_option
 @gathered(ReportOptions)

@@ -48,9 +48,9 @@ class WhatIfOptions:
 @click.option(
     "--gpus",
     "gpus_text",
-    help='Use so many GPUs, or so many of each class: "4xfast,8xslow". By default, the run\'s.',
+    help='Use this many GPUs, or this many of each class: "4xfast,8xslow". By default, the run\'s.',
 )
-@click.option("--slo", help="Finish each request within this latency objective.")
+@click.option("--slo", metavar="DURATION", help="Finish each request within this latency objective.")
 @rate_factor_option
 @profiles_option(required=False)
 @price_option

@@ -11,7 +11,7 @@ from symphony_dask.cli.command import command
 from symphony_dask.cli.options import json_option
 from symphony_dask.cli.output import print_json, show_progress
 from symphony_dask.errors import BadInput
-from workloads.cli.options import PROFILE, models_option, shape_option
+from workloads.cli.options import ENGINE_POLICIES, PROFILE, models_option, shape_option
 
 if TYPE_CHECKING:
     from workloads.bench.engine import Setting
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 @click.command()
 @models_option()
-@click.option("--gpus", default=8, show_default=True, help="Use so many emulated GPUs.")
+@click.option("--gpus", default=8, show_default=True, help="Use this many emulated GPUs.")
 @click.option(
-    "--rate", "rate_hz", type=float, help="Offer so many requests a second. By default, 90 % of the goodput bound."
+    "--rate", "rate_hz", type=float, help="Offer this many requests a second. By default, 90 % of the goodput bound."
 )
-@click.option("--seconds", default=5.0, show_default=True, help="Offer requests for so long, by the clock or virtual.")
+@click.option(
+    "--seconds", default=5.0, show_default=True, help="Offer requests for this long, by the clock or virtual."
+)
 @click.option(
     "--threads",
     default=1,
@@ -31,14 +33,20 @@ if TYPE_CHECKING:
     help="Run the whole engine in one thread, or N - 1 threads for models and one that ranks GPUs.",
 )
 @click.option("--virtual", is_flag=True, help="Jump from event to event, as fast as one core can.")
-@click.option("--policy", default="deferred", show_default=True, help="Schedule by this policy of the engine.")
+@click.option("--policy", default="deferred", show_default=True, help=f"Schedule by this policy: {ENGINE_POLICIES}.")
 @click.option(
     "--profile",
     "profile_text",
     help=f"Take the times of batches from this profile: {PROFILE}. By default, ResNet-50's, with ALPHA as the rate "
     "needs.",
 )
-@click.option("--slo", default="25ms", show_default=True, help="Finish each request within this latency objective.")
+@click.option(
+    "--slo",
+    default="25ms",
+    show_default=True,
+    metavar="DURATION",
+    help="Finish each request within this latency objective.",
+)
 @shape_option
 @click.option("--search", is_flag=True, help="Find the highest rate, from --rate on, with less than 0.1 % late.")
 @click.option("--growth", is_flag=True, help="Measure in virtual time, from 1 model on 8 GPUs to 1,000 on 5,000.")

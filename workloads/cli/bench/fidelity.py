@@ -11,11 +11,12 @@ from symphony_dask.cli.command import command
 from symphony_dask.cli.options import json_option
 from symphony_dask.cli.output import print_json, show_progress
 from workloads.cli.bench.options import chosen_settings, seconds_option
+from workloads.cli.options import ENGINE_POLICIES
 
 
 @click.command()
 @click.option("--setting", "names", multiple=True, help="Measure in this setting. Repeat it. By default, in all.")
-@click.option("--policy", default="adaptive", show_default=True, help="Schedule by this policy of the engine.")
+@click.option("--policy", default="adaptive", show_default=True, help=f"Schedule by this policy: {ENGINE_POLICIES}.")
 @seconds_option(8.0)
 @json_option
 @command

@@ -36,9 +36,9 @@ class GatewayOptions:
     "all.",
 )
 @seconds_option(5.0)
-@click.option("--processes", default=1, show_default=True, help="Run the gateway in so many processes.")
+@click.option("--processes", default=1, show_default=True, help="Run the gateway in this many processes.")
 @click.option(
-    "--rounds", default=3, show_default=True, help="Take the median of so many measurements with a model of no time."
+    "--rounds", default=3, show_default=True, help="Take the median of this many measurements with a model of no time."
 )
 @click.option("--peers", "with_peers", is_flag=True, help="Measure Ray Serve and Mosec in the same way.")
 @click.option("--null-only", is_flag=True, help="Measure only the model that takes no time, and no goodput.")

@@ -18,6 +18,7 @@ from workloads.cli.bench.options import seconds_option
     "--slo",
     default="25ms",
     show_default=True,
+    metavar="DURATION",
     help="Finish each request within this latency objective; it is raised where even a batch of one takes too long.",
 )
 @click.option("--max-batch", default=64, show_default=True, help="Measure and form batches up to this size.")

@@ -14,8 +14,8 @@ from workloads.cli.bench.options import batch_option
 
 
 @click.command()
-@click.option("--tasks", default=1000, show_default=True, help="Map so many tasks each time.")
-@click.option("--rounds", default=5, show_default=True, help="Take the best of so many maps of each kind.")
+@click.option("--tasks", default=1000, show_default=True, help="Map this many tasks each time.")
+@click.option("--rounds", default=5, show_default=True, help="Take the best of this many maps of each kind.")
 @batch_option(64)
 @json_option
 @command

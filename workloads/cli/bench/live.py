@@ -22,7 +22,7 @@ from workloads.cli.bench.options import batch_option, payload_option, seconds_op
     "rates",
     type=float,
     multiple=True,
-    help="Offer so many requests a second, whatever is answered. Repeat it. By default, 1,000 to 20,000.",
+    help="Offer this many requests a second, whatever is answered. Repeat it. By default, 1,000 to 20,000.",
 )
 @json_option
 @command

@@ -14,7 +14,7 @@ from workloads.cli.bench.options import batch_option, payload_option
 
 
 @click.command()
-@click.option("--requests", default=2_000_000, show_default=True, help="Send so many requests in all.")
+@click.option("--requests", default=2_000_000, show_default=True, help="Send this many requests in all.")
 @batch_option(32)
 @payload_option(100)
 @json_option

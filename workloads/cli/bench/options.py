@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: Of ``fidelity.SETTINGS``, so many are those in which other servers are measured too.
 PEER_SETTINGS = 3
 
-max_batch_help = "Form batches of at most so many requests."
+max_batch_help = "Form batches of at most this many requests."
 peers_folder_option = click.option(
     "--folder",
     default="~/.cache/symphony-dask/peers",
@@ -31,12 +31,14 @@ def batch_option(default: int) -> Option:
 
 def payload_option(default: int) -> Option:
     return click.option(
-        "--payload", "payload_bytes", default=default, show_default=True, help="Send so many bytes with each request."
+        "--payload", "payload_bytes", default=default, show_default=True, help="Send this many bytes with each request."
     )
 
 
 def seconds_option(default: float) -> Option:
-    return click.option("--seconds", default=default, show_default=True, help="Measure for so many seconds each time.")
+    return click.option(
+        "--seconds", default=default, show_default=True, help="Measure for this many seconds each time."
+    )
 
 
 def chosen_settings(names: Sequence[str], number: int | None = None) -> list[Setting]:

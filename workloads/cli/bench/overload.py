@@ -29,11 +29,17 @@ class OverloadOptions:
 
 @click.command()
 @click.option(
-    "--times", multiple=True, type=float, help="Offer so many times the capacity. Repeat it. By default, 0.5 to 20."
+    "--times", multiple=True, type=float, help="Offer this many times the capacity. Repeat it. By default, 0.5 to 20."
 )
 @profile_option("5.09,18.368")
-@click.option("--slo", default="100ms", show_default=True, help="Finish each request within this latency objective.")
-@click.option("--gpus", default=4, show_default=True, help="Use so many emulated GPUs.")
+@click.option(
+    "--slo",
+    default="100ms",
+    show_default=True,
+    metavar="DURATION",
+    help="Finish each request within this latency objective.",
+)
+@click.option("--gpus", default=4, show_default=True, help="Use this many emulated GPUs.")
 @seconds_option(6.0)
 @click.option(
     "--png",

@@ -14,15 +14,17 @@ from workloads.cli.bench.options import payload_option
 
 
 @click.command()
-@click.option("--requests", default=2000, show_default=True, help="Send so many requests of each kind.")
+@click.option("--requests", default=2000, show_default=True, help="Send this many requests of each kind.")
 @payload_option(1024)
 @click.option(
     "--split", is_flag=True, help="Compare how pipelines divide the SLO with halves, on two emulated models in a row."
 )
 @click.option(
-    "--rate", "rates_hz", multiple=True, type=float, help="With --split, offer so many requests a second. Repeat it."
+    "--rate", "rates_hz", multiple=True, type=float, help="With --split, offer this many requests a second. Repeat it."
 )
-@click.option("--seconds", default=10.0, show_default=True, help="With --split, measure for so many seconds each time.")
+@click.option(
+    "--seconds", default=10.0, show_default=True, help="With --split, measure for this many seconds each time."
+)
 @json_option
 @command
 def pipeline(

@@ -13,14 +13,14 @@ from workloads.cli.bench.options import seconds_option
 
 
 @click.command()
-@click.option("--models", default=30, show_default=True, help="Serve so many models, whose popularity is Zipf's.")
-@click.option("--gpus", default=4, show_default=True, help="Use so many emulated GPUs.")
-@click.option("--room", default=5, show_default=True, help="Keep at most so many models on a GPU.")
-@click.option("--load", "load_ms", default=200.0, show_default=True, help="Take so many ms to load a model.")
+@click.option("--models", default=30, show_default=True, help="Serve this many models, whose popularity is Zipf's.")
+@click.option("--gpus", default=4, show_default=True, help="Use this many emulated GPUs.")
+@click.option("--room", default=5, show_default=True, help="Keep at most this many models on a GPU.")
+@click.option("--load", "load_ms", default=200.0, show_default=True, help="Take this many ms to load a model.")
 @click.option(
     "--slo", "slo_ms", default=1000.0, show_default=True, help="Finish each request within this latency objective, ms."
 )
-@click.option("--rate", "rate_hz", default=100.0, show_default=True, help="Offer so many requests a second.")
+@click.option("--rate", "rate_hz", default=100.0, show_default=True, help="Offer this many requests a second.")
 @seconds_option(30.0)
 @json_option
 @command

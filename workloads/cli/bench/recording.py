@@ -15,7 +15,7 @@ from workloads.cli.options import profile_option
 
 
 @click.command()
-@click.option("--pairs", default=8, show_default=True, help="Measure so many times with and without recording.")
+@click.option("--pairs", default=8, show_default=True, help="Measure this many times with and without recording.")
 @seconds_option(3.0)
 @batch_option(8)
 @profile_option("0,0")

@@ -16,13 +16,19 @@ from workloads.cli.trace.options import new_slo_option, print_info, seed_option
 
 @click.command()
 @click.argument("target", metavar="OUT")
-@click.option("--length", default="24h", show_default=True, help="Make so long a trace, from midnight on.")
 @click.option(
-    "--peak", "peak_hz", type=float, required=True, help="Make so many requests a second at noon, without bursts."
+    "--length",
+    default="24h",
+    show_default=True,
+    metavar="DURATION",
+    help="Make a trace of this length, from midnight on.",
+)
+@click.option(
+    "--peak", "peak_hz", type=float, required=True, help="Make this many requests a second at noon, without bursts."
 )
 @click.option("--trough", default=0.1, show_default=True, help="Lower the rate to this part of it at midnight.")
 @click.option(
-    "--bursts", "bursts_per_day", default=12.0, show_default=True, help="Add so many bursts a day, on average."
+    "--bursts", "bursts_per_day", default=12.0, show_default=True, help="Add this many bursts a day, on average."
 )
 @click.option("--burst", default=1.6, show_default=True, help="Multiply the rate by this in a burst, on average.")
 @click.option("--wobble", default=0.05, show_default=True, help="Add slow noise of this part of the rate.")

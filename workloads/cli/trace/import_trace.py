@@ -19,7 +19,7 @@ from workloads.cli.trace.options import end_option, print_info, seed_option, sta
 @click.argument("format_name", metavar="FORMAT")
 @click.argument("source", metavar="IN", type=click.Path(exists=True, dir_okay=False))
 @click.argument("target", metavar="OUT")
-@click.option("--models", type=int, help="Make so many models. By default, each function of the trace is one.")
+@click.option("--models", type=int, help="Make this many models. By default, each function of the trace is one.")
 @click.option(
     "--map",
     "rule",

@@ -9,11 +9,13 @@ import click
 
 from symphony_dask.cli.output import print_json
 
-start_option = click.option("--start", help="Leave out what arrives before this time, which becomes time 0.")
-end_option = click.option("--end", help="Leave out what arrives at this time or later.")
+start_option = click.option(
+    "--start", metavar="DURATION", help="Leave out what arrives before this time, which becomes time 0."
+)
+end_option = click.option("--end", metavar="DURATION", help="Leave out what arrives at this time or later.")
 seed_option = click.option("--seed", default=0, show_default=True, help="Draw what is random from this seed.")
 new_slo_option = click.option(
-    "--slo", help="Set each deadline this long after arrival, such as 25ms. By default, none."
+    "--slo", metavar="DURATION", help="Set each deadline this long after arrival, such as 25ms. By default, none."
 )
 
 

@@ -15,8 +15,8 @@ from workloads.cli.trace.options import new_slo_option, print_info, seed_option
 
 @click.command()
 @click.argument("target", metavar="OUT")
-@click.option("--requests", type=int, required=True, help="Make so many requests.")
-@click.option("--rate", "rate_hz", type=float, required=True, help="Make so many requests a second, on average.")
+@click.option("--requests", type=int, required=True, help="Make this many requests.")
+@click.option("--rate", "rate_hz", type=float, required=True, help="Make this many requests a second, on average.")
 @shape_option
 @models_option()
 @popularity_option
