@@ -13,6 +13,21 @@ from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.models import Gate
 from workloads.analysis.verify import verify
 
+#: Of plain ``pytest``: what tests mostly do is wait for processes that they started.
+PROCESSES = 2
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Run the whole suite in several processes, a file in one of them; what is named on the command line, in this one.
+
+    ``-n`` and ``--dist`` of pytest-xdist overrule it, ``-n 0`` runs everything here.
+    """
+    plain = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not hasattr(config, "workerinput")
+    if plain and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
+        config.option.numprocesses = PROCESSES
+        config.option.dist = "loadfile"
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
@@ -26,6 +41,27 @@ def serving(cluster: Cluster) -> Iterator[Serving]:
     with Serving(cluster.client()) as serving:
         wait_until(lambda: len(serving.status()["workers"]) == 2, "two workers on the lane", 60)
         yield serving
+        assert deployed(serving) == set()
+
+
+def deployed(serving: Serving) -> set[str]:
+    """The models and pipelines of its cluster, whoever deployed them."""
+    return {*serving.status()["models"], *serving.pipelines()}
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_deployed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test leaves the shared cluster as it found it: what stayed there would take a part in the next test."""
+    if not {"cluster", "serving"} & {*request.fixturenames}:
+        yield
+        return
+    serving = request.getfixturevalue("serving")
+    before = deployed(serving)
+    yield
+    left = deployed(serving) - before
+    for name in left:
+        serving.undeploy(name, force=True)
+    assert left == set()
 
 
 @pytest.fixture(autouse=True)
