@@ -3,11 +3,17 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
+from typing import Any
 
+import numpy as np
 import pytest
 
 from symphony_dask.client.future import InferenceFuture
+from symphony_dask.client.model import Model
+from symphony_dask.client.serving import Serving
 from symphony_dask.errors import DeadlineExceeded
+from tests.helpers.models import Gate
+from tests.helpers.serving import PLACES
 
 
 def answer(future: InferenceFuture, result: object = 42) -> None:
@@ -184,3 +190,26 @@ def test_a_future_prints_its_request_and_state() -> None:
     assert repr(future) == "<InferenceFuture 3: pending>"
     answer(future)
     assert repr(future) == "<InferenceFuture 3: ok>"
+
+
+def test_cancelling_a_task_takes_its_request_out_of_the_queue(served: Any, gate: Gate) -> None:
+    async def main(serving: Serving, model: Model) -> dict[str, int]:
+        async def ask(i: int) -> Any:
+            return await model.submit(np.array([float(i)]))
+
+        async def until(n: int) -> None:
+            while (await serving.status())["models"]["served"]["queued"] != n:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+        tasks = [asyncio.create_task(ask(i)) for i in range(PLACES + 2)]
+        await until(2)
+        tasks[-1].cancel()
+        await until(1)
+        gate.open()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(answers.pop(), asyncio.CancelledError)
+        assert [a[0] for a in answers] == [2.0 * i for i in range(PLACES + 1)]
+        counts = (await serving.status())["models"]["served"]["outcomes"]
+        return {name: n for name, n in counts.items() if n}
+
+    assert served(main, gate.model()) == {"ok": PLACES + 1, "cancelled": 1}

@@ -571,3 +571,18 @@ def test_a_local_cluster_of_processes_serves() -> None:
         assert model(np.array([2.0])).tolist() == [4.0]
         with pytest.raises(RequestError):
             model.submit("text is not doubled", slo="1us").result(LIMIT_S)
+
+
+# Readiness
+
+
+def test_a_cluster_that_serves_is_ready(serving: Serving, deploy: Deploy) -> None:
+    assert serving.wait_ready() == 2
+    assert serving.wait_ready(deploy(models.double, profile=QUICK).name, gpus=2) == 2
+
+
+def test_what_a_cluster_lacks_is_named(serving: Serving) -> None:
+    with pytest.raises(NoGPUWorker, match=r"2 of 3 GPU slots serve after 0\.01 s"):
+        serving.wait_ready(gpus=3, timeout="10ms")
+    with pytest.raises(UnknownModel, match=r"model 'nothing' is not deployed after 0\.01 s"):
+        serving.wait_ready("nothing", timeout="10ms")
