@@ -31,6 +31,7 @@ from autoscale.policies.signals import Signals
 from symphony_dask.errors import BadInput, SymphonyError
 from symphony_dask.text import did_you_mean
 from symphony_dask.units import NS_PER_S, parse_duration_ns
+from symphony_dask.wire.rpc_replies import value_of
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ class Adaptive(_DaskAdaptive):
         address_of = {name: address for address, name in self._names().items()}
         draining = [address_of[name] for name in self._draining if name in address_of][:missing]
         if draining:
-            kept = set(_value(await self.scheduler.symphony_undrain(workers=draining)))
+            kept = set(value_of(await self.scheduler.symphony_undrain(workers=draining)))
             self._draining = {name for name in self._draining if address_of.get(name) not in kept}
             n -= len(kept)
         if n <= len(self.plan):
@@ -191,11 +192,11 @@ class Adaptive(_DaskAdaptive):
         addresses = [address for address, name in self._names().items() if name in names]
         end = time.monotonic() + self._drain_deadline_s
         try:
-            _value(await self.scheduler.symphony_drain(workers=addresses, why="scale-in"))
+            value_of(await self.scheduler.symphony_drain(workers=addresses, why="scale-in"))
             while self._draining.issuperset(names):
                 force = time.monotonic() >= end
                 ask = self.scheduler.symphony_retire(workers=addresses, force=force, wait_s=_RETIRE_S)
-                states = _value(await ask)
+                states = value_of(await ask)
                 if all(states.get(address) == "retired" for address in addresses):
                     await self._remove(names)
                     return
@@ -307,15 +308,8 @@ class Adaptive(_DaskAdaptive):
     async def _signals(self) -> Signals | None:
         if not await self.scheduler.get_metadata(keys=["symphony"], default=None):
             return None
-        return Signals.from_reply(_value(await self.scheduler.symphony_signals()))
+        return Signals.from_reply(value_of(await self.scheduler.symphony_signals()))
 
     async def _loading(self) -> bool:
         """Whether a deployment waits for a worker to load its model on."""
-        return bool(_value(await self.scheduler.symphony_status())["loading"])
-
-
-def _value(reply: dict[str, Any]) -> Any:
-    """What one of the plugin's RPCs answers; raises its error."""
-    if "error" in reply:
-        raise SymphonyError(reply["error"][1])
-    return reply["ok"]
+        return bool(value_of(await self.scheduler.symphony_status())["loading"])

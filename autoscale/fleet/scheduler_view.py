@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from autoscale.fleet.fleet import Launch, Offer
 from autoscale.fleet.reconcile import Draining, Intent, View, Worker
-from symphony_dask import errors
-from symphony_dask.errors import NotServing, SymphonyError
+from symphony_dask.errors import NotServing
 from symphony_dask.names import name_list
+from symphony_dask.wire.rpc_replies import checked, value_of
 
 if TYPE_CHECKING:
     from distributed import Security
@@ -75,8 +75,8 @@ class DaskCluster:
             if not self._known:
                 # A scheduler that compiles its engine answers this one only, when it has.
                 info = self._sync("info")
-                if isinstance(info, dict) and "error" in info:
-                    raise NotServing(info["error"][1])
+                if isinstance(info, dict):
+                    checked(info)
                 if not info:
                     self.close()
                     text = f"the scheduler at {self.address} does not run Symphony"
@@ -89,10 +89,7 @@ class DaskCluster:
         if not isinstance(reply, dict):
             self._known = False  # it may have started anew
             raise NotServing(f"the scheduler at {self.address} does not know {operation!r}: is its Symphony older?")
-        if "error" in reply:
-            kind, text = reply["error"]
-            raise getattr(errors, kind, SymphonyError)(text)
-        return reply["ok"]
+        return value_of(reply)
 
     def _sync(self, operation: str, **arguments: Any) -> Any:
         rpc = getattr(self._client.scheduler, f"symphony_{operation}")

@@ -28,6 +28,7 @@ class BatchResult:
     errors: traceback by index of each sample that failed, as ``text.error_text`` has it.
     input_ns, output_ns: what the batch took beside the model: to decode and stack samples and have them on the device,
         and to encode answers. 0 where a runner does not measure it.
+    late: of ``errors``, those of Dask tasks that did not come in time for the batch; the model did not see them.
     """
 
     blob: codec.Blob
@@ -35,6 +36,7 @@ class BatchResult:
     errors: dict[int, str] = field(default_factory=dict)
     input_ns: int = 0
     output_ns: int = 0
+    late: frozenset[int] = frozenset()
 
 
 class Runner(Protocol):

@@ -51,6 +51,8 @@ os.register_at_fork(after_in_child=_renew_lock)
 class Waiting(Protocol):
     """What the lane keeps of a request until it ends; one of the two is called, once, in the event loop's thread.
 
+    model_id: the number on the lane of the model that it asks; set by the lane.
+
     ends_ns: its deadline as far as the client knows, on ``clock.now_ns``; set by the lane. answered_in: the event
         loop
         in which it ends; set by the lane, too.
@@ -58,6 +60,7 @@ class Waiting(Protocol):
 
     ends_ns: int
     answered_in: AnsweringLoop | None
+    model_id: int
 
     def _answer(self, outcome: str, payload: memoryview) -> None: ...
 
@@ -78,6 +81,7 @@ class InferenceFuture(concurrent.futures.Future[Any]):
     request: int
     ends_ns: int = NEVER
     answered_in: AnsweringLoop | None = None
+    model_id: int = -1
 
     def __init__(self, request: int = -1, on_cancel: Callable[[int], None] | None = None) -> None:
         self._state = PENDING

@@ -38,7 +38,6 @@ from symphony_dask.errors import (
     DeploymentError,
     NoGPUWorker,
     NotServing,
-    SymphonyError,
     UnknownModel,
     WouldDeadlock,
 )
@@ -49,6 +48,7 @@ from symphony_dask.units import Seconds, parse_duration_ns
 from symphony_dask.wait_checks import check_client, is_closed, loop_of
 from symphony_dask.wire import codec
 from symphony_dask.wire import composite as inputs
+from symphony_dask.wire.rpc_replies import checked, value_of
 
 #: How long a notebook waits for the status of a cluster that it shows, and between looks whether one is ready, s.
 _REPR_S = 1.0
@@ -459,9 +459,7 @@ class Serving:
             scheduler: Any = self._scheduler()
             if not await scheduler.get_metadata(keys=["symphony"], default=None):
                 await self._install()
-            info = await scheduler.symphony_info()
-            if "error" in info:
-                raise NotServing(info["error"][1])
+            info = checked(await scheduler.symphony_info())
             await self._lane.open(get_address_host(scheduler.address), info)
         if self.client.asynchronous:  # whose text cannot be asked for from where it is shown
             await self._all_names()
@@ -490,10 +488,7 @@ class Serving:
             check_client(self.client)
             text = f"the scheduler did not answer ({operation}): {brief(error)}"
             raise ConnectionLost(f"{text}; check that it runs, and call again") from error
-        if "error" in reply:
-            kind, text = reply["error"]
-            raise getattr(errors, kind, SymphonyError)(text)
-        return reply["ok"]
+        return value_of(reply)
 
     async def _declared(self) -> dict[str, Any]:
         from symphony_dask.client.declarations import Running  # loads the scheduler's side

@@ -6,7 +6,6 @@ One frame leaves in a tick of the event loop, with all requests that were submit
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -20,29 +19,18 @@ from symphony_dask import errors
 from symphony_dask.client.future import InferenceFuture, Waiting
 from symphony_dask.client.transfer import Direct
 from symphony_dask.clock import now_ns
-from symphony_dask.errors import BadInput, ConnectionLost, NoAnswer
+from symphony_dask.errors import ConnectionLost, NoAnswer
 from symphony_dask.text import brief
 from symphony_dask.trace.schema import Outcome
 from symphony_dask.units import format_duration
 from symphony_dask.wait_checks import AnsweringLoop, is_closed
-from symphony_dask.wire.connection import (
-    ANSWER,
-    CANCEL,
-    OVERDUE_NS,
-    PLACE,
-    RELAYED,
-    RESULT,
-    RESULT_ROW,
-    SUBMIT,
-    SUBMIT_ROW,
-    VERSION,
-    Connection,
-    column,
-    connect,
-    pack_rows,
-    read_column,
-    read_rows,
-)
+from symphony_dask.wire.connection import Connection
+from symphony_dask.wire.directions import SCHEDULER_TO_CLIENT
+from symphony_dask.wire.error_codes import ErrorCode, Failure
+from symphony_dask.wire.handshake import connect
+from symphony_dask.wire.hello import ClientHello
+from symphony_dask.wire.messages import OVERDUE_NS, RELAYED, Cancel, Place, Result, Submit
+from symphony_dask.wire.records import SUBMIT_ROW, make_column, make_records
 
 #: A frame of requests ends with the one that reaches so many bytes.
 FRAME_BYTES = 1 << 24
@@ -57,8 +45,6 @@ _LATE_LOOK_NS = 300_000_000
 
 W = TypeVar("W", bound=Waiting)
 
-_NUMBERED = re.compile(r"model (\d+) is not deployed")
-
 _OUTCOMES = {int(o): o.name.lower() for o in Outcome}
 
 
@@ -67,7 +53,7 @@ class Session:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._connection: Connection | None = None
+        self._connection: Connection[None] | None = None
         self._direct: Direct | None = None
         self._pending: dict[int, Waiting] = {}
         self._outbox: deque[tuple[int, int, int, int, int, bytes | memoryview]] = deque()
@@ -102,19 +88,20 @@ class Session:
         self.scheduler_id = info["scheduler"]
         self._thread = threading.get_ident()
         self._answering = AnsweringLoop(self._loop)
-        hello = {"token": info["token"], "version": VERSION, "role": "client"}
+        hello = ClientHello(token=info["token"])
         ssl_context = self._client.security.get_connection_args("client").get("ssl_context")
         try:
-            self._connection = await connect(
-                host, info["port"], hello, self._frame, self._lost, ssl_context=ssl_context
+            self._connection, welcome = await connect(
+                host, info["port"], hello, self._frame, self._lost, peer=None, ssl_context=ssl_context
             )
         except (OSError, TimeoutError) as error:
             text = f"the lane at {host}:{info['port']} cannot be reached: {error or type(error).__name__}"
             raise ConnectionLost(f"{text}; check that the port is open, or set symphony.lane.port") from error
         self._connection.on_drained = self._wake
-        self._wait_ns = int(self._connection.welcome.get("wait_ns", 0))
+        self._wait_ns = welcome.wait_ns
         self._direct = Direct(
             self._connection,
+            welcome,
             info["token"],
             ssl_context=ssl_context,
             relay=str(dask.config.get("symphony.lane.relay")),
@@ -206,7 +193,7 @@ class Session:
             self._next += 1
         future = make(request, self._cancel)
         now = now_ns()
-        future.ends_ns, future.answered_in = now + within_ns, self._answering
+        future.ends_ns, future.answered_in, future.model_id = now + within_ns, self._answering, model_id
         self._pending[request] = future
         self._outbox.append((model_id, slo_ns, now, request, priority, payload))
         self._wake()
@@ -271,11 +258,11 @@ class Session:
         if rows:
             models, slos, times, requests, priorities, samples = zip(*rows, strict=True)
             try:
-                frame = pack_rows(
+                records = make_records(
                     SUBMIT_ROW, len(rows), id=requests, slo=slos, age=now_ns() - np.array(times, np.int64),
                     model=models, bytes=[len(p) for p in samples], priority=priorities, held=held,
                 )  # fmt: skip
-                connection.send([SUBMIT, frame], *payloads)
+                connection.send(Submit(records), *payloads)
             except Exception as error:  # they have left the outbox, and nobody else would end them
                 for request in requests:
                     direct.forget(request)
@@ -283,27 +270,28 @@ class Session:
                         future._finish("failed", None, errors.RequestError(f"it cannot be sent: {brief(error)}"))
         if self._cancels:
             cancels = [self._cancels.popleft() for _ in range(len(self._cancels))]
-            connection.send([CANCEL, column(cancels)])
+            connection.send(Cancel(make_column(cancels)))
             for request in cancels:
                 direct.forget(request)
         if self._outbox:
             self._wake()
 
-    def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+    def _frame(self, connection: Connection[None], op: int, fields: list[Any], blob: memoryview) -> None:
         direct = self._direct
         assert direct is not None
-        if op == PLACE:
-            batch, host, port, ids = fields
-            direct.place(batch, host, port, read_column(ids).tolist())
-            return
-        if op == ANSWER:
-            direct.take(RELAYED, fields, blob)
-            return
-        if op != RESULT:
-            raise BadInput(f"lane op {op!r:.40} does not come from a scheduler")
-        failed = fields[1]
+        message = SCHEDULER_TO_CLIENT.read(op, fields, blob)
+        if isinstance(message, Result):
+            self._end(direct, message, blob)
+        elif isinstance(message, Place):
+            direct.place(message.batch, message.host, message.port, message.ids.tolist())
+        else:
+            direct.take(RELAYED, message, blob)
+
+    def _end(self, direct: Direct, result: Result, blob: memoryview) -> None:
+        """End the requests that a RESULT tells of, but for those whose answers come from a worker."""
+        failures = result.failures
         at = 0
-        for i, (request, size, link, outcome) in enumerate(read_rows(fields[0], RESULT_ROW).tolist()):
+        for i, (request, size, link, outcome) in enumerate(result.rows.tolist()):
             if link >= 0:
                 direct.outcome(request, link, _OUTCOMES[outcome])
                 continue
@@ -313,20 +301,18 @@ class Session:
             at += size
             if future is None:
                 continue
-            if i in failed:
-                kind, text = failed[i]
-                error = getattr(errors, kind, errors.RequestError)(self._named(kind, text))
-                future._finish(_OUTCOMES[outcome], None, error)
+            if i in failures:
+                future._finish(_OUTCOMES[outcome], None, self._named(failures[i], future.model_id).error())
             else:
                 future._answer(_OUTCOMES[outcome], payload)
 
-    def _named(self, kind: str, text: str) -> str:
-        """An error's text; one about a number that the scheduler no longer knows says the name that it was of."""
-        number = _NUMBERED.match(text) if kind == "UnknownModel" else None
-        if number is None or int(number[1]) not in self.names:
-            return text
+    def _named(self, failure: Failure, model_id: int) -> Failure:
+        """One about a number that the scheduler no longer knows says the name that it was of."""
+        if failure.code != ErrorCode.UNKNOWN_MODEL or model_id not in self.names:
+            return failure
         remedy = "serving.deployed() has what is, and serving.find(name) a handle to what serves now"
-        return f"model {self.names[int(number[1])]!r} is not deployed any more: deploy it again ({remedy})"
+        text = f"model {self.names[model_id]!r} is not deployed any more: deploy it again ({remedy})"
+        return failure._replace(text=text)
 
     def _answered(self, request: int, outcome: str, payload: memoryview) -> None:
         future = self._pending.pop(request, None)
@@ -338,7 +324,7 @@ class Session:
         if future is not None:
             future._finish("failed", None, ConnectionLost(f"{text} before the answer came"))
 
-    def _lost(self, connection: Connection, error: Exception | None) -> None:
+    def _lost(self, connection: Connection[None], error: Exception | None) -> None:
         if connection is self._connection:  # and not an earlier one
             if self._direct is not None:
                 self._direct.close()

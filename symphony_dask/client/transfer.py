@@ -20,7 +20,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from symphony_dask.errors import BadInput
-from symphony_dask.wire.connection import ANSWER, DATA, VERSION, Connection, column, connect, in_parts, read_answers
+from symphony_dask.wire.connection import Connection
+from symphony_dask.wire.directions import WORKER_TO_CLIENT
+from symphony_dask.wire.handshake import connect
+from symphony_dask.wire.hello import LinkHello, Welcome
+from symphony_dask.wire.messages import Answer, Data, in_parts
+from symphony_dask.wire.records import make_column
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +57,7 @@ class _Link:
     port: int
     number: int = -1
     waiting: list[tuple[int, list[int]]] | None = field(default_factory=list)
-    connection: Connection | None = None
+    connection: Connection[int] | None = None
     task: asyncio.Task[None] | None = None
     retry_at: float = 0.0
 
@@ -60,7 +65,7 @@ class _Link:
 class Direct:
     """Payloads held, and links to workers, for one connection ``lane`` to the scheduler. In one event loop's thread.
 
-    token: the cluster's.
+    welcome: what the scheduler said there. token: the cluster's.
     relay: one of ``RELAY``.
     pending: the ids of requests without an answer.
     on_answer: called with (request, outcome, payload) when both an answer and its outcome have come.
@@ -69,7 +74,8 @@ class Direct:
 
     def __init__(
         self,
-        lane: Connection,
+        lane: Connection[None],
+        welcome: Welcome,
         token: str,
         *,
         ssl_context: ssl.SSLContext | None,
@@ -81,8 +87,8 @@ class Direct:
         if relay not in RELAY:
             raise BadInput(f"setting symphony.lane.relay is {relay!r}: give one of {', '.join(RELAY)}")
         self._lane = lane
-        self._client = int(lane.welcome["connection"])
-        self._inline_bytes = int(lane.welcome["inline_bytes"])
+        self._client = welcome.connection
+        self._inline_bytes = welcome.inline_bytes
         self._token = token
         self._ssl_context = ssl_context
         self._relay_mode = relay
@@ -161,25 +167,25 @@ class Direct:
         self._loop.call_later(PATIENCE_S, self._give_up, link)
 
     async def _connect(self, link: _Link) -> None:
-        hello = {"token": self._token, "version": VERSION, "role": "client", "client": self._client}
-        hello["link"] = number = link.number
+        number = link.number
+        hello = LinkHello(token=self._token, client=self._client, link=number)
 
-        def lost(connection: Connection, error: Exception | None) -> None:
+        def lost(connection: Connection[int], error: Exception | None) -> None:
             self._lost(link, number)
 
         try:
             if not link.port:
                 raise OSError("the worker has no lane")
-            link.connection = await connect(
-                link.host, link.port, hello, self._frame, lost, ssl_context=self._ssl_context, timeout_s=CONNECT_S
-            )
+            link.connection, _ = await connect(
+                link.host, link.port, hello, self._frame, lost, peer=number, ssl_context=self._ssl_context,
+                timeout_s=CONNECT_S,
+            )  # fmt: skip
         except (OSError, TimeoutError) as error:
             text = "worker at %s:%d cannot be reached, its payloads are relayed: %s"
             logger.info(text, link.host, link.port, error or type(error).__name__)
             link.retry_at = self._loop.time() + RETRY_S
             self._give_up(link)
         else:
-            link.connection.peer = number
             self._open[number] = link
             waiting, link.waiting = link.waiting or [], []
             for batch, requests in waiting:
@@ -197,8 +203,10 @@ class Direct:
     def _relay(self, batch: int, requests: Iterable[int]) -> None:
         self._send(self._lane, -1, batch, requests)
 
-    def _send(self, connection: Connection, link: int, batch: int, requests: Iterable[int]) -> None:
-        """Send payloads in frames of about ``connection.PART_BYTES``; of a request without one, that it will not
+    def _send(
+        self, connection: Connection[None] | Connection[int], link: int, batch: int, requests: Iterable[int]
+    ) -> None:
+        """Send payloads in frames of about ``messages.PART_BYTES``; of a request without one, that it will not
         come.
         """
         refused = link < 0 and self._relay_mode == "never"
@@ -213,8 +221,8 @@ class Direct:
                 payloads.append(held.payload)
         sizes = [-1 if payload is None else len(payload) for payload in payloads]
         for some in in_parts(sizes):
-            frame = [DATA, batch, self._client, column(ids[some]), column(sizes[some])]
-            connection.send(frame, *[payload for payload in payloads[some] if payload is not None])
+            data = Data(batch, self._client, make_column(ids[some]), make_column(sizes[some]))
+            connection.send(data, *[payload for payload in payloads[some] if payload is not None])
 
     @property
     def expected(self) -> dict[int, int]:
@@ -224,14 +232,12 @@ class Direct:
         }
         return {request: read.get(number, 0) for request, (number, _) in self._outcomes.items()}
 
-    def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
-        if op != ANSWER:
-            raise BadInput(f"lane op {op!r:.40} does not come from a worker to a client")
-        self.take(connection.peer, fields, blob)
+    def _frame(self, connection: Connection[int], op: int, fields: list[Any], blob: memoryview) -> None:
+        self.take(connection.peer, WORKER_TO_CLIENT.read(op, fields, blob), blob)
 
-    def take(self, number: int, fields: list[Any], blob: memoryview) -> None:
-        """ANSWER has come on a link, or by way of the scheduler (RELAYED)."""
-        for request, payload in read_answers(fields[0], fields[1], blob):
+    def take(self, number: int, answer: Answer, blob: memoryview) -> None:
+        """Answers have come on a link, or by way of the scheduler (RELAYED)."""
+        for request, payload in answer.payloads(blob):
             link, outcome = self._outcomes.get(request, (-1, ""))
             if link == number:
                 del self._outcomes[request]

@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from symphony_dask import errors
 from symphony_dask.clock import now_ns
 from symphony_dask.control.deployment import Deployment
 from symphony_dask.control.placement import (
@@ -34,6 +33,7 @@ from symphony_dask.control.placement import (
     plan,
 )
 from symphony_dask.dispatcher.dispatcher import Dispatcher
+from symphony_dask.dispatcher.sessions import Worker
 from symphony_dask.engine.engine import NEVER
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import DeploymentError, NoGPUWorker, SymphonyError
@@ -41,6 +41,7 @@ from symphony_dask.text import brief, plain
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_S, format_duration
 from symphony_dask.wire.connection import Connection
+from symphony_dask.wire.rpc_replies import checked
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +80,7 @@ class _Raising:
     def __getattr__(self, operation: str) -> Any:
         async def call(**kwargs: Any) -> Any:
             reply = await getattr(self._rpc, operation)(**kwargs)
-            if isinstance(reply, dict) and reply.keys() == {"error"}:
-                kind, text = reply["error"]
-                raise getattr(errors, kind, DeploymentError)(text)
-            return reply
+            return checked(reply) if isinstance(reply, dict) and reply.keys() == {"error"} else reply
 
         return call
 
@@ -91,14 +89,14 @@ class _Raising:
 class WorkerPlaces:
     """A connected worker. ``specs``: models whose spec it keeps; ``up``: what could be loaded at its start is."""
 
-    connection: Connection
+    connection: Connection[Worker]
     slots: list[SlotPlace]
     specs: set[int] = field(default_factory=set)
     up: bool = False
 
     @property
     def address(self) -> str:
-        return str(self.connection.peer.address)
+        return self.connection.peer.address
 
 
 class Loader:
@@ -136,7 +134,7 @@ class Loader:
 
     # Workers
 
-    async def join(self, connection: Connection) -> None:
+    async def join(self, connection: Connection[Worker]) -> None:
         """A worker said HELLO on the lane: load what is served, then let it take batches."""
         peer = connection.peer
         slots = [SlotPlace(i, peer.gpu_class, peer.memory) for i in range(peer.slots)]
@@ -193,7 +191,7 @@ class Loader:
         if address in self.workers:
             self._admit(self.workers[address])
 
-    def set_aside(self, connection: Connection, number: int, model_id: int, why: str) -> None:
+    def set_aside(self, connection: Connection[Worker], number: int, model_id: int, why: str) -> None:
         """A slot goes on without a model, a batch of which hangs there: have it loaded there anew after a while. (-1:
         without none, but as another GPU.)
         """
@@ -207,7 +205,7 @@ class Loader:
                 other.put_off(model_id, failure.again_ns)
         self._admit(worker)
 
-    def take_back(self, connection: Connection, number: int, model_id: int) -> None:
+    def take_back(self, connection: Connection[Worker], number: int, model_id: int) -> None:
         """The batch has ended after all: the model is there, unless it is being loaded anew."""
         worker = self.workers.get(connection.peer.address)
         if worker is None or worker.connection is not connection:

@@ -10,6 +10,7 @@ from typing import Any
 
 from symphony_dask.errors import BadInput, UnknownModel
 from symphony_dask.text import did_you_mean, listed, shown
+from symphony_dask.wire.rpc_replies import failure
 
 #: ``stages.to_plain``, the SLO in ns and the rate in Hz.
 Declared = dict[str, Any]
@@ -31,7 +32,7 @@ class Pipelines:
         """Keep a pipeline, or another one in its place."""
         if name in set(self._models()):
             text = f"pipeline {name!r} has the name of a model that is deployed: choose another name"
-            return {"error": [BadInput.__name__, text]}
+            return failure(BadInput(text))
         self.declared[name] = {"stages": stages, "slo_ns": slo_ns, "rate_hz": rate_hz}
         await self._on_change()
         return {"ok": name}
@@ -56,7 +57,7 @@ class Pipelines:
         if name not in self.declared:
             known = f"deployed are {listed(self._models())} and the pipelines {listed(self.declared)}"
             near = did_you_mean(name, [*self._models(), *self.declared])
-            return {"error": [UnknownModel.__name__, f"model {shown(name)} is not deployed; {known}{near}"]}
+            return failure(UnknownModel(f"model {shown(name)} is not deployed; {known}{near}"))
         return {"ok": self.declared[name]}
 
     async def all(self) -> dict[str, Any]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from symphony_dask.dispatcher.sessions import Client
-from symphony_dask.wire.connection import SUBMIT_ROW, read_rows
+from symphony_dask.dispatcher.sessions import Client, ClientEnd
+from symphony_dask.wire.records import Records
 
 
 class Frame(NamedTuple):
     """A SUBMIT as it came."""
 
     came_ns: int
-    connection: Any
-    client: Client
-    fields: list[Any]
+    connection: ClientEnd
+    rows: Records
     blob: memoryview
 
 
@@ -31,16 +30,15 @@ class Waiting:
         #: Requests that wait, by the model's number on the lane.
         self.counts: Counter[int] = Counter()
 
-    def keep(self, now: int, connection: Any, client: Client, fields: list[Any], blob: memoryview) -> bool:
+    def keep(self, now: int, connection: ClientEnd, rows: Records, blob: memoryview) -> bool:
         """Whether the frame waits now; else it is to be refused, or is malformed."""
         if not self.limit_ns:
             return False
-        models = read_rows(fields[0], SUBMIT_ROW)["model"].tolist()
+        models = rows["model"].tolist()
         if self.counts.total() + len(models) > self._most:
             return False
-        # What a frame holds belongs to its connection, which writes over it.
-        copied = [bytes(field) if isinstance(field, memoryview) else field for field in fields]
-        self._frames.append(Frame(now, connection, client, copied, memoryview(bytes(blob))))
+        # The blob is a part of all that was read with it, which would be kept too.
+        self._frames.append(Frame(now, connection, rows, memoryview(bytes(blob))))
         self.counts.update(models)
         return True
 
@@ -53,10 +51,10 @@ class Waiting:
 
     def forget(self, client: Client) -> None:
         """A client is gone."""
-        self._set([frame for frame in self._frames if frame.client is not client])
+        self._set([frame for frame in self._frames if frame.connection.peer is not client])
 
     def _set(self, frames: list[Frame]) -> None:
         if len(frames) != len(self._frames):
             self._frames = frames
-            models = [read_rows(frame.fields[0], SUBMIT_ROW)["model"].tolist() for frame in frames]
+            models = [frame.rows["model"].tolist() for frame in frames]
             self.counts = Counter(model for of_frame in models for model in of_frame)

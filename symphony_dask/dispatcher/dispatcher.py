@@ -16,7 +16,7 @@ import logging
 import secrets
 import ssl
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ from symphony_dask.dispatcher.recent_activity import Facts, ModelCounts, Recent,
 from symphony_dask.dispatcher.request_table import RequestTable, Rows, Settled
 from symphony_dask.dispatcher.routing import Canary, split
 from symphony_dask.dispatcher.run_log import Flight, RunLog, ServedModel
-from symphony_dask.dispatcher.sessions import FIRST_ROUND_TRIP_NS, Client, Worker, worker_of
+from symphony_dask.dispatcher.sessions import FIRST_ROUND_TRIP_NS, Client, ClientEnd, Session, Worker, worker_of
 from symphony_dask.dispatcher.timer import Timer
 from symphony_dask.dispatcher.tracing import Tracing
 from symphony_dask.engine.engine import DEFAULT_QUEUE_LIMIT, NEVER, Engine
@@ -53,38 +53,32 @@ from symphony_dask.text import bounded, brief, plain
 from symphony_dask.timeouts import ConnectionTimeouts
 from symphony_dask.trace import BatchOutcome, Outcome
 from symphony_dask.units import NS_PER_S, format_duration
-from symphony_dask.wire.connection import (
-    ANSWER,
-    ASIDE,
-    CANCEL,
-    DATA,
-    DONE,
-    DONE_ROW,
-    EXECUTE,
-    GONE,
-    HELLO,
+from symphony_dask.wire.connection import Connection
+from symphony_dask.wire.directions import CLIENT_TO_SCHEDULER, WORKER_TO_SCHEDULER
+from symphony_dask.wire.error_codes import ErrorCode, Failure
+from symphony_dask.wire.handshake import accept
+from symphony_dask.wire.hello import LinkHello, Welcome, WorkerHello
+from symphony_dask.wire.listener import Listener
+from symphony_dask.wire.messages import (
     OVERDUE_NS,
     PART_BYTES,
-    PING,
-    PLACE,
-    PONG,
-    RESULT,
-    RESULT_ROW,
-    RESUME,
-    SUBMIT,
-    SUBMIT_ROW,
-    WELCOME,
-    Buffer,
-    Connection,
-    check_hello,
+    Answer,
+    Aside,
+    Cancel,
+    Data,
+    Done,
+    Execute,
+    Gone,
+    IsAside,
+    Ping,
+    Place,
+    Pong,
+    Result,
+    Resume,
+    Submit,
     in_parts,
-    pack_rows,
-    read_answers,
-    read_column,
-    read_data,
-    read_rows,
 )
-from symphony_dask.wire.listener import Listener
+from symphony_dask.wire.records import RESULT_ROW, Records, make_column, make_records
 
 logger = logging.getLogger(__name__)
 
@@ -112,16 +106,14 @@ SLACK_SHARE = 0.05
 MIN_WAIT_NS, MAX_WAIT_NS = 9 * OVERDUE_NS // 10, 5 * NS_PER_S
 
 
-class LocalClient(Protocol):
+class LocalClient(ClientEnd, Protocol):
     """A client in this process, whose requests carry no payload: that gets to the worker on a way of its own."""
-
-    peer: Client
-
-    def send(self, fields: list[Any], *blobs: Buffer) -> None:
-        """Take a frame, as a connection does; does not raise."""
 
     def dispatched(self, address: str, requests: list[int]) -> list[str]:
         """Requests have left for a worker in one batch: the names under which it waits for them; does not raise."""
+
+
+_NO_IDS = make_column([])
 
 
 class Dispatcher:
@@ -145,28 +137,28 @@ class Dispatcher:
         inline_bytes: int = 8_192,
         wait_ns: int = 0,
         timeouts: ConnectionTimeouts | None = None,
-        on_worker: Callable[[Connection], None] = lambda connection: None,
-        on_aside: Callable[[Connection, int, int, str], None] = lambda *aside: None,
-        on_back: Callable[[Connection, int, int], None] = lambda *back: None,
+        on_worker: Callable[[Connection[Worker]], None] = lambda connection: None,
+        on_aside: Callable[[Connection[Worker], int, int, str], None] = lambda *aside: None,
+        on_back: Callable[[Connection[Worker], int, int], None] = lambda *back: None,
     ) -> None:
         self.engine = Engine(policy, max_requests=max_requests)
         self.token = secrets.token_hex(16)
         self.models: dict[int, ServedModel] = {}
         #: The number on the wire that stands for whichever version of a name is served.
         self.numbers: dict[str, int] = {}
-        self.workers: dict[str, Connection] = {}
+        self.workers: dict[str, Connection[Worker]] = {}
         self.log: RunLog | None = None
         self.tracing: Tracing | None = None
         self._inline_bytes = inline_bytes
         self._on_worker = on_worker
         self._on_aside, self._on_back = on_aside, on_back
         #: Hung batches whose slots went on without them: the worker's connection, slot and model.
-        self._aside: dict[int, tuple[Connection, int, int]] = {}
+        self._aside: dict[int, tuple[Connection[Worker], int, int]] = {}
         #: When it was last looked for overdue batches, and when this process last was found to have stood still.
         self._looked_ns = self._still_ns = 0
-        self._clients: dict[int, Connection] = {}
+        self._clients: dict[int, ClientEnd] = {}
         self._next_client = 0
-        self._local: Any = None
+        self._local: LocalClient | None = None
         self._local_index = -2
         self._next_model = 0
         self._by_index: dict[int, ServedModel] = {}
@@ -175,7 +167,7 @@ class Dispatcher:
         self._index_of = np.full(64, -1, np.int32)
         self._slo_of = np.zeros(64, np.int64)
         self._gpu_classes: dict[str, int] = {}
-        self._gpu_worker: dict[int, tuple[Connection, int]] = {}
+        self._gpu_worker: dict[int, tuple[Connection[Worker], int]] = {}
         #: Whether there is a GPU that takes what comes: one that does not drain.
         self._serves = False
         #: For how long each GPU has run batches.
@@ -190,7 +182,7 @@ class Dispatcher:
         self._waiting = Waiting(wait_ns, max_requests)
         #: What answers are taken to need back, and how much of it is for estimates that stray.
         self._reply_ns, self._reply_care_ns = FIRST_ROUND_TRIP_NS // 2, 0
-        self._listener = Listener(self._frame, self._lost, timeouts=timeouts)
+        self._listener: Listener[Session] = Listener(self._frame, self._lost, timeouts=timeouts)
         #: Whether requests were dropped lately that only the delays to and from workers leave no time for.
         self._refused_for_delays = False
         self._timer_lateness = Latency(FIRST_TIMER_LATENESS_NS)
@@ -326,7 +318,7 @@ class Dispatcher:
         self._index_of[model_id] = -1
         self._journal_wire(model_id)
         ended = self.engine.remove_model(now_ns(), model.index)
-        self._end(ended, model, Outcome.CANCELLED, "Undeployed", f"model {model.name!r} was undeployed")
+        self._end(ended, model, Outcome.CANCELLED, ErrorCode.UNDEPLOYED, f"model {model.name!r} was undeployed")
 
     def _gpu_class(self, name: str) -> int:
         return self._gpu_classes.setdefault(name, len(self._gpu_classes))
@@ -344,9 +336,9 @@ class Dispatcher:
         """Whether batches of a model are at a GPU."""
         return any(f.gpu == gpu and f.model.model_id == model_id for f in self._flights.values())
 
-    def add_slots(self, connection: Connection) -> None:
+    def add_slots(self, connection: Connection[Worker]) -> None:
         """Let the slots of a worker take batches, of every model until ``set_eligible`` says otherwise."""
-        worker: Worker = connection.peer
+        worker = connection.peer
         now = now_ns()
         gpu_class = self._gpu_class(worker.gpu_class)
         for model in self.models.values():
@@ -359,8 +351,8 @@ class Dispatcher:
         self._due()
         self._resubmit()
 
-    def _add_gpu(self, now: int, connection: Connection, slot: int, gpu_class: int) -> int:
-        worker: Worker = connection.peer
+    def _add_gpu(self, now: int, connection: Connection[Worker], slot: int, gpu_class: int) -> int:
+        worker = connection.peer
         gpu = self.engine.add_gpu(now, gpu_class=gpu_class, control_ns=int(worker.control.mean_ns))
         self._gpu_worker[gpu] = (connection, slot)
         self._busy_ns[gpu] = 0
@@ -384,7 +376,7 @@ class Dispatcher:
             else:
                 self._drain(connection)
 
-    def _drain(self, connection: Connection) -> None:
+    def _drain(self, connection: Connection[Worker]) -> None:
         connection.peer.closing = False
         for gpu in connection.peer.gpus:
             self.engine.drain_gpu(now_ns(), gpu)
@@ -444,9 +436,9 @@ class Dispatcher:
         connection = self.workers.get(address)
         return sum(self.engine.in_flight(g) for g in connection.peer.gpus) if connection is not None else 0
 
-    def answering(self, connection: Connection) -> list[int]:
+    def answering(self, connection: Connection[Worker]) -> list[int]:
         """The slots of a worker that take batches, and return what they have taken."""
-        worker: Worker = connection.peer
+        worker = connection.peer
         if connection.closed or (worker.draining and not worker.closing):
             return []
         now = now_ns()
@@ -462,9 +454,9 @@ class Dispatcher:
         self.remove_slots(connection)
         connection.close()
 
-    def remove_slots(self, connection: Connection) -> None:
+    def remove_slots(self, connection: Connection[Worker]) -> None:
         """Take a worker's slots away; what was in flight there returns to its queue, or ends after too many tries."""
-        worker: Worker = connection.peer
+        worker = connection.peer
         now = now_ns()
         for gpu in worker.gpus:
             requeued = self._remove_gpu(now, worker, gpu)
@@ -473,7 +465,7 @@ class Dispatcher:
             for slot in requeued[retries[requeued] > MAX_RETRIES].tolist():
                 self.engine.cancel(now, slot)
                 text = f"{MAX_RETRIES + 1} workers were lost with the request in flight, the last at {worker.address}"
-                self._end_one(slot, Outcome.FAILED, "WorkerLost", text)
+                self._end_one(slot, Outcome.FAILED, ErrorCode.WORKER_LOST, text)
         worker.gpus.clear()
         self._aside = {batch: aside for batch, aside in self._aside.items() if aside[0] is not connection}
         self._look_who_serves()
@@ -487,12 +479,12 @@ class Dispatcher:
             if self.log is not None:
                 self.log.batch(flight, BatchOutcome.LOST)
             # The engine returns only those that somebody still waits for.
-            self._end(self._cancelled(flight), flight.model, Outcome.CANCELLED, "", "")
+            self._end(self._cancelled(flight), flight.model, Outcome.CANCELLED, ErrorCode.CANCELLED, "")
         removal = self.engine.remove_gpu(now, gpu)
         del self._gpu_worker[gpu], self._busy_ns[gpu]
         self._log_gpu("leave", gpu, worker)
         for slot in removal.ended.tolist():
-            self._end_one(slot, Outcome.CANCELLED, "Undeployed", "the model was undeployed")
+            self._end_one(slot, Outcome.CANCELLED, ErrorCode.UNDEPLOYED, "the model was undeployed")
         return removal.requeued
 
     def _cancelled(self, flight: Flight) -> npt.NDArray[np.int32]:
@@ -520,10 +512,10 @@ class Dispatcher:
             if flight.batch not in self._flights:  # it went with one before it
                 continue
             connection, _ = self._gpu_worker[flight.gpu]
-            worker: Worker = connection.peer
+            worker = connection.peer
             if not worker.pinged_ns:
                 worker.pinged_ns = now
-                connection.send([PING, now])
+                connection.send(Ping(now))
             # An answer to the ping may be behind gigabytes: what comes, or is taken, is a sign of life as well.
             moved = connection.bytes_in, connection.taken
             if moved != worker.moved:
@@ -544,7 +536,7 @@ class Dispatcher:
                 and is_hung(flight, now)
             ):
                 flight.aside = True
-                connection.send([ASIDE, self._gpu_worker[flight.gpu][1], flight.batch, flight.model.model_id])
+                connection.send(Aside(self._gpu_worker[flight.gpu][1], flight.batch, flight.model.model_id))
 
     def _end_overdue(self, now: int, flight: Flight, worker: Worker) -> None:
         """End those of a batch's requests whose deadline is long over; the batch goes on."""
@@ -561,17 +553,18 @@ class Dispatcher:
             f"worker {worker.address} had the request and did not answer until {format_duration(OVERDUE_NS)} after its "
             f"deadline: {lacks} hangs, or takes far longer than its profile says"
         )
-        self._end(slots[mine], flight.model, Outcome.FAILED, "NoAnswer", text, flight)
+        self._end(slots[mine], flight.model, Outcome.FAILED, ErrorCode.NO_ANSWER, text, flight)
 
-    def _set_aside(self, connection: Connection, worker: Worker, slot: int, batch: int) -> None:
+    def _set_aside(self, connection: Connection[Worker], slot: int, batch: int) -> None:
         """A slot waits for a batch no longer, and has begun none of those behind it: these return to their queues."""
-        if not 0 <= slot < worker.slots:
-            raise BadInput(f"lane ASIDE of slot {slot}: worker {worker.address} has {worker.slots}")
+        worker = connection.peer
+        if slot >= worker.slots:
+            raise BadInput(f"lane IS_ASIDE of slot {slot}: worker {worker.address} has {worker.slots}")
         flight = self._flights.get(batch)
         if flight is not None and flight.gpu not in worker.gpus[slot : slot + 1]:
             flight = None
         model_id = -1 if flight is None else flight.model.model_id  # -1: the batch has ended after all
-        connection.send([RESUME, slot, model_id])
+        connection.send(Resume(slot, model_id))
         if not worker.gpus:
             return
         now, gpu = now_ns(), worker.gpus[slot]
@@ -597,41 +590,48 @@ class Dispatcher:
         client.peer = Client(self._next_client)
         self._local, self._local_index = client, self._next_client
         self._requests.set_one_way(self._next_client, 0)
-        self._clients[self._next_client] = self._local
+        self._clients[self._next_client] = client
         self._next_client += 1
 
-    def hear_local(self, fields: list[Any]) -> None:
-        """A frame from the client in this process."""
-        self._frame(self._local, fields[0], fields[1:], memoryview(b""))
+    def hear_local(self, message: Submit | Cancel) -> None:
+        """A message from the client in this process."""
+        assert self._local is not None
+        self._hear_from_client(self._local, message, memoryview(b""))
 
-    def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+    def _frame(self, connection: Connection[Session | None], op: int, fields: list[Any], blob: memoryview) -> None:
         peer = connection.peer
         if isinstance(peer, Client):
-            if op == SUBMIT:
-                self._submit(connection, peer, fields, blob)
-            elif op == CANCEL:
-                self._cancel(peer, read_column(fields[0]))
-            elif op == DATA:
-                self._relay(peer, fields, blob)
-            elif op == PONG:
-                self._hear_client(peer, int(fields[0]))
-            else:
-                raise BadInput(f"lane op {op!r:.40} does not come from a client")
+            client = cast("Connection[Client]", connection)
+            self._hear_from_client(client, CLIENT_TO_SCHEDULER.read(op, fields, blob), blob)
         elif isinstance(peer, Worker):
-            if op == DONE:
-                self._done(connection, peer, fields, blob)
-            elif op == PONG:
-                peer.pinged_ns = 0
-            elif op == ANSWER:
-                self._relay_answers(peer, fields, blob)
-            elif op == ASIDE:
-                self._set_aside(connection, peer, *map(int, fields))
-            else:
-                raise BadInput(f"lane op {op!r:.40} does not come from a worker")
-        elif op == HELLO:
-            self._hello(connection, fields[0])
+            worker = cast("Connection[Worker]", connection)
+            self._hear_from_worker(worker, WORKER_TO_SCHEDULER.read(op, fields, blob), blob)
         else:
-            raise BadInput(f"lane op {op!r:.40} came before HELLO")
+            self._hello(connection, op, fields)
+
+    def _hear_from_client(
+        self, connection: ClientEnd, message: Submit | Cancel | Data | Pong, blob: memoryview
+    ) -> None:
+        if isinstance(message, Submit):
+            self._submit(connection, message.rows, blob)
+        elif isinstance(message, Cancel):
+            self._cancel(connection.peer, message.ids)
+        elif isinstance(message, Data):
+            self._relay(connection.peer, message, blob)
+        else:
+            self._hear_client(connection.peer, message.t_ns)
+
+    def _hear_from_worker(
+        self, connection: Connection[Worker], message: Done | Pong | Answer | IsAside, blob: memoryview
+    ) -> None:
+        if isinstance(message, Done):
+            self._done(connection, message, blob)
+        elif isinstance(message, Pong):
+            connection.peer.pinged_ns = 0
+        elif isinstance(message, Answer):
+            self._relay_answers(connection.peer, message, blob)
+        else:
+            self._set_aside(connection, message.slot, message.batch)
 
     def _hear_client(self, client: Client, pinged_ns: int) -> None:
         now = now_ns()
@@ -646,28 +646,36 @@ class Dispatcher:
         """Whether this process stood still since then, so that what was measured meanwhile tells nothing of others."""
         return self._still_ns > since_ns or now - self._looked_ns > STILL_NS
 
-    def _hello(self, connection: Connection, hello: dict[str, Any]) -> None:
-        check_hello(hello, self.token)
+    def _hello(self, connection: Connection[Session | None], op: int, fields: list[Any]) -> None:
+        hello, version = accept(connection, op, fields, self.token)
+        if isinstance(hello, LinkHello):
+            raise BadInput("lane HELLO of a client to a worker came to a scheduler: connect to the worker's port")
         self._listener.welcome(connection)
-        if hello["role"] == "worker":
-            worker = worker_of(hello)
-            self.drop_worker(worker.address)
-            connection.peer = worker
-            self.workers[worker.address] = connection
+        if isinstance(hello, WorkerHello):
+            self._welcome(connection, version, -1)
+            self._take_worker(connection, worker_of(hello))
         else:
-            connection.bounded = True
-            connection.peer = Client(self._next_client, pinged=True)
-            self._requests.set_one_way(self._next_client, 0)
-            self._clients[self._next_client] = connection
-            self._next_client += 1
-        index = getattr(connection.peer, "index", -1)
-        welcome = {"connection": index, "inline_bytes": self._inline_bytes, "wait_ns": self._waiting.limit_ns}
-        connection.send([WELCOME, welcome])
-        connection.send([PING, now_ns()])
-        if hello["role"] == "worker":
-            self._on_worker(connection)
+            self._take_client(connection)
+            self._welcome(connection, version, self._next_client - 1)
 
-    def _lost(self, connection: Connection, error: Exception | None) -> None:
+    def _welcome(self, connection: Connection[Session | None], version: int, index: int) -> None:
+        connection.send(Welcome(version, index, self._inline_bytes, self._waiting.limit_ns))
+        connection.send(Ping(now_ns()))
+
+    def _take_worker(self, connection: Connection[Session | None], worker: Worker) -> None:
+        self.drop_worker(worker.address)
+        connection.peer = worker
+        known = self.workers[worker.address] = cast("Connection[Worker]", connection)
+        self._on_worker(known)
+
+    def _take_client(self, connection: Connection[Session | None]) -> None:
+        connection.bounded = True
+        connection.peer = Client(self._next_client, pinged=True)
+        self._requests.set_one_way(self._next_client, 0)
+        self._clients[self._next_client] = cast("Connection[Client]", connection)
+        self._next_client += 1
+
+    def _lost(self, connection: Connection[Session | None], error: Exception | None) -> None:
         self._bytes_in += connection.bytes_in
         self._bytes_out += connection.bytes_out
         peer = connection.peer
@@ -693,7 +701,7 @@ class Dispatcher:
             # One at a time: those that wait for a client that stands still would all tell of the same stall.
             if not connection.peer.pinged:
                 connection.peer.pinged = connection is not self._local
-                connection.send([PING, now_ns()])
+                connection.send(Ping(now_ns()))
         self._follow_latency()
         self._close_up()
         self.recent.fold()
@@ -704,13 +712,11 @@ class Dispatcher:
 
     # Requests
 
-    def _submit(
-        self, connection: Connection, client: Client, fields: list[Any], blob: memoryview, *, may_wait: bool = True
-    ) -> None:
-        now = self.asked_ns = now_ns()
-        if not self._serves and may_wait and self._waiting.keep(now, connection, client, fields, blob):
+    def _submit(self, connection: ClientEnd, rows: Records, blob: memoryview, *, may_wait: bool = True) -> None:
+        now, client = now_ns(), connection.peer
+        self.asked_ns = now
+        if not self._serves and may_wait and self._waiting.keep(now, connection, rows, blob):
             return
-        rows = read_rows(fields[0], SUBMIT_ROW)
         if self._canaries:
             rows = split(rows, self._canaries.values())
         requests, slo_of = self._requests, self._slo_of
@@ -734,39 +740,41 @@ class Dispatcher:
 
     def _resubmit(self, before_ns: int | None = None) -> None:
         """Take in what waited for a GPU, now that there is one; or refuse what has waited too long."""
-        for _, connection, client, fields, blob in self._waiting.take(before_ns):
+        for _, connection, rows, blob in self._waiting.take(before_ns):
             try:
-                self._submit(connection, client, fields, blob, may_wait=False)
+                self._submit(connection, rows, blob, may_wait=False)
             except BadInput as error:
                 logger.warning("closed a lane connection: %s", error)
-                connection.close()
+                if isinstance(connection, Connection):
+                    connection.close()
 
-    def _refuse(self, connection: Connection, models: npt.NDArray[np.int32], rows: Rows) -> None:
+    def _refuse(self, connection: ClientEnd, models: npt.NDArray[np.int32], rows: Rows) -> None:
         """Answer the requests of a SUBMIT that got no slot: no such model, no GPU, or a full queue."""
-        why: dict[int, tuple[str, str]] = {}
+        why: dict[int, Failure] = {}
         for model_id, n in zip(*(column.tolist() for column in np.unique(models, return_counts=True)), strict=True):
             model = self._addressed(model_id)
-            error, text = self._why_refused(model_id, model)
-            why[model_id] = error, plain(text)
+            code, text = self._why_refused(model_id, model)
+            why[model_id] = Failure(code, plain(text))
             if model is not None:
                 model.counts[Outcome.REJECTED] += n
-        errors = {i: why[model_id] for i, model_id in enumerate(models.tolist())}
-        _send_errors(connection, rows.ids, Outcome.REJECTED, errors)
+        failures = {i: why[model_id] for i, model_id in enumerate(models.tolist())}
+        _send_failures(connection, rows.ids, Outcome.REJECTED, failures)
         if self.log is not None or self.tracing is not None:
             for model_id in np.unique(models).tolist():
                 model = self._addressed(model_id)
                 if model is not None:
                     self._record_refused(model, Rows(*(values[models == model_id] for values in rows)))
 
-    def _why_refused(self, number: int, model: ServedModel | None) -> tuple[str, str]:
+    def _why_refused(self, number: int, model: ServedModel | None) -> tuple[ErrorCode, str]:
         """The error, and its text, of a request that got no slot."""
         if model is None:
-            return "UnknownModel", f"model {number} is not deployed: deploy it first"
+            return ErrorCode.UNKNOWN_MODEL, f"model {number} is not deployed: deploy it first"
         if not self._serves:
             text = f'no worker serves model {model.name!r}: start one with dask worker --resources "GPU=1"'
-            return "NoGPUWorker", text
+            return ErrorCode.NO_GPU_WORKER, text
         queued = self.engine.queued(model.index)
-        return "Overloaded", f"queue of model {model.name!r} is full with {queued} requests: slow down, or add GPUs"
+        text = f"queue of model {model.name!r} is full with {queued} requests: slow down, or add GPUs"
+        return ErrorCode.OVERLOADED, text
 
     def _record_refused(self, model: ServedModel, rows: Rows) -> None:
         if self.log is not None:
@@ -786,7 +794,7 @@ class Dispatcher:
             text = (
                 f"queue of model {model.name!r} is full, and a request of higher priority came: slow down, or add GPUs"
             )
-            self._end(np.array([slot], np.int32), model, Outcome.REJECTED, "Overloaded", text)
+            self._end(np.array([slot], np.int32), model, Outcome.REJECTED, ErrorCode.OVERLOADED, text)
 
     def _cancel(self, client: Client, ids: npt.NDArray[np.int64]) -> None:
         self._cancel_slots(self._requests.of_client(client.index, ids))
@@ -852,12 +860,13 @@ class Dispatcher:
         held = rows if n_held == size else rows[rows["held"] != 0] if n_held else rows[:0]
         if apart:
             rows["held"] |= [len(payload) > 0 for payload in payloads]
-        fields = [EXECUTE, batch, slot, model.model_id, rows.tobytes(), wait_ns]
-        if n_local:
+        tasks: dict[int, str] = {}
+        if n_local and self._local is not None:
             local = np.flatnonzero(rows["client"] == self._local_index)
             names = self._local.dispatched(connection.peer.address, rows["id"][local].tolist())
-            fields.append(dict(zip(local.tolist(), names, strict=True)))
-        connection.send(fields, *() if apart else payloads)
+            tasks = dict(zip(local.tolist(), names, strict=True))
+        message = Execute(batch, slot, model.model_id, rows, wait_ns, tasks)
+        connection.send(message, *() if apart else payloads)
         if apart:
             _send_apart(connection, batch, rows, payloads)
         if n_held:
@@ -873,8 +882,8 @@ class Dispatcher:
         self._flights.pop(batch, None)
         gone = self._requests.client[slots] < 0
         model, text = self._by_index[index], f"its batch could not be sent to a worker: {brief(error)}"
-        self._end(slots[gone], model, Outcome.CANCELLED, "", "")
-        self._end(slots[~gone], model, Outcome.FAILED, "RequestError", text)
+        self._end(slots[gone], model, Outcome.CANCELLED, ErrorCode.CANCELLED, "")
+        self._end(slots[~gone], model, Outcome.FAILED, ErrorCode.REQUEST_ERROR, text)
         self.engine.completed(now, gpu, batch, int(NEVER), now)
         self._due()
 
@@ -884,30 +893,27 @@ class Dispatcher:
             connection = self._clients.get(c)
             if connection is not None:
                 mine = held if owner != MIXED else held[held["client"] == c]
-                connection.send([PLACE, batch, *worker.lane, mine["id"].tobytes()])
+                connection.send(Place(batch, *worker.lane, mine["id"]))
 
-    def _relay(self, client: Client, fields: list[Any], blob: memoryview) -> None:
+    def _relay(self, client: Client, data: Data, blob: memoryview) -> None:
         """Pass on the payloads of a client that cannot reach the worker itself."""
-        batch, *_ = read_data(fields, blob)
-        flight = self._flights.get(batch)
+        flight = self._flights.get(data.batch)
         if flight is not None:
             connection, _ = self._gpu_worker[flight.gpu]
-            connection.send([DATA, batch, client.index, *fields[2:4]], blob)
+            connection.send(data._replace(client=client.index), blob)
 
-    def _relay_answers(self, worker: Worker, fields: list[Any], blob: memoryview) -> None:
+    def _relay_answers(self, worker: Worker, answer: Answer, blob: memoryview) -> None:
         """Pass on large answers to a client that has no connection to their worker, and have it open one."""
-        client, *columns = int(fields[0]), *fields[1:]
-        read_answers(columns[0], columns[1], blob)
-        connection = self._clients.get(client)
+        connection = self._clients.get(answer.client)
         if connection is not None and connection is not self._local:
-            connection.send([ANSWER, *columns], blob)
-            connection.send([PLACE, -1, *worker.lane, b""])
+            connection.send(answer, blob)
+            connection.send(Place(-1, *worker.lane, _NO_IDS))
 
     def _forsake(self, client: Client) -> None:
         """Have no worker wait for what a client that is gone has kept."""
         gpus = {f.gpu for f in self._flights.values() if f.held and client.index in self._requests.client[f.slots]}
         for connection in {self._gpu_worker[gpu][0] for gpu in gpus}:
-            connection.send([GONE, client.index])
+            connection.send(Gone(client.index))
 
     def _drop(self, slots: npt.NDArray[np.int32]) -> None:
         req, now = self.engine.state.req, now_ns()
@@ -928,43 +934,40 @@ class Dispatcher:
                     model.name, model.slo_ns, int(slos[first]), int(networks[first]),
                     declared if declared < NEVER else None, planned,
                 )  # fmt: skip
-                self._end(group, model, Outcome.DROPPED, "DeadlineExceeded", text)
+                self._end(group, model, Outcome.DROPPED, ErrorCode.DEADLINE_EXCEEDED, text)
 
-    def _done(self, connection: Connection, worker: Worker, fields: list[Any], blob: memoryview) -> None:
+    def _done(self, connection: Connection[Worker], done: Done, blob: memoryview) -> None:
         """A batch came back: correct the engine, answer the clients, record."""
-        now = now_ns()
-        batch, _, queued_ns, run_ns, held_ns, answers_raw, raised, lost_raw, *rest = fields
+        now, worker = now_ns(), connection.peer
+        batch, _, queued_ns, run_ns, held_ns, answers, raised, lost, (input_ns, infer_ns, output_ns) = done
         flight = self._flights.get(batch)
         worker.pinged_ns = 0
         if flight is None or self._gpu_worker.get(flight.gpu, (None, 0))[0] is not connection:
             self._come_back(connection, batch)
             return
-        answers, lost = read_rows(answers_raw, DONE_ROW), read_column(lost_raw).tolist()
         slots = flight.slots
-        if (raised or lost) and not raised.keys() | set(lost) <= set(range(len(slots))):
-            raise BadInput(f"lane DONE of batch {batch} has errors of {[*raised, *lost]} in {len(slots)} requests")
-        if raised and not all(isinstance(text, str) for text in raised.values()):
-            raise BadInput(f"lane DONE of batch {batch} has errors that are no text")
-        input_ns, infer_ns, output_ns = rest[0] if rest else (0, run_ns, 0)
-        if (queued_ns | run_ns | held_ns | input_ns | infer_ns | output_ns) >> 60:  # what is no number raises here
-            raise BadInput(f"lane DONE of batch {batch} has times of {queued_ns}, {run_ns} and {held_ns} ns")
-        errors = {i: ("ModelError", text) for i, text in bounded(raised).items()} if raised else {}
-        if lost:
+        misfit = f"lane DONE of batch {batch} has {len(answers)} answers that do not fit {len(slots)} requests"
+        if len(answers) != len(slots):
+            raise BadInput(misfit)
+        failures: dict[int, Failure] = {}
+        if raised:
+            texts = bounded({i: failure.text for i, failure in raised.items()})
+            failures = {i: Failure(failure.code, texts[i]) for i, failure in raised.items()}
+        if len(lost):
             text = f"its payload did not reach worker {worker.address} in time, and it did not run: check the network"
-            errors |= dict.fromkeys(lost, ("PayloadLost", text))
+            failures |= dict.fromkeys(lost.tolist(), Failure(ErrorCode.PAYLOAD_LOST, text))
         settled = self._requests.settle(
             slots,
             answers,
             len(blob),
             now=now,
-            failed=set(errors),
+            failed=set(failures),
             counts=flight.model.counts,
             latencies=flight.model.latencies,
             keep=self.log is not None or self.tracing is not None,
         )
         if settled is None:
-            text = f"lane DONE of batch {batch} has {len(answers)} answers that do not fit {len(slots)} requests"
-            raise BadInput(f"{text} and {len(blob)} bytes")
+            raise BadInput(f"{misfit} and {len(blob)} bytes")
         del self._flights[batch]
         self._busy_ns[flight.gpu] += run_ns
         one_way = max(0, now - flight.dispatch_ns - held_ns) // 2
@@ -973,13 +976,13 @@ class Dispatcher:
         # From when the profile says the batch ended, so that what l(b) strays by is allowed for too.
         if not self._stood_still(flight.dispatch_ns, now):
             worker.reply.add(now - start - (flight.planned[1] - flight.planned[0]))
-            if not flight.waited and not lost:
+            if not flight.waited and not len(lost):
                 worker.control.add(start - flight.dispatch_ns)
-        self.engine.completed(now, flight.gpu, batch, int(NEVER) if errors else start, end)
+        self.engine.completed(now, flight.gpu, batch, int(NEVER) if failures else start, end)
         answered, answer_ns = settled.answered, settled.answer_ns
         after_ns = answered * (now - end + input_ns + infer_ns + output_ns)
         spent = Spent(answered, max(answer_ns, after_ns), max(answer_ns - after_ns, 0), input_ns, infer_ns, output_ns)
-        self._reply(settled, blob, errors)
+        self._reply(settled, blob, failures)
         self._due()
         planned_ns = flight.planned[1] - flight.planned[0]
         self.recent.batch(
@@ -991,7 +994,7 @@ class Dispatcher:
             large = (settled.results["link"] < 0) & (settled.results["bytes"] > self._inline_bytes)
             self._introduce(worker, settled.owners[large])
         if self.log is not None:
-            outcome = BatchOutcome.FAILED if len(errors) == len(slots) else BatchOutcome.DONE
+            outcome = BatchOutcome.FAILED if len(failures) == len(slots) else BatchOutcome.DONE
             self.log.served(flight, settled.entries, settled.results, outcome, start, end, now)
         if self.tracing is not None:
             replies = now + self._requests.one_way_ns(settled.owners)
@@ -1007,20 +1010,20 @@ class Dispatcher:
         kept = (column[~flight.ended] if len(column) else column for column in columns)
         return Settled(owner, answered, answer_ns, *kept)
 
-    def _come_back(self, connection: Connection, batch: int) -> None:
+    def _come_back(self, connection: Connection[Worker], batch: int) -> None:
         """A batch that is not waited for any longer has ended: where it hung, its model can be served again."""
         aside = self._aside.get(batch)
         if aside is not None and aside[0] is connection:
             del self._aside[batch]
             self._on_back(*aside)
 
-    def _reply(self, settled: Settled, blob: memoryview, errors: dict[int, tuple[str, str]]) -> None:
+    def _reply(self, settled: Settled, blob: memoryview, failures: dict[int, Failure]) -> None:
         """Send each client its answers; the blob passes through whole where one client has all."""
         owner, results, owners = settled.owner, settled.results, settled.owners
         if owner >= 0:
             connection = self._clients.get(owner)
             if connection is not None:
-                connection.send([RESULT, results.tobytes(), errors], blob)
+                connection.send(Result(results, failures), blob)
         elif owner == MIXED:
             here = np.where(results["link"] < 0, results["bytes"], 0)
             ends = np.cumsum(here)
@@ -1030,35 +1033,35 @@ class Dispatcher:
                     continue
                 at = np.flatnonzero(owners == c)
                 parts = [blob[end - size : end] for end, size in zip(ends[at].tolist(), here[at].tolist(), strict=True)]
-                named = {k: errors[i] for k, i in enumerate(at.tolist()) if i in errors} if errors else {}
-                connection.send([RESULT, results[at].tobytes(), named], *parts)
+                mine = {k: failures[i] for k, i in enumerate(at.tolist()) if i in failures} if failures else {}
+                connection.send(Result(results[at], mine), *parts)
 
     def _introduce(self, worker: Worker, owners: npt.NDArray[np.int32]) -> None:
         """Have clients connect to a worker whose large answers came this way: the next ones need not."""
         for c in np.unique(owners).tolist():
             connection = self._clients.get(c)
             if connection is not None:
-                connection.send([PLACE, -1, *worker.lane, b""])
+                connection.send(Place(-1, *worker.lane, _NO_IDS))
 
     def _end(
         self,
         slots: npt.NDArray[np.int32],
         model: ServedModel,
         outcome: Outcome,
-        error: str,
+        code: ErrorCode,
         text: str,
         flight: Flight | None = None,
     ) -> None:
         """End requests that got no answer, all alike; flight: the batch that they are in."""
         if not len(slots):
             return
-        text = plain(text)
+        failure = Failure(code, plain(text))
         owners = self._requests.client[slots]
         for c in np.unique(owners).tolist():
             connection = self._clients.get(c)
             if connection is not None:
                 ids = self._requests.id[slots[owners == c]]
-                _send_errors(connection, ids, outcome, dict.fromkeys(range(len(ids)), (error, text)))
+                _send_failures(connection, ids, outcome, dict.fromkeys(range(len(ids)), failure))
         model.counts[outcome] += len(slots)
         if self.log is not None:
             self.log.requests(model, self._requests.rows(slots), outcome, reply=now_ns(), flight=flight)
@@ -1066,16 +1069,16 @@ class Dispatcher:
             self.tracing.ended(model, self._requests.rows(slots), outcome)
         self._requests.forget(slots)
 
-    def _end_one(self, slot: int, outcome: Outcome, error: str = "", text: str = "") -> None:
+    def _end_one(self, slot: int, outcome: Outcome, code: ErrorCode = ErrorCode.CANCELLED, text: str = "") -> None:
         model = self._by_index[int(self.engine.state.req["model"][slot])]
-        self._end(np.array([slot], np.int32), model, outcome, error, text)
+        self._end(np.array([slot], np.int32), model, outcome, code, text)
 
     def _follow_latency(self) -> None:
         """Tell the engine the control latency of each GPU, and for the windows the median of them."""
         now = now_ns()
         control, reply, reply_care, spread = [], [], [], []
         for connection in self.workers.values():
-            worker: Worker = connection.peer
+            worker = connection.peer
             if worker.heard == worker.reply.samples:
                 for delay in (worker.control, worker.reply):
                     delay.relax()
@@ -1191,7 +1194,7 @@ class Dispatcher:
             models[model_id] = ModelFacts(m.label, m.slo_ns, self._queued(m), tables)
         for key in self._gpu_keys():
             address, gpu = key
-            worker: Worker = self.workers[address].peer
+            worker = self.workers[address].peer
             rank = int(state.gpu["home_rank"][gpu])
             gpus[key] = GpuFacts(gpu, rank, worker.gpu_class, address, worker.draining)
         return self._sampler.reply(models, gpus)
@@ -1288,22 +1291,18 @@ class Dispatcher:
         }
 
 
-def _send_apart(connection: Connection, batch: int, rows: npt.NDArray[Any], payloads: list[memoryview]) -> None:
+def _send_apart(connection: Connection[Worker], batch: int, rows: Records, payloads: list[memoryview]) -> None:
     """Payloads that are too large together for EXECUTE, as DATA of their clients."""
     there = np.array([len(payload) > 0 for payload in payloads])
     for client in np.unique(rows["client"][there]).tolist():
         at = np.flatnonzero(there & (rows["client"] == client))
         for some in in_parts(rows["bytes"][at].tolist()):
             mine = rows[at[some]]
-            frame = [DATA, batch, client, mine["id"].tobytes(), mine["bytes"].tobytes()]
-            connection.send(frame, *[payloads[i] for i in at[some]])
+            connection.send(Data(batch, client, mine["id"], mine["bytes"]), *[payloads[i] for i in at[some]])
 
 
-def _send_errors(
-    connection: Connection | LocalClient,
-    ids: npt.NDArray[np.int64],
-    outcome: Outcome,
-    errors: dict[int, tuple[str, str]],
+def _send_failures(
+    connection: ClientEnd, ids: npt.NDArray[np.int64], outcome: Outcome, failures: dict[int, Failure]
 ) -> None:
     """RESULT of requests without an answer, all of one outcome."""
-    connection.send([RESULT, pack_rows(RESULT_ROW, len(ids), id=ids, link=-1, outcome=outcome), errors])
+    connection.send(Result(make_records(RESULT_ROW, len(ids), id=ids, link=-1, outcome=outcome), failures))

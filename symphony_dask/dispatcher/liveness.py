@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from symphony_dask.dispatcher.run_log import Flight
 from symphony_dask.units import NS_PER_S
-from symphony_dask.wire.connection import OVERDUE_NS
+from symphony_dask.wire.messages import OVERDUE_NS
 
 #: How often it is looked for overdue batches, s.
 LOOK_S = 0.1

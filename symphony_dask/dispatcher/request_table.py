@@ -10,7 +10,7 @@ import numpy.typing as npt
 from symphony_dask.engine import compiled_calls, request_kernels
 from symphony_dask.engine.engine import Engine
 from symphony_dask.engine.state import EVICTED, fielded, records
-from symphony_dask.wire.connection import EXECUTE_ROW, RESULT_ROW
+from symphony_dask.wire.records import EXECUTE_ROW, RESULT_ROW
 
 Slots = npt.NDArray[np.int32]
 
@@ -95,7 +95,7 @@ class RequestTable:
         slo_of: npt.NDArray[np.int64],
         serving: bool,
     ) -> Intake | None:
-        """Queue the requests of a SUBMIT (``connection.SUBMIT_ROW``), see ``request_kernels.admit``; None if it does
+        """Queue the requests of a SUBMIT (``records.SUBMIT_ROW``), see ``request_kernels.admit``; None if it does
         not add up.
 
         Where some are evicted, ``keep`` must follow once they have been told.

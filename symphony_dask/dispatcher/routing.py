@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.wire.connection import SUBMIT_ROW, read_rows
+from symphony_dask.wire.records import Records
 
 
 @dataclass
@@ -31,7 +30,7 @@ class Canary:
         return np.diff(counts) > 0
 
 
-def split(rows: npt.NDArray[Any], canaries: Iterable[Canary]) -> npt.NDArray[Any]:
+def split(rows: Records, canaries: Iterable[Canary]) -> Records:
     """The records of a SUBMIT with those that go to a canary readdressed."""
     changed = None
     for canary in canaries:
@@ -40,5 +39,7 @@ def split(rows: npt.NDArray[Any], canaries: Iterable[Canary]) -> npt.NDArray[Any
         if len(at):
             changed = rows.copy() if changed is None else changed
             changed["model"][at] = canary.model_id
-    # Read again, because what is written to is another type to the compiler.
-    return rows if changed is None else read_rows(changed.tobytes(), SUBMIT_ROW)
+    if changed is None:
+        return rows
+    changed.setflags(write=False)  # what can be written to is another type to the compiler
+    return changed

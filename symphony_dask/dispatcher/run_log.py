@@ -16,7 +16,7 @@ from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.engine.request_kernels import ENTRY, LATENCY_BINS
 from symphony_dask.trace import SCHEMAS, BatchOutcome, Outcome, Recorder
 from symphony_dask.trace.columns import Events
-from symphony_dask.wire.connection import RESULT_ROW
+from symphony_dask.wire.records import RESULT_ROW
 
 #: Rows are handed to the recorder after so many batches at the latest: made into columns together, they cost less.
 _KEPT = 256

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 from symphony_dask.dispatcher.delay import Latency
-from symphony_dask.errors import BadInput
+from symphony_dask.wire.connection import Buffer, Message
+from symphony_dask.wire.hello import WorkerHello
 
 #: Until a worker was heard, a batch is taken to need this long on the way there and back, ns.
 FIRST_ROUND_TRIP_NS = 1_000_000
-
-
-#: No worker has more slots.
-MOST_SLOTS = 4096
 
 
 @dataclass
@@ -55,19 +52,19 @@ class Worker:
     closing: bool = False  #: draining, but takes what is queued, since no other worker is left for it
 
 
-def worker_of(hello: dict[str, Any]) -> Worker:
-    """What a worker says of itself in HELLO; raises ``BadInput`` unless it can be used."""
-    host, port = hello.get("lane") or ("", 0)
-    texts = (hello["worker"], hello["host"], hello["gpu_class"], host)
-    slots, memory = hello["slots"], hello.get("memory")
-    if not all(isinstance(text, str) for text in texts):
-        raise BadInput(f"lane HELLO of a worker has {texts}: address, host, GPU class and lane must be text")
-    if type(slots) is not int or not 1 <= slots <= MOST_SLOTS:
-        raise BadInput(f"lane HELLO of worker {texts[0]} has {slots!r} slots: give 1 to {MOST_SLOTS}")
-    if (
-        type(port) is not int
-        or not 0 <= port <= 65_535
-        or not (memory is None or (type(memory) is int and memory >= 0))
-    ):
-        raise BadInput(f"lane HELLO of worker {texts[0]} has port {port!r} and memory {memory!r}")
-    return Worker(texts[0], texts[1], slots, texts[2], (host, port), memory)
+class ClientEnd(Protocol):
+    """What a client is answered on: its connection, or itself where it is in this process."""
+
+    peer: Client
+
+    def send(self, message: Message, *blobs: Buffer) -> None:
+        """Take a message, as a connection does; does not raise."""
+
+
+#: What a server keeps about the peer of a connection, once it has said HELLO.
+Session = Client | Worker
+
+
+def worker_of(hello: WorkerHello) -> Worker:
+    """What a worker says of itself."""
+    return Worker(hello.worker, hello.host, hello.slots, hello.gpu_class, hello.lane, hello.memory)

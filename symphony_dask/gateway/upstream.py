@@ -76,6 +76,7 @@ class Reply(asyncio.Future[memoryview]):
         self._on_cancel = on_cancel
         self.answered_ns = 0
         self.ends_ns = 0
+        self.model_id = -1
         self.answered_in: Any = None
 
     def _answer(self, outcome: str, payload: memoryview) -> None:

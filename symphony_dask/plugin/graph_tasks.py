@@ -19,24 +19,17 @@ from typing import Any
 from dask._task_spec import Task
 from distributed.protocol import pickle
 
-from symphony_dask import errors
 from symphony_dask.clock import now_ns
 from symphony_dask.dispatcher.dispatcher import Dispatcher
+from symphony_dask.dispatcher.sessions import Client
 from symphony_dask.errors import RequestError, SymphonyError, UnknownModel
 from symphony_dask.plugin.graph_function import Wish, held_function, wish_of
-from symphony_dask.plugin.task_rendezvous import GATHER_S, LATE
+from symphony_dask.plugin.task_rendezvous import GATHER_S
 from symphony_dask.text import did_you_mean, listed, shown
-from symphony_dask.wire.connection import (
-    CANCEL,
-    RESULT,
-    RESULT_ROW,
-    SUBMIT,
-    SUBMIT_ROW,
-    Buffer,
-    column,
-    pack_rows,
-    read_rows,
-)
+from symphony_dask.wire.connection import Buffer, Message
+from symphony_dask.wire.error_codes import ErrorCode, Failure
+from symphony_dask.wire.messages import Cancel, Result, Submit
+from symphony_dask.wire.records import SUBMIT_ROW, make_column, make_records
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +65,10 @@ class Held:
 class HeldTasks:
     """All held tasks of a scheduler; ``peer`` and ``send`` are what the dispatcher knows of a client."""
 
+    peer: Client
+
     def __init__(self, scheduler: Any, dispatcher: Dispatcher, loop: Any) -> None:
-        self.peer: Any = None
+        self._known = False  # to the dispatcher
         self._scheduler = scheduler
         self._dispatcher = dispatcher
         self._loop = loop
@@ -92,7 +87,8 @@ class HeldTasks:
             wish = None if ts is None else wish_of(ts.run_spec, ts.annotations)
             if wish is None:
                 continue
-            if self.peer is None:
+            if not self._known:
+                self._known = True
                 self._dispatcher.add_local(self)
             earlier = self._tasks.get(key)
             if earlier is not None:
@@ -185,8 +181,8 @@ class HeldTasks:
         if not ids:
             return
         models, slos, ages, priorities = zip(*rows, strict=True)
-        frame = pack_rows(SUBMIT_ROW, len(ids), id=ids, slo=slos, age=ages, model=models, priority=priorities)
-        self._dispatcher.hear_local([SUBMIT, frame])
+        records = make_records(SUBMIT_ROW, len(ids), id=ids, slo=slos, age=ages, model=models, priority=priorities)
+        self._dispatcher.hear_local(Submit(records))
 
     def _close(self, held: Held, *, cancel: bool = False) -> None:
         """Nothing more is to be heard of a task's open request."""
@@ -194,40 +190,39 @@ class HeldTasks:
             return
         self._open.pop(held.request, None)
         if cancel:
-            self._dispatcher.hear_local([CANCEL, column([held.request])])
+            self._dispatcher.hear_local(Cancel(make_column([held.request])))
         held.request, held.worker = -1, ""
 
     # What the dispatcher says
 
-    def send(self, fields: list[Any], *blobs: Buffer) -> None:
-        """A frame of the dispatcher's; RESULT says how requests ended."""
-        if fields[0] != RESULT:
+    def send(self, message: Message, *blobs: Buffer) -> None:
+        """A message of the dispatcher's; RESULT says how requests ended."""
+        if not isinstance(message, Result):
             return
-        failed = fields[2]
-        for i, request in enumerate(read_rows(fields[1], RESULT_ROW)["id"].tolist()):
+        for i, request in enumerate(message.rows["id"].tolist()):
             held = self._open.pop(request, None)
             if held is None:
                 continue
             held.request, held.worker = -1, ""
-            if i in failed:
+            if i in message.failures:
                 try:
-                    self._failed(held, *failed[i])
+                    self._failed(held, message.failures[i])
                 except Exception:
                     logger.exception("held task %r", held.ts.key)
 
-    def _failed(self, held: Held, kind: str, text: str) -> None:
+    def _failed(self, held: Held, failure: Failure) -> None:
         """A request got no answer: the task errs, or tries again where the reason is none of the request's."""
-        if kind == "ModelError" and text == LATE:
+        if failure.code == ErrorCode.TASK_LATE:
             held.misses += 1
             if held.misses < MAX_MISSES:
                 self._request_again(held)
             else:
-                text = f"{LATE}, {held.misses} times: what it depends on took longer than {GATHER_S:g} s to get there"
-                self._err(held, RequestError(text))
-        elif kind == "WorkerLost":  # Dask counts lost workers for itself, and says when there were too many
-            self._request_again(held)
-        elif kind != "ModelError":  # the task itself raises that, or ended before
-            self._err(held, getattr(errors, kind, RequestError)(text))
+                why = f"{held.misses} times: what it depends on took longer than {GATHER_S:g} s to get there"
+                self._err(held, RequestError(f"{failure.text}, {why}"))
+        elif failure.code == ErrorCode.WORKER_LOST:
+            self._request_again(held)  # Dask counts lost workers for itself, and says when there were too many
+        elif failure.code != ErrorCode.MODEL_ERROR:  # the task itself raises that, or ended before
+            self._err(held, failure.error())
 
     def _request_again(self, held: Held) -> None:
         held.again = True

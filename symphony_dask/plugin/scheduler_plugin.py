@@ -30,6 +30,7 @@ from symphony_dask.control.loader import Loader
 from symphony_dask.control.pipeline_registry import Pipelines
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.dispatcher.request_table import RequestTable
+from symphony_dask.dispatcher.sessions import Worker
 from symphony_dask.dispatcher.tracing import Tracing
 from symphony_dask.engine.engine import POLICIES
 from symphony_dask.engine.latency_profile import LatencyProfile
@@ -43,7 +44,8 @@ from symphony_dask.plugin.worker_setup import install_on_workers
 from symphony_dask.text import MOST_NAME, brief, check_name, did_you_mean, plain
 from symphony_dask.trace import Outcome
 from symphony_dask.units import parse_duration_ns
-from symphony_dask.wire.connection import DONE_ROW, SUBMIT_ROW, Connection, pack_rows, read_rows
+from symphony_dask.wire.connection import Connection
+from symphony_dask.wire.records import DONE_ROW, SUBMIT_ROW, make_records
 from symphony_dask.wire.rpc_replies import Reply, failure
 
 logger = logging.getLogger(__name__)
@@ -476,14 +478,14 @@ class SymphonyPlugin(SchedulerPlugin):
                 with self._noted("state", f"what is deployed cannot be kept in symphony.state {self._state_file!r}"):
                     await asyncio.to_thread(state_file.write, self._state_file, data)
 
-    def _on_worker(self, connection: Connection) -> None:
+    def _on_worker(self, connection: Connection[Worker]) -> None:
         """A worker said HELLO on the lane: bring it up to date."""
         self._spawn(self.loader.join(connection))
 
-    def _on_aside(self, connection: Connection, slot: int, model_id: int, why: str) -> None:
+    def _on_aside(self, connection: Connection[Worker], slot: int, model_id: int, why: str) -> None:
         self.loader.set_aside(connection, slot, model_id, why)
 
-    def _on_back(self, connection: Connection, slot: int, model_id: int) -> None:
+    def _on_back(self, connection: Connection[Worker], slot: int, model_id: int) -> None:
         self.loader.take_back(connection, slot, model_id)
 
     def _spawn(self, coroutine: Any) -> None:
@@ -511,7 +513,7 @@ def warm_up() -> None:
     for row in batch.tolist():
         engine.completed(0, gpu, row[0], 0, 10**6)
     table = RequestTable(4)
-    frame = read_rows(pack_rows(SUBMIT_ROW, 1), SUBMIT_ROW)
+    frame = make_records(SUBMIT_ROW, 1)
     host: dict[str, Any] = {"client": 0, "now": 10**6, "slo_of": np.full(1, 10**9)}
     index_of = np.zeros(1, np.int32)
     taken = table.admit(engine, frame, memoryview(b""), margin_ns=0, care_ns=0, index_of=index_of, serving=True, **host)
@@ -520,7 +522,7 @@ def warm_up() -> None:
     decisions, _ = engine.step(10**6)
     assert len(decisions.members) == 1
     table.lay_out(decisions.members, -1)
-    answers = read_rows(pack_rows(DONE_ROW, 1, link=-1), DONE_ROW)
+    answers = make_records(DONE_ROW, 1, link=-1)
     counts, latencies = np.zeros(len(Outcome), np.int64), np.zeros(LATENCY_BINS + 1, np.int64)
     table.settle(taken.slots, answers, 0, now=0, failed=set(), counts=counts, latencies=latencies)
     for row in decisions.batches.tolist():

@@ -9,7 +9,7 @@ worker's event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ GONE = "the task ended before its batch began"
 class Guests:
     """The held tasks of one batch: ``names`` by their place in it. A task without a name does not come."""
 
-    def __init__(self, names: dict[int, str], loop: asyncio.AbstractEventLoop, start: Callable[[], None]) -> None:
+    def __init__(self, names: Mapping[int, str], loop: asyncio.AbstractEventLoop, start: Callable[[], None]) -> None:
         self.places = {name: place for place, name in names.items() if name}
         self.waiting = set(self.places)
         self._names = names
@@ -42,14 +42,18 @@ class Guests:
         self._start = start
         self._arrived: dict[int, tuple[bytes | memoryview, asyncio.Future[Any]]] = {}
         self._absent = {place: LATE for place, name in names.items() if not name}
+        self._late = set(self._absent)
 
     def arrive(self, name: str, payload: bytes | memoryview, answer: asyncio.Future[Any]) -> None:
         self._arrived[self.places[name]] = (payload, answer)
         self._settle(name)
 
-    def give_up(self, name: str, why: str) -> None:
-        """Do not wait for a task."""
-        self._absent[self.places[name]] = why
+    def give_up(self, name: str, *, late: bool = False) -> None:
+        """Do not wait for a task: it has ended, or is ``late``."""
+        place = self.places[name]
+        self._absent[place] = LATE if late else GONE
+        if late:
+            self._late.add(place)
         self._settle(name)
 
     def _settle(self, name: str) -> None:
@@ -83,7 +87,8 @@ class Guests:
             spent = result.input_ns, result.output_ns
         self._answer({i: errors.get(i) for i in self._arrived}, answers)
         kept = [b"" if i in self._names else answer for i, answer in enumerate(answers)]
-        return BatchResult(kept, np.array([len(a) for a in kept], np.int64), errors, *spent)
+        sizes = np.array([len(a) for a in kept], np.int64)
+        return BatchResult(kept, sizes, errors, *spent, late=frozenset(self._late))
 
     def fail(self, text: str) -> None:
         """End the tasks that arrived when the batch could not be run."""
@@ -147,7 +152,7 @@ class Rendezvous:
             self._alone[name] = (payload, answer)
         return answer
 
-    def gather(self, names: dict[int, str], start: Callable[[Guests], None]) -> None:
+    def gather(self, names: Mapping[int, str], start: Callable[[Guests], None]) -> None:
         """Call ``start`` once the tasks of a batch have arrived, or ``GATHER_S`` from now."""
         loop = asyncio.get_running_loop()
         guests = Guests(names, loop, lambda: begin())
@@ -159,7 +164,7 @@ class Rendezvous:
         def time_up() -> None:
             for name in list(guests.waiting):
                 self._expected.pop(name, None)
-                guests.give_up(name, LATE)
+                guests.give_up(name, late=True)
 
         limit = loop.call_later(GATHER_S, time_up)
         if not guests.waiting:
@@ -168,7 +173,7 @@ class Rendezvous:
             if name in self._alone:
                 guests.arrive(name, *self._alone.pop(name))
             elif name in self._gone:
-                guests.give_up(name, GONE)
+                guests.give_up(name)
             else:
                 self._expected[name] = guests
 
@@ -186,7 +191,7 @@ class Rendezvous:
         self._alone.pop(name, None)
         guests = self._expected.pop(name, None)
         if guests is not None:
-            guests.give_up(name, GONE)
+            guests.give_up(name)
         self._gone[name] = None
         if len(self._gone) > MOST_GONE:
             del self._gone[next(iter(self._gone))]

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,25 +24,13 @@ from symphony_dask.clock import now_ns
 from symphony_dask.errors import BadInput
 from symphony_dask.timeouts import ConnectionTimeouts
 from symphony_dask.wire import codec
-from symphony_dask.wire.connection import (
-    ANSWER,
-    DATA,
-    DONE_ROW,
-    EXECUTE_ROW,
-    HELLO,
-    MAX_FRAME_BYTES,
-    PART_BYTES,
-    RELAYED,
-    WELCOME,
-    Connection,
-    check_hello,
-    column,
-    in_parts,
-    pack_rows,
-    read_data,
-    read_rows,
-)
+from symphony_dask.wire.connection import MAX_FRAME_BYTES, Connection
+from symphony_dask.wire.directions import CLIENT_TO_WORKER
+from symphony_dask.wire.handshake import accept
+from symphony_dask.wire.hello import LinkHello, Welcome
 from symphony_dask.wire.listener import Listener
+from symphony_dask.wire.messages import PART_BYTES, RELAYED, Answer, Data, Execute, in_parts
+from symphony_dask.wire.records import DONE_ROW, Records, make_records
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +64,7 @@ class Batch:
     ids: npt.NDArray[np.int64]
     blob: codec.Blob
     received_ns: int
-    tasks: dict[int, str] = field(default_factory=dict)
+    tasks: Mapping[int, str] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)
 
     def present(self) -> list[int]:
@@ -102,7 +90,7 @@ class _Waiting:
 
 
 @dataclass(frozen=True)
-class _Peer:
+class LinkPeer:
     """A client at the other end of a connection, and the number that it gave the connection."""
 
     client: int
@@ -121,12 +109,12 @@ class Inbox:
         self._waiting: dict[int, _Waiting] = {}
         self._early: dict[int, list[tuple[int, list[int], list[int], memoryview]]] = {}
         self._newest = -1
-        self._listener = Listener(self._frame, self._lost, timeouts=timeouts, bounded=True)
+        self._listener: Listener[LinkPeer] = Listener(self._frame, self._lost, timeouts=timeouts, bounded=True)
         #: The newest batch for each slot.
         self.newest: dict[int, int] = {}
-        self._links: dict[int, Connection] = {}
+        self._links: dict[int, Connection[LinkPeer]] = {}
         #: What payloads that are relayed come on.
-        self.scheduler: Connection | None = None
+        self.scheduler: Connection[None] | None = None
 
     async def listen(self, host: str, ports: Iterable[int], ssl_context: ssl.SSLContext | None) -> int:
         """Listen on the first of ``ports`` that is free (0: any) and return it; raises ``OSError``."""
@@ -157,12 +145,11 @@ class Inbox:
 
     # Batches
 
-    def execute(self, fields: list[Any], blob: memoryview) -> None:
+    def execute(self, message: Execute, blob: memoryview) -> None:
         """EXECUTE: a batch to run when its payloads are there."""
-        number, slot, model_id, rows_raw, wait_ns, *tasks = fields
-        requests = read_rows(rows_raw, EXECUTE_ROW)
+        number, slot, model_id, requests, wait_ns, tasks = message
         sizes, clients, ids = requests["bytes"], requests["client"], requests["id"]
-        batch = Batch(number, slot, model_id, sizes, clients, ids, blob, now_ns(), *tasks)
+        batch = Batch(number, slot, model_id, sizes, clients, ids, blob, now_ns(), tasks)
         self._newest = self.newest[slot] = number
         if not wait_ns:
             self._on_complete(batch)
@@ -184,10 +171,9 @@ class Inbox:
         for old in [n for n in self._early if n < number]:
             del self._early[old]
 
-    def data(self, fields: list[Any], blob: memoryview, client: int | None = None) -> None:
-        """DATA: payloads of ``client``, by default the one that the frame names."""
-        number, named, ids, sizes = read_data(fields, blob)
-        self._take(number, named if client is None else client, ids, sizes, blob)
+    def data(self, data: Data, blob: memoryview) -> None:
+        """DATA: payloads for a batch."""
+        self._take(data.batch, data.client, data.ids.tolist(), data.sizes.tolist(), blob)
 
     def gone(self, client: int) -> None:
         """GONE: a client is lost, and what it held."""
@@ -252,8 +238,10 @@ class Inbox:
 
     def _read_for(self, waiting: _Waiting) -> int:
         """What has been read so far on the connections that a batch's payloads are to come on."""
-        links = {self._links.get(client) for client, _ in waiting.missing}
-        return sum(link.bytes_in for link in (links - {None}) or {self.scheduler} if link is not None)
+        links = {self._links[client] for client, _ in waiting.missing if client in self._links}
+        if not links:
+            return self.scheduler.bytes_in if self.scheduler is not None else 0
+        return sum(link.bytes_in for link in links)
 
     def _give_up(self, waiting: _Waiting, client: int | None) -> None:
         """Wait no longer for the payloads of a client, or of all."""
@@ -276,12 +264,12 @@ class Inbox:
 
     # Answers
 
-    def answer(self, batch: Batch, result: BatchResult, scheduler: Connection) -> tuple[bytes, list[Any]]:
+    def answer(self, batch: Batch, result: BatchResult, scheduler: Connection[None]) -> tuple[Records, list[Any]]:
         """Send large answers to their clients; returns the rows of DONE, and the answers left for it."""
         total = codec.blob_bytes(result.blob)
         has_large = total > self.inline_bytes and bool((result.sizes > self.inline_bytes).any())
         if total <= PART_BYTES and not has_large:
-            done = pack_rows(DONE_ROW, len(result.sizes), bytes=result.sizes, link=-1)
+            done = make_records(DONE_ROW, len(result.sizes), bytes=result.sizes, link=-1)
             return done, [*result.blob] if isinstance(result.blob, list) else [result.blob]
         large = result.sizes > self.inline_bytes
         links = np.full(len(result.sizes), -1, np.int32)
@@ -289,47 +277,39 @@ class Inbox:
             large = result.sizes > 0
         parts = codec.split(result.blob, result.sizes)
         for client in np.unique(batch.clients[large]).tolist():
-            connection, first = self._links.get(client), []
-            if connection is None or connection.closed:
-                connection, first = scheduler, [client]
+            link = self._links.get(client)
+            if link is not None and link.closed:
+                link = None
             at = np.flatnonzero(large & (batch.clients == client))
             for some in in_parts(result.sizes[at].tolist()):
                 mine = at[some]
-                frame = [ANSWER, *first, column(batch.ids[mine]), column(result.sizes[mine])]
-                connection.send(frame, *[parts[i] for i in mine])
-            links[at] = RELAYED if first else connection.peer.link
-        done = pack_rows(DONE_ROW, len(links), bytes=result.sizes, link=links)
+                answer = Answer(client, batch.ids[mine], result.sizes[mine])
+                (link or scheduler).send(answer, *[parts[i] for i in mine])
+            links[at] = RELAYED if link is None else link.peer.link
+        done = make_records(DONE_ROW, len(links), bytes=result.sizes, link=links)
         return done, [parts[i] for i in np.flatnonzero(links < 0)]
 
     # Connections
 
-    def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+    def _frame(self, connection: Connection[LinkPeer | None], op: int, fields: list[Any], blob: memoryview) -> None:
         peer = connection.peer
-        if peer is None and op == HELLO:
-            hello = check_hello(fields[0], self.token)
-            self._listener.welcome(connection)
-            connection.peer = peer = _peer_of(hello)
-            self._links[peer.client] = connection
-            connection.send([WELCOME, {}])
-        elif peer is not None and op == DATA:
-            self.data(fields, blob, peer.client)
-        else:
-            before = "" if peer else " before HELLO"
-            raise BadInput(f"lane op {op!r:.40} does not come from a client to a worker{before}")
+        if peer is not None:
+            self.data(CLIENT_TO_WORKER.read(op, fields, blob)._replace(client=peer.client), blob)
+            return
+        hello, version = accept(connection, op, fields, self.token)
+        if not isinstance(hello, LinkHello):
+            raise BadInput("lane HELLO to a scheduler came to a worker: connect to the scheduler's lane")
+        self._listener.welcome(connection)
+        connection.peer = LinkPeer(hello.client, hello.link)
+        self._links[hello.client] = cast("Connection[LinkPeer]", connection)
+        connection.send(Welcome(version))
 
-    def _lost(self, connection: Connection, error: Exception | None) -> None:
-        if connection.peer is not None and self._links.get(connection.peer.client) is connection:
-            del self._links[connection.peer.client]
+    def _lost(self, connection: Connection[LinkPeer | None], error: Exception | None) -> None:
+        peer = connection.peer
+        if peer is not None and self._links.get(peer.client) is connection:
+            del self._links[peer.client]
             self._early = {
                 number: kept
                 for number, parts in self._early.items()
-                if (kept := [part for part in parts if part[0] != connection.peer.client])
+                if (kept := [part for part in parts if part[0] != peer.client])
             }
-
-
-def _peer_of(hello: dict[str, Any]) -> _Peer:
-    """Raises ``BadInput`` for numbers that the scheduler and a client do not give."""
-    client, link = hello["client"], hello["link"]
-    if not all(type(number) is int and 0 <= number < 1 << 31 for number in (client, link)):
-        raise BadInput(f"lane HELLO is of client {client!r} and link {link!r}: both must be numbers of 31 bits")
-    return _Peer(client, link)

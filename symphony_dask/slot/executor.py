@@ -37,7 +37,7 @@ class Running(NamedTuple):
     """The batch that a slot runs now, from whom it came, what runs it, and its held tasks."""
 
     batch: Batch
-    connection: Connection
+    connection: Connection[None]
     runner: Runner | None
     graph: GraphBatch | None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from symphony_dask.backends import BatchResult, Runner
@@ -25,5 +25,5 @@ class GraphBatch(Protocol):
 class GraphBatches(Protocol):
     """Brings graph tasks and their batches together."""
 
-    def gather(self, names: dict[int, str], start: Callable[[GraphBatch], None]) -> None:
+    def gather(self, names: Mapping[int, str], start: Callable[[GraphBatch], None]) -> None:
         """Call ``start`` in the event loop once the tasks of a batch, by their place in it, are here."""

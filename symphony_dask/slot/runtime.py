@@ -23,7 +23,7 @@ from symphony_dask import config
 from symphony_dask.backends import BatchResult, Runner, Staging
 from symphony_dask.backends.emulated import Emulated
 from symphony_dask.clock import now_ns
-from symphony_dask.errors import DeploymentError, NotServing
+from symphony_dask.errors import DeploymentError
 from symphony_dask.slot.batch_answers import no_answers, spread, without_too_large
 from symphony_dask.slot.batch_inbox import Batch, Inbox
 from symphony_dask.slot.executor import Loading, Running, Slot
@@ -33,7 +33,14 @@ from symphony_dask.slot.profiling import profile_runner
 from symphony_dask.text import LEAST_CHARS, MOST_NAME, bounded, brief, error_text, plain
 from symphony_dask.timeouts import ConnectionTimeouts
 from symphony_dask.wire import codec
-from symphony_dask.wire.connection import ASIDE, DATA, DONE, EXECUTE, GONE, RESUME, VERSION, Connection, column, connect
+from symphony_dask.wire.connection import Connection
+from symphony_dask.wire.directions import SCHEDULER_TO_WORKER
+from symphony_dask.wire.error_codes import ErrorCode, Failure
+from symphony_dask.wire.handshake import connect
+from symphony_dask.wire.hello import WorkerHello
+from symphony_dask.wire.messages import Aside, Data, Done, Execute, Gone, IsAside
+from symphony_dask.wire.records import make_column
+from symphony_dask.wire.rpc_replies import checked
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +79,7 @@ class SlotWorker:
     slots: list[Slot]
     gpu_class: str
     graph_batches: GraphBatches
-    connection: Connection | None = None
+    connection: Connection[None] | None = None
     lane: tuple[str, int] | None = None
     memory: int | None = None
     timeouts: ConnectionTimeouts | None = None
@@ -116,7 +123,7 @@ class SlotWorker:
         while not self._closing:
             gone = asyncio.Event()
 
-            def lost(connection: Connection, error: Exception | None, gone: asyncio.Event = gone) -> None:
+            def lost(connection: Connection[None], error: Exception | None, gone: asyncio.Event = gone) -> None:
                 self.inbox.clear()
                 for slot in self.slots:
                     slot.given_up = -1  # batches are numbered anew
@@ -124,31 +131,28 @@ class SlotWorker:
                 gone.set()
 
             try:
-                info = await scheduler.symphony_info()
-                if "error" in info:
-                    raise NotServing(info["error"][1])
-                hello = {
-                    "token": info["token"],
-                    "version": VERSION,
-                    "role": "worker",
-                    "worker": self.address,
-                    "host": plain(socket.gethostname(), MOST_NAME),
-                    "slots": len(self.slots),
-                    "gpu_class": plain(self.gpu_class, MOST_NAME),
-                    "lane": self.lane,
-                    "memory": self.memory,
-                }
+                info = checked(await scheduler.symphony_info())
+                hello = WorkerHello(
+                    token=info["token"],
+                    worker=self.address,
+                    host=plain(socket.gethostname(), MOST_NAME),
+                    slots=len(self.slots),
+                    gpu_class=plain(self.gpu_class, MOST_NAME),
+                    lane=self.lane or ("", 0),
+                    memory=self.memory,
+                )
                 self._forget_other_schedulers(info["scheduler"])
                 self.inbox.token = info["token"]
-                self.connection = await connect(
+                self.connection, welcome = await connect(
                     get_address_host(scheduler.address),
                     info["port"],
                     hello,
                     self._frame,
                     lost,
+                    peer=None,
                     ssl_context=security.get_connection_args("worker").get("ssl_context"),
                 )
-                self.inbox.inline_bytes = self.connection.welcome["inline_bytes"]
+                self.inbox.inline_bytes = welcome.inline_bytes
                 attempt = 0
                 await gone.wait()
             except Exception as error:
@@ -241,18 +245,19 @@ class SlotWorker:
         )
         return measured.to_dict()
 
-    def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+    def _frame(self, connection: Connection[None], op: int, fields: list[Any], blob: memoryview) -> None:
         self.connection = self.inbox.scheduler = connection
-        if op == EXECUTE:
-            self.inbox.execute(fields, blob)
-        elif op == DATA:
-            self.inbox.data(fields, blob)
-        elif op == GONE:
-            self.inbox.gone(fields[0])
-        elif op == ASIDE:
-            self._set_aside(*fields)
-        elif op == RESUME:
-            self._resume(*fields)
+        message = SCHEDULER_TO_WORKER.read(op, fields, blob)
+        if isinstance(message, Execute):
+            self.inbox.execute(message, blob)
+        elif isinstance(message, Data):
+            self.inbox.data(message, blob)
+        elif isinstance(message, Gone):
+            self.inbox.gone(message.client)
+        elif isinstance(message, Aside):
+            self._set_aside(*message)
+        else:
+            self._resume(*message)
 
     def _set_aside(self, slot_number: int, batch: int, model_id: int) -> None:
         """The scheduler would wait no longer for a batch: leave it behind with its model, begin none of those that the
@@ -270,7 +275,7 @@ class SlotWorker:
         if running is not None and running.graph is not None:
             running.graph.dismiss()
         if self.connection is not None:
-            self.connection.send([ASIDE, slot_number, batch])
+            self.connection.send(IsAside(slot_number, batch))
 
     def _resume(self, slot_number: int, model_id: int) -> None:
         """The scheduler has all that the slot had not begun back in its queues: run what comes from here on."""
@@ -292,7 +297,7 @@ class SlotWorker:
         else:
             slot.post(self._run, connection, batch)
 
-    def _stage(self, connection: Connection, batch: Batch, runner: Staging) -> None:
+    def _stage(self, connection: Connection[None], batch: Batch, runner: Staging) -> None:
         """Stage a batch, in the thread for that, and have the rest run; what staging raises, the rest raises."""
         try:
             rest = runner.stage(batch.blob, batch.present_sizes())
@@ -304,7 +309,7 @@ class SlotWorker:
 
     def _run(
         self,
-        connection: Connection,
+        connection: Connection[None],
         batch: Batch,
         graph: GraphBatch | None = None,
         rest: Callable[[], BatchResult] | None = None,
@@ -370,7 +375,7 @@ class SlotWorker:
             raise ValueError(f"the model's runner gave {got} for {n} requests")
         return without_too_large(result)
 
-    def _answer(self, connection: Connection, batch: Batch, result: BatchResult, times: Times) -> None:
+    def _answer(self, connection: Connection[None], batch: Batch, result: BatchResult, times: Times) -> None:
         """Send what a batch came to. Whatever happens, DONE leaves: without it the slot would get no batch any more."""
         if connection.closed:  # whoever asked is gone, and numbers may begin anew
             return
@@ -381,8 +386,12 @@ class SlotWorker:
             text = f"its answer cannot be sent: {brief(error)}"
             self._send_done(connection, batch, no_answers(len(batch.sizes), plain(text, LEAST_CHARS)), times)
 
-    def _send_done(self, connection: Connection, batch: Batch, result: BatchResult, times: Times) -> None:
+    def _send_done(self, connection: Connection[None], batch: Batch, result: BatchResult, times: Times) -> None:
         rows, parts = self.inbox.answer(batch, result, connection)
-        held_ns, lost = now_ns() - batch.received_ns, column(sorted(batch.lost))
-        fields = [DONE, batch.number, batch.slot, times.queued_ns, times.run_ns, held_ns, rows, result.errors, lost]
-        connection.send([*fields, times.spent_ns], *parts)
+        failures = {
+            i: Failure(ErrorCode.TASK_LATE if i in result.late else ErrorCode.MODEL_ERROR, text)
+            for i, text in result.errors.items()
+        }
+        held_ns, lost = now_ns() - batch.received_ns, make_column(sorted(batch.lost))
+        done = (batch.number, batch.slot, times.queued_ns, times.run_ns, held_ns, rows, failures, lost, times.spent_ns)
+        connection.send(Done(*done), *parts)

@@ -1,47 +1,13 @@
-"""Carries frames between clients, scheduler and workers, beside Dask's own comms: the lane.
+"""Carries frames between clients, scheduler and workers: the framing and flow control of the lane's connections.
 
 A frame is a length-prefixed msgpack header and a blob of raw bytes:
 
     header bytes u32 LE | blob bytes u32 LE | header: msgpack [op, field, ...] | blob
 
-One frame carries many requests: its fields are records (``SUBMIT_ROW`` and others below) or columns (raw little-endian
-int64 arrays), one entry for each request, its blob the payloads one after the other. So a request costs no object of
-its own until its payload is cut out. What is sent during one tick of the event loop leaves together. A large frame is
-read into the one buffer that its payloads stay in, and large blobs are handed to the kernel as they are, not joined.
-
-The first frame on a connection is HELLO with the cluster's token, which travels only over Dask's own channel. Anything
-malformed closes the connection.
-
-Workers have a lane server too, for payloads too large to pass through the scheduler. A client keeps such a payload
-(``held``); PLACE says to which worker it goes, and DATA brings it there, on the client's own connection or by way of
-the scheduler. An answer that left on such a connection is named in DONE and RESULT by the number that the client gave
-the connection (``link``, -1: the answer is in the blob, RELAYED: it came as ANSWER by way of the scheduler).
-
-Payloads and answers travel in frames of about ``PART_BYTES``, are never joined, and leave in slices, so that a loop
-that moves gigabytes still answers pings.
-
-    op       direction            fields                                                      blob
-    HELLO    to a server          {token, version, role, ...}                                 to the scheduler from a
-                                  worker: worker, host, slots, gpu_class, lane; to a worker: client, link
-    WELCOME  from a server        {connection, inline_bytes, wait_ns}
-    PING     from a server        t_ns                                                        (answered by PONG t_ns)
-    SUBMIT   client to scheduler  SUBMIT_ROW[]                                                payloads not held
-    CANCEL   client to scheduler  ids i8[]
-    PLACE    scheduler to client  batch, host, port, ids i8[]; without ids: a worker that has large answers
-    DATA     client to worker, client to scheduler to worker
-                                  batch, client, ids i8[], bytes i8[] (-1: it will not come)  payloads
-    EXECUTE  scheduler to worker  batch, slot, model, EXECUTE_ROW[], wait_ns (0: none held),  payloads not held
-                                  [{index: held task}]
-    GONE     scheduler to worker  client: what it holds will not come
-    ASIDE    scheduler to worker  slot, batch, model: go on without both, unless the batch has ended
-             worker to scheduler  slot, batch: so it is; no batch of the slot is begun before RESUME
-    RESUME   scheduler to worker  slot, model that stays aside (-1: it does not): batches from here on are to run
-    ANSWER   worker to client     ids i8[], bytes i8[]                                        answers
-             worker to scheduler to client
-                                  client, ids i8[], bytes i8[]; to the client without the first  answers
-    DONE     worker to scheduler  batch, slot, queued_ns, run_ns, held_ns, DONE_ROW[],        answers not sent on links
-                                  {index: text}, lost i8[]: indices whose payload did not come
-    RESULT   scheduler to client  RESULT_ROW[], {index: [error, text]}                        answers not sent on links
+What the fields mean is the business of ``messages``. One frame carries many requests. What is sent during one tick of
+the event loop leaves together. A large frame is read into the one buffer that its payloads stay in, and large blobs are
+handed to the kernel as they are, not joined; they leave in slices, so that a loop that moves gigabytes still answers
+pings. Anything malformed closes the connection.
 
 Back-pressure: an end that serves clients (``Connection.bounded``) stops reading from a client that leaves more than
 ``PAUSE_BYTES`` unread, until that is read, and hangs up on one that leaves more than ``MAX_UNSENT_BYTES`` and reads too
@@ -55,28 +21,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
-from itertools import accumulate
-from secrets import compare_digest
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import msgpack
 import numpy as np
-import numpy.typing as npt
 
 from symphony_dask.errors import BadInput
 
 logger = logging.getLogger(__name__)
-
-#: Raised by one when frames change their meaning; both ends must agree.
-VERSION = 7
-
-HELLO, WELCOME, PING, PONG, SUBMIT, CANCEL, RESULT, EXECUTE, DONE, PLACE, DATA, GONE, ANSWER, ASIDE, RESUME = range(
-    1, 16
-)
 
 #: A frame with more bytes than this closes the connection.
 MAX_FRAME_BYTES = 1 << 30
@@ -86,12 +41,6 @@ MAX_HELLO_BYTES = 1 << 12
 
 #: No list in a header has more entries. Without a limit, 1,000 nested ones in 64 KiB take msgpack 0.2 s.
 _MAX_LIST = 64
-
-#: A frame of payloads or answers ends with the one that reaches so many bytes.
-PART_BYTES = 1 << 24
-
-#: In place of a link's number: the answer comes by way of the scheduler.
-RELAYED = (1 << 31) - 1
 
 #: A server reads no more from a client that leaves so much unread, bytes.
 PAUSE_BYTES = 1 << 24
@@ -104,9 +53,6 @@ MOST_UNSENT_BYTES = 1 << 31
 
 #: What a peer has not read so long after the connection was closed is thrown away, s.
 CLOSE_S = 10.0
-
-#: A request is waited for so long after its deadline, ns.
-OVERDUE_NS = 500_000_000
 
 #: A peer that vanished without a word is given up after about so many seconds, as Dask's comms do it.
 SILENCE_S = 30
@@ -128,110 +74,31 @@ _TURN_BYTES = 1 << 21
 
 Buffer = bytes | bytearray | memoryview
 
-#: A request. slo: ns, 0 for the model's; age: ns since the client took it; held: the client keeps the payload.
-SUBMIT_ROW = np.dtype(
-    [
-        ("id", "<i8"),
-        ("slo", "<i8"),
-        ("age", "<i8"),
-        ("bytes", "<i8"),
-        ("model", "<i4"),
-        ("priority", "i1"),
-        ("held", "i1"),
-    ],
-    align=True,
-)
-
-#: A request of a batch. held: its payload comes from the client.
-EXECUTE_ROW = np.dtype([("id", "<i8"), ("bytes", "<i8"), ("client", "<i4"), ("held", "i1")], align=True)
-
-#: Its answer. link: the number of the connection that it left on, -1: it is in the blob.
-DONE_ROW = np.dtype([("bytes", "<i8"), ("link", "<i4")], align=True)
-
-#: How a request ended. outcome: a ``trace.Outcome``.
-RESULT_ROW = np.dtype([("id", "<i8"), ("bytes", "<i8"), ("link", "<i4"), ("outcome", "i1")], align=True)
+P = TypeVar("P")
 
 
-def column(values: Any, dtype: str = "<i8") -> bytes:
-    """A column of a frame: ``values`` as raw little-endian bytes."""
-    return np.asarray(values, dtype).tobytes()
+class Message(Protocol):
+    """What a connection sends, as ``messages`` and ``hello`` define them."""
+
+    def encode(self) -> list[Any]:
+        """The fields of the frame's header, its op first."""
 
 
-def read_column(data: bytes, dtype: str = "<i8") -> npt.NDArray[Any]:
-    """The column as an array; raises ``BadInput`` if its bytes do not make whole entries."""
-    try:
-        return np.frombuffer(data, dtype)
-    except (ValueError, TypeError) as error:
-        raise BadInput(f"lane column cannot be read as {dtype}: {error}") from None
+#: Called with (connection, op, fields, blob) for each frame; and once with (connection, exception or None) at its end.
+OnFrame = Callable[["Connection[P]", int, list[Any], memoryview], None]
+OnLost = Callable[["Connection[P]", Exception | None], None]
 
 
-def pack_rows(dtype: np.dtype[Any], n: int, **fields: Any) -> bytes:
-    """n records of a frame; fields not given are 0."""
-    records = np.zeros(n, dtype)
-    for name, values in fields.items():
-        records[name] = values
-    return records.tobytes()
-
-
-def read_rows(data: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """The records of a frame, read only; raises ``BadInput`` if its bytes do not make whole ones."""
-    try:
-        return np.frombuffer(data, dtype)
-    except (ValueError, TypeError) as error:
-        raise BadInput(f"lane records cannot be read as {dtype.names}: {error}") from None
-
-
-def check_hello(hello: dict[str, Any], token: str | None) -> dict[str, Any]:
-    """HELLO's field, if its token and version are the server's; raises ``BadInput``."""
-    if token is None or not compare_digest(str(hello.get("token")).encode(), token.encode()):
-        raise BadInput("lane HELLO has a wrong token")
-    if hello.get("version") != VERSION:
-        raise BadInput(f"lane version {hello.get('version')!r:.40}: the server's is {VERSION}; install one release")
-    return hello
-
-
-def read_data(fields: list[Any], blob: memoryview) -> tuple[int, int, list[int], list[int]]:
-    """(batch, client, ids, sizes) of a DATA frame; raises ``BadInput`` if they do not fit each other and the blob."""
-    batch, client, ids, sizes = int(fields[0]), int(fields[1]), read_column(fields[2]), read_column(fields[3])
-    if len(ids) != len(sizes) or (sizes < -1).any() or int(np.maximum(sizes, 0).sum()) != len(blob):
-        raise BadInput(f"lane DATA of batch {batch} has {len(ids)} ids, {len(sizes)} sizes and {len(blob)} bytes")
-    return batch, client, ids.tolist(), sizes.tolist()
-
-
-def in_parts(sizes: list[int]) -> Iterator[slice]:
-    """Which payloads, of these sizes, go into one frame each."""
-    start = filled = 0
-    for i, size in enumerate(sizes):
-        filled += max(size, 0)
-        if filled >= PART_BYTES:
-            yield slice(start, i + 1)
-            start, filled = i + 1, 0
-    if start < len(sizes):
-        yield slice(start, len(sizes))
-
-
-def read_answers(ids_raw: bytes, sizes_raw: bytes, blob: memoryview) -> list[tuple[int, memoryview]]:
-    """(id, payload) of an ANSWER frame; raises ``BadInput`` if they do not fit each other and the blob."""
-    ids, sizes = read_column(ids_raw).tolist(), read_column(sizes_raw).tolist()
-    if len(ids) != len(sizes) or min(sizes, default=0) < 0 or sum(sizes) != len(blob):
-        raise BadInput(f"lane ANSWER has {len(ids)} ids, {len(sizes)} sizes and {len(blob)} bytes")
-    ends = accumulate(sizes)
-    return [(i, blob[end - size : end]) for i, size, end in zip(ids, sizes, ends, strict=True)]
-
-
-class Connection(asyncio.BufferedProtocol):
+class Connection(asyncio.BufferedProtocol, Generic[P]):
     """One end of a lane connection.
 
     on_frame: called with (connection, op, fields, blob) for each frame; what it raises closes the connection. The blob
         may be kept: its memory is never used again.
     on_lost: called once with (connection, exception or None) when the connection is gone.
+    peer: what the host keeps about the peer; None before HELLO, where there is something to keep.
     """
 
-    def __init__(
-        self,
-        on_frame: Callable[[Connection, int, list[Any], memoryview], None],
-        on_lost: Callable[[Connection, Exception | None], None],
-    ) -> None:
+    def __init__(self, on_frame: OnFrame[P], on_lost: OnLost[P], peer: P) -> None:
         self._on_frame = on_frame
         self._on_lost = on_lost
         # Either the buffer of a large frame under way, or the one that everything else is read into.
@@ -249,11 +116,8 @@ class Connection(asyncio.BufferedProtocol):
         # Where in the stream the frame under way began when it was looked at, and how long ago that was.
         self._frame_at, self._frame_s = -1, 0.0
         #: Called when the connection is there, TLS included.
-        self.on_made: Callable[[Connection], None] | None = None
-        #: What the host keeps about the peer; None before HELLO.
-        self.peer: Any = None
-        #: What the server said in WELCOME.
-        self.welcome: dict[str, Any] = {}
+        self.on_made: Callable[[Connection[P]], None] | None = None
+        self.peer = peer
         #: A larger frame closes the connection, bytes.
         self.limit_bytes = MAX_FRAME_BYTES
         #: Whether a peer that does not read is read from no more, and hung up on at last.
@@ -320,6 +184,8 @@ class Connection(asyncio.BufferedProtocol):
             start = at + _PREFIX.size
             header = data[start : start + header_bytes]
             fields = msgpack.unpackb(header, strict_map_key=False, max_array_len=_MAX_LIST)
+            if type(fields) is not list or not fields:
+                raise BadInput(f"lane frame begins with a {type(fields).__name__}: it must be a list with an op")
             at = end
             self._on_frame(self, fields[0], fields[1:], data[start + header_bytes : end])
         return at
@@ -356,8 +222,8 @@ class Connection(asyncio.BufferedProtocol):
             raise BadInput(f"lane frame of {total} bytes: the most is {self.limit_bytes}")
         return total
 
-    def send(self, fields: list[Any], *blobs: Buffer) -> None:
-        """Send a frame ``[op, field, ...]`` at the end of this tick; does nothing once the connection is closed.
+    def send(self, message: Message, *blobs: Buffer) -> None:
+        """Send a message in a frame at the end of this tick; does nothing once the connection is closed.
 
         The blobs, which make up the frame's blob together, must not change any more.
         """
@@ -368,7 +234,7 @@ class Connection(asyncio.BufferedProtocol):
         elif self.bounded and self._reads_too_little():
             self._hang_up()
             return
-        header = msgpack.packb(fields)
+        header = msgpack.packb(message.encode())
         blob_bytes = sum(map(len, blobs))
         self._out.append(_PREFIX.pack(len(header), blob_bytes) + header)
         self._out.extend(blobs)
@@ -504,49 +370,3 @@ def notice_silence(sock: Any) -> None:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     except OSError as error:
         logger.debug("lane connection without keepalive: %s", error)
-
-
-async def connect(
-    host: str,
-    port: int,
-    hello: dict[str, Any],
-    on_frame: Callable[[Connection, int, list[Any], memoryview], None],
-    on_lost: Callable[[Connection, Exception | None], None],
-    *,
-    ssl_context: ssl.SSLContext | None = None,
-    timeout_s: float = 10.0,
-) -> Connection:
-    """Connect to a lane server and be welcomed; answers pings by itself.
-
-    Raises ``OSError`` if the server cannot be reached or turns the connection away.
-    """
-    loop = asyncio.get_running_loop()
-    welcomed: asyncio.Future[None] = loop.create_future()
-
-    def frame(connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
-        if op == PING:
-            connection.send([PONG, fields[0]])
-        elif op == WELCOME:
-            connection.welcome = fields[0]
-            if not welcomed.done():
-                welcomed.set_result(None)
-        else:
-            on_frame(connection, op, fields, blob)
-
-    def lost(connection: Connection, error: Exception | None) -> None:
-        if welcomed.done():
-            on_lost(connection, error)
-        else:
-            welcomed.set_exception(ConnectionError(f"lane server {host}:{port} turned the connection away ({error})"))
-
-    async def greet() -> Connection:
-        _, connection = await loop.create_connection(lambda: Connection(frame, lost), host, port, ssl=ssl_context)
-        connection.send([HELLO, hello])
-        try:
-            await welcomed
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    return await asyncio.wait_for(greet(), timeout_s)

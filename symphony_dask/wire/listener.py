@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
-from typing import Any
+from typing import Generic, TypeVar
 
 from symphony_dask.timeouts import ConnectionTimeouts
-from symphony_dask.wire.connection import MAX_FRAME_BYTES, MAX_HELLO_BYTES, Connection
+from symphony_dask.wire.connection import MAX_FRAME_BYTES, MAX_HELLO_BYTES, Connection, OnFrame, OnLost
+
+P = TypeVar("P")
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ LEAST_BYTES_PER_S = 1 << 16
 LOOK_S = 1.0
 
 
-class Listener:
+class Listener(Generic[P]):
     """Listens for lane connections, and keeps those that are open in ``connections``.
 
     on_frame, on_lost: as of ``Connection``. bounded: whether peers that do not read are cut off too.
@@ -33,15 +34,15 @@ class Listener:
 
     def __init__(
         self,
-        on_frame: Callable[[Connection, int, list[Any], memoryview], None],
-        on_lost: Callable[[Connection, Exception | None], None],
+        on_frame: OnFrame[P | None],
+        on_lost: OnLost[P | None],
         *,
         timeouts: ConnectionTimeouts | None = None,
         bounded: bool = False,
     ) -> None:
-        self.connections: set[Connection] = set()
+        self.connections: set[Connection[P | None]] = set()
         #: For how long each that has not said HELLO has been there, s.
-        self._strangers: dict[Connection, float] = {}
+        self._strangers: dict[Connection[P | None], float] = {}
         self._on_frame, self._on_lost = on_frame, on_lost
         self._timeouts = timeouts or ConnectionTimeouts()
         self._bounded = bounded
@@ -74,20 +75,20 @@ class Listener:
         for connection in list(self.connections):
             connection.close()
 
-    def welcome(self, connection: Connection) -> None:
+    def welcome(self, connection: Connection[P | None]) -> None:
         """The peer has proved that it is of the cluster: take frames of any size."""
         connection.limit_bytes = MAX_FRAME_BYTES
         self._strangers.pop(connection, None)
 
-    def _accept(self) -> Connection:
-        connection = Connection(self._on_frame, self._lost)
+    def _accept(self) -> Connection[P | None]:
+        connection: Connection[P | None] = Connection(self._on_frame, self._lost, None)
         connection.limit_bytes = MAX_HELLO_BYTES
         connection.bounded = self._bounded
         # Not before TLS is through: of a connection that fails at that, the protocol hears nothing any more.
         connection.on_made = self._made
         return connection
 
-    def _made(self, connection: Connection) -> None:
+    def _made(self, connection: Connection[P | None]) -> None:
         self.connections.add(connection)
         self._strangers[connection] = 0.0
 
@@ -107,7 +108,7 @@ class Listener:
                 logger.warning(text, connection.describe(), filled, age_s)
                 connection.abort()
 
-    def _lost(self, connection: Connection, error: Exception | None) -> None:
+    def _lost(self, connection: Connection[P | None], error: Exception | None) -> None:
         self.connections.discard(connection)
         self._strangers.pop(connection, None)
         self._on_lost(connection, error)

@@ -19,21 +19,11 @@ from symphony_dask.client.serving import Serving
 from symphony_dask.client.transfer import Direct
 from symphony_dask.errors import BadInput, PayloadLost
 from symphony_dask.wire import codec
-from symphony_dask.wire.connection import (
-    CANCEL,
-    DATA,
-    PLACE,
-    RESULT,
-    RESULT_ROW,
-    SUBMIT,
-    SUBMIT_ROW,
-    VERSION,
-    Connection,
-    column,
-    connect,
-    pack_rows,
-    read_rows,
-)
+from symphony_dask.wire.connection import Connection, Message
+from symphony_dask.wire.handshake import connect
+from symphony_dask.wire.hello import ClientHello, Welcome
+from symphony_dask.wire.messages import Cancel, Data, Op, Place, Result, Submit
+from symphony_dask.wire.records import SUBMIT_ROW, make_column, make_records
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
 
@@ -60,7 +50,7 @@ def outcomes(serving: Serving, model: Model) -> dict[str, int]:
     return {name: n for name, n in counts.items() if n}
 
 
-def links(serving: Serving) -> list[Connection]:
+def links(serving: Serving) -> list[Connection[int]]:
     """The client's connections to workers."""
     assert serving._lane._direct is not None
     return [link.connection for link in serving._lane._direct._open.values() if link.connection is not None]
@@ -195,13 +185,12 @@ def test_another_setting_of_the_relay_is_refused(cluster: Cluster) -> None:
         Serving(cluster.client())
 
 
-def direct_of(sent: list[list[Any]], broken: list[int]) -> Direct:
+def direct_of(sent: list[tuple[Message, bytes]], broken: list[int]) -> Direct:
     """The direct path of client 3, whose request 1 is pending: what it relays, and the requests it ends."""
-    lane = Connection(lambda *frame: None, lambda *lost: None)
-    lane.welcome = {"connection": 3, "inline_bytes": 10}
-    lane.send = lambda fields, *blobs: sent.append([fields, *blobs])  # type: ignore[method-assign]
+    lane: Connection[None] = Connection(lambda *frame: None, lambda *lost: None, None)
+    lane.send = lambda message, *blobs: sent.append((message, b"".join(blobs)))  # type: ignore[method-assign]
     return Direct(
-        lane, "token", ssl_context=None, relay="auto", pending={1},
+        lane, Welcome(connection=3, inline_bytes=10), "token", ssl_context=None, relay="auto", pending={1},
         on_answer=lambda *answer: None, on_broken=lambda request, text: broken.append(request),
     )  # fmt: skip
 
@@ -220,7 +209,7 @@ def test_an_answer_that_was_under_way_on_a_link_that_broke_ends_its_request() ->
 
 def test_a_worker_that_accepts_and_says_nothing_is_given_up_soon() -> None:
     async def main() -> None:
-        sent: list[list[Any]] = []
+        sent: list[tuple[Message, bytes]] = []
         silent = await asyncio.start_server(lambda *streams: None, "127.0.0.1", 0)
         direct = direct_of(sent, [])
         assert direct.keeps(11)
@@ -230,7 +219,10 @@ def test_a_worker_that_accepts_and_says_nothing_is_given_up_soon() -> None:
         async with asyncio.timeout(10):
             while not sent:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        assert sent == [[[DATA, 7, 3, column([1, 2]), column([7, -1])], b"payload"]]
+        ((data, blob),) = sent
+        assert isinstance(data, Data)
+        assert (data.batch, data.client, data.ids.tolist(), data.sizes.tolist()) == (7, 3, [1, 2], [7, -1])
+        assert blob == b"payload"
         direct.close()
         silent.close()
 
@@ -244,36 +236,42 @@ class RawClient:
     """A client on the lane by hand, which brings payloads only if asked to."""
 
     def __init__(self) -> None:
-        self.placed: list[list[Any]] = []
+        self.placed: list[Place] = []
         self.ended: list[tuple[int, int]] = []
         self.errors: list[str] = []
         self.lost = False
-        self.connection: Connection
+        self.connection: Connection[None]
 
-    def frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
-        if op == PLACE:
-            self.placed.append(fields)
+    def frame(self, connection: Connection[None], op: int, fields: list[Any], blob: memoryview) -> None:
+        if op == Op.PLACE:
+            self.placed.append(Place.decode(fields, blob))
         else:
-            assert op == RESULT
-            self.ended += [(request, outcome) for request, _, _, outcome in read_rows(fields[0], RESULT_ROW).tolist()]
-            self.errors += [text for _, text in fields[1].values()]
+            assert op == Op.RESULT
+            result = Result.decode(fields, blob)
+            self.ended += [(request, outcome) for request, _, _, outcome in result.rows.tolist()]
+            self.errors += [failure.text for failure in result.failures.values()]
 
     def submit(self, model: Model, n: int, *, payload: bytes = b"", held_bytes: int = 0, slo_ns: int = 0) -> None:
         """n requests with ``payload``, or that hold so many bytes."""
         size = held_bytes or len(payload)
         held = held_bytes > 0
-        frame = pack_rows(SUBMIT_ROW, n, id=range(n), slo=slo_ns, bytes=size, model=model._id, held=held)
-        self.connection.send([SUBMIT, frame], payload * n)
+        rows = make_records(SUBMIT_ROW, n, id=range(n), slo=slo_ns, bytes=size, model=model._id, held=held)
+        self.connection.send(Submit(rows), payload * n)
+
+    def bring(self, size: int, payload: bytes) -> None:
+        """Send a payload for request 0, as what it was asked for, and say that it has ``size``."""
+        data = Data(self.placed[0].batch, 0, make_column([0]), make_column([size]))
+        self.connection.send(data, payload)
 
 
 def with_raw_client(serving: Serving, main: Callable[[RawClient], Awaitable[None]]) -> None:
     async def wrapped() -> None:
         info = await asyncio.to_thread(serving.client.sync, serving.client.scheduler.symphony_info)
-        hello = {"token": info["token"], "version": VERSION, "role": "client"}
+        hello = ClientHello(token=info["token"])
         raw = RawClient()
         host = get_address_host(serving.client.scheduler.address)
-        raw.connection = await connect(
-            host, info["port"], hello, raw.frame, lambda *lost: setattr(raw, "lost", True), timeout_s=LIMIT_S
+        raw.connection, _ = await connect(
+            host, info["port"], hello, raw.frame, lambda *lost: setattr(raw, "lost", True), peer=None, timeout_s=LIMIT_S
         )
         async with asyncio.timeout(LIMIT_S):
             await main(raw)
@@ -329,7 +327,7 @@ def test_the_time_that_a_payload_takes_is_allowed_for_in_the_control_latency(ser
         raw.submit(model, 1, held_bytes=len(sample))
         await until(lambda: raw.placed)
         await asyncio.sleep(0.3)  # what is measured
-        raw.connection.send([DATA, raw.placed[0][0], 0, column([0]), column([len(sample)])], sample)
+        raw.bring(len(sample), sample)
         await until(lambda: raw.ended)
         after = await asyncio.to_thread(control)
         assert any(after[address] > before[address] for address in after)
@@ -344,7 +342,7 @@ def test_a_payload_of_another_size_than_said_does_not_run(serving: Serving, depl
     async def main(raw: RawClient) -> None:
         raw.submit(model, 1, held_bytes=LARGE)
         await until(lambda: raw.placed)
-        raw.connection.send([DATA, raw.placed[0][0], 0, column([0]), column([3])], b"abc")
+        raw.bring(3, b"abc")
         await until(lambda: raw.ended)
 
     with_raw_client(serving, main)
@@ -358,7 +356,7 @@ def test_a_client_that_sends_malformed_data_is_cut_off_and_not_the_worker(servin
     async def main(raw: RawClient) -> None:
         raw.submit(model, 1, held_bytes=LARGE)
         await until(lambda: raw.placed)
-        raw.connection.send([DATA, raw.placed[0][0], 0, column([0]), column([4])], b"abc")
+        raw.bring(4, b"abc")
         await until(lambda: raw.lost)
 
     with_raw_client(serving, main)
@@ -375,9 +373,9 @@ def test_a_large_request_cancelled_before_it_is_fetched_is_counted_as_cancelled(
     async def main(raw: RawClient) -> None:
         raw.submit(model, 2, held_bytes=4)
         await until(lambda: raw.placed)
-        raw.connection.send([CANCEL, column([0, 1])])
-        for batch, _, _, ids in raw.placed:
-            raw.connection.send([DATA, batch, 0, ids, column([-1] * (len(ids) // 8))])
+        raw.connection.send(Cancel(make_column([0, 1])))
+        for place in raw.placed:
+            raw.connection.send(Data(place.batch, 0, place.ids, make_column([-1] * len(place.ids))))
         await asyncio.to_thread(
             wait_until, lambda: sum(outcomes(serving, model).values()) == 2, "the outcomes of both requests"
         )

@@ -17,26 +17,15 @@ from symphony_dask.control.placement import FORGET_NS, Loaded, SlotPlace
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import NoAnswer
-from symphony_dask.wire.connection import (
-    ANSWER,
-    ASIDE,
-    DONE,
-    DONE_ROW,
-    EXECUTE,
-    EXECUTE_ROW,
-    RESULT,
-    RESULT_ROW,
-    RESUME,
-    SUBMIT,
-    SUBMIT_ROW,
-    VERSION,
-    Connection,
-    connect,
-    pack_rows,
-    read_rows,
-)
+from symphony_dask.wire.connection import Connection
+from symphony_dask.wire.error_codes import ErrorCode
+from symphony_dask.wire.handshake import connect
+from symphony_dask.wire.hello import ClientHello, WorkerHello
+from symphony_dask.wire.messages import Answer, Aside, Done, Execute, IsAside, Op, Result, Resume, Submit
+from symphony_dask.wire.records import DONE_ROW, SUBMIT_ROW, make_column, make_records
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
+from tests.helpers.lane import Raw
 from tests.helpers.models import Gate
 
 LIMIT_S = 30
@@ -48,38 +37,47 @@ class End:
 
     def __init__(self) -> None:
         self.batches: list[tuple[int, int, int, int]] = []  # number, slot, model, size
-        self.aside: list[tuple[int, int]] = []
+        self.aside: list[IsAside] = []
         self.goes_on = True
         self.resumed: list[tuple[int, int]] = []
         self.ended: dict[int, tuple[int, str]] = {}
-        self.connection: Connection
+        self.connection: Connection[None]
 
-    async def join(self, made: Dispatcher, **hello: Any) -> End:
-        hello = {"token": made.token, "version": VERSION, "role": "client"} | hello
-        self.connection = await connect("127.0.0.1", made.port, hello, self.frame, lambda *lost: None)
+    async def join(self, made: Dispatcher, worker: str = "") -> End:
+        """As a client, or as the worker of an address."""
+        hello: ClientHello | WorkerHello = ClientHello(token=made.token)
+        if worker:
+            hello = WorkerHello(token=made.token, worker=worker, host="h", slots=1, gpu_class="cpu")
+        frame = self.frame
+        self.connection, _ = await connect("127.0.0.1", made.port, hello, frame, lambda *lost: None, peer=None)
         return self
 
-    def frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
-        if op == EXECUTE:
-            self.batches.append((fields[0], fields[1], fields[2], len(read_rows(fields[3], EXECUTE_ROW))))
-        elif op == ASIDE:
-            self.aside.append((fields[0], fields[1]))
+    def frame(self, connection: Connection[None], op: int, fields: list[Any], blob: memoryview) -> None:
+        if op == Op.EXECUTE:
+            batch = Execute.decode(fields, blob)
+            self.batches.append((batch.batch, batch.slot, batch.model_id, len(batch.rows)))
+        elif op == Op.ASIDE:
+            aside = Aside.decode(fields, blob)
+            self.aside.append(IsAside(aside.slot, aside.batch))
             if self.goes_on:
-                connection.send([ASIDE, *fields[:2]])
-        elif op == RESUME:
-            self.resumed.append((fields[0], fields[1]))
-        elif op == RESULT:
-            for i, (request, _, _, outcome) in enumerate(read_rows(fields[0], RESULT_ROW).tolist()):
-                self.ended[request] = (now_ns(), fields[1].get(i, ("", ""))[0] or ("ok", "late")[outcome])
+                connection.send(self.aside[-1])
+        elif op == Op.RESUME:
+            self.resumed.append(tuple(Resume.decode(fields, blob)))
+        elif op == Op.RESULT:
+            result = Result.decode(fields, blob)
+            for i, (request, _, _, outcome) in enumerate(result.rows.tolist()):
+                failure = result.failures.get(i)
+                how = ("ok", "late")[outcome] if failure is None else ErrorCode(failure.code).name
+                self.ended[request] = (now_ns(), how)
 
     def submit(self, *ids: int, model: int = 0, slos: Any = 0) -> int:
-        self.connection.send([SUBMIT, pack_rows(SUBMIT_ROW, len(ids), id=ids, model=model, slo=slos)])
+        self.connection.send(Submit(make_records(SUBMIT_ROW, len(ids), id=ids, model=model, slo=slos)))
         return now_ns()
 
     def done(self, batch: int) -> None:
         size = next(size for number, _, _, size in self.batches if number == batch)
-        rows = pack_rows(DONE_ROW, size, link=-1)
-        self.connection.send([DONE, batch, 0, 0, MS, MS, rows, {}, b""])
+        rows = make_records(DONE_ROW, size, link=-1)
+        self.connection.send(Done(batch, 0, 0, MS, MS, rows, {}, make_column([]), (0, MS, 0)))
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -106,7 +104,7 @@ def on_stage(main: Callable[[Dispatcher, End, End, list[Any]], Awaitable[None]])
         try:
             for name in ("m", "n"):
                 made.add_model(made.new_model_id(), name, 300 * MS, {"cpu": LatencyProfile(0.0, 1.0, 8)})
-            worker = await End().join(made, role="worker", worker="w", host="h", slots=1, gpu_class="cpu")
+            worker = await End().join(made, "w")
             await main(made, worker, await End().join(made), said)
             made.engine.validate()
         finally:
@@ -124,7 +122,7 @@ def test_a_request_whose_batch_does_not_come_back_ends_within_a_second_of_its_de
         sent = client.submit(1)
         await until(lambda: 1 in client.ended)
         at, error = client.ended[1]
-        assert error == "NoAnswer"
+        assert error == "NO_ANSWER"
         assert 0.8 <= (at - sent) / 1e9 < 1.3
         assert outcomes(made, "m") == {"failed": 1}
 
@@ -193,7 +191,7 @@ def test_where_a_batch_ended_while_its_worker_left_it_what_was_behind_it_runs_an
         client.submit(2, model=1, slos=10_000 * MS)
         await until(lambda: worker.aside)
         worker.done(worker.batches[0][0])
-        worker.connection.send([ASIDE, *worker.aside[0]])
+        worker.connection.send(worker.aside[0])
         await until(lambda: len(worker.batches) == 3)
         assert [model for _, _, model, _ in worker.batches] == [0, 1, 1]
         assert (said, worker.resumed) == ([("aside", 0, -1)], [(0, -1)])
@@ -207,7 +205,7 @@ def test_where_a_batch_ended_while_its_worker_left_it_what_was_behind_it_runs_an
 @pytest.mark.parametrize("said_of", [(1, 0), (-1, 0), ("x", 0), (0,), (0, 0, 0)])
 def test_a_worker_that_goes_on_without_what_it_does_not_have_is_lost(said_of: tuple[Any, ...]) -> None:
     async def main(made: Dispatcher, worker: End, client: End, said: list[Any]) -> None:
-        worker.connection.send([ASIDE, *said_of])
+        worker.connection.send(Raw(Op.IS_ASIDE, *said_of))
         await until(lambda: not made.workers)
 
     on_stage(main)
@@ -219,7 +217,7 @@ def test_a_batch_that_waits_behind_another_is_not_taken_for_one_that_hangs() -> 
         await until(lambda: len(worker.batches) == 1)
         client.submit(2, model=1)
         await until(lambda: 2 in client.ended)
-        assert client.ended[2][1] == "NoAnswer"
+        assert client.ended[2][1] == "NO_ANSWER"
         await asyncio.sleep(0.3)  # in which it would be set aside
         assert (said, worker.aside) == ([], [])
         worker.done(worker.batches[0][0])
@@ -233,7 +231,7 @@ def test_of_a_batch_that_is_late_only_what_is_overdue_has_ended_and_the_rest_is_
     async def main(made: Dispatcher, worker: End, client: End, said: list[Any]) -> None:
         client.submit(1, 2, slos=[300 * MS, 10_000 * MS])
         await until(lambda: 1 in client.ended)
-        assert client.ended[1][1] == "NoAnswer"
+        assert client.ended[1][1] == "NO_ANSWER"
         assert 2 not in client.ended
         assert not said
         worker.done(worker.batches[0][0])
@@ -260,7 +258,7 @@ def test_a_silent_worker_is_given_up_and_another_runs_what_it_had() -> None:
         worker.connection._on_frame = lambda *frame: None  # answers no pings any more
         client.submit(1, slos=10_000 * MS)
         await until(lambda: made.in_flight("w"))
-        other = await End().join(made, role="worker", worker="x", host="h", slots=1, gpu_class="cpu")
+        other = await End().join(made, "x")
         await until(lambda: other.batches)
         assert list(made.workers) == ["x"]
         other.done(other.batches[0][0])
@@ -277,7 +275,7 @@ def test_a_worker_whose_answer_to_a_ping_is_behind_others_lives_as_long_as_it_se
         client.submit(1, slos=10_000 * MS)
         await until(lambda: made.in_flight("w"))
         for _ in range(25):
-            worker.connection.send([ANSWER, 10**6, b"", b""])  # of nobody
+            worker.connection.send(Answer(10**6, make_column([]), make_column([])))  # of nobody
             await asyncio.sleep(0.1)
         assert list(made.workers) == ["w"]
         await until(lambda: not made.workers)

@@ -16,7 +16,7 @@ from symphony_dask.engine.journal import Replayer, dump, load
 from symphony_dask.engine.native import memory
 from symphony_dask.engine.native.compiled import CHECKED
 from symphony_dask.engine.state import Profiles, State, is_plain
-from symphony_dask.wire.connection import SUBMIT_ROW, pack_rows
+from symphony_dask.wire.records import SUBMIT_ROW, make_records
 from tests.helpers.engines.engines import advance, make_engine, ns, submit, table
 from workloads.parallel_engine import rank_thread
 from workloads.parallel_engine.ring import one_ring, publish, writable
@@ -164,7 +164,7 @@ EVENTS: list[tuple[Any, ...]] = [
     ("wire", 0, 1 << 40, 0, 0, 0, b""),
     ("wire", 0, -1, 0, 0, 0, b""),
     ("wire", 0, 0, 1 << 40, 0, 0, b""),
-    ("admit", 0, 1 << 62, 0, 1, 0, pack_rows(SUBMIT_ROW, 1)),
+    ("admit", 0, 1 << 62, 0, 1, 0, make_records(SUBMIT_ROW, 1).tobytes()),
     ("admit", 0, 0, 0, 1, 0, b"12345"),
     ("step", 1 << 62, 0, 0, 0, 0, b""),
     ("step", -1, 0, 0, 0, 0, b""),

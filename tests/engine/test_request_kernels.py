@@ -12,7 +12,7 @@ from symphony_dask.engine import request_kernels
 from symphony_dask.engine.engine import Engine
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.trace import Outcome
-from symphony_dask.wire.connection import DONE_ROW, SUBMIT_ROW, pack_rows, read_rows
+from symphony_dask.wire.records import DONE_ROW, SUBMIT_ROW, make_records
 
 NOW = 10**12
 SLO_NS = 10**9
@@ -39,7 +39,7 @@ class Host:
         )  # fmt: skip
 
     def rows(self, n: int, **fields: Any) -> Any:
-        return read_rows(pack_rows(SUBMIT_ROW, n, **{"model": 1, "id": np.arange(n), **fields}), SUBMIT_ROW)
+        return make_records(SUBMIT_ROW, n, **{"model": 1, "id": np.arange(n), **fields})
 
 
 def test_outcomes_have_the_numbers_of_the_trace() -> None:
@@ -123,7 +123,7 @@ def test_evicted_requests_keep_their_entries_until_the_host_has_told_them() -> N
 
 def settle(host: Host, slots: Any, blob_bytes: int, failed: set[int], **fields: Any) -> Any:
     counts = np.zeros(len(Outcome), np.int64)
-    answers = read_rows(pack_rows(DONE_ROW, len(slots), **{"link": -1, **fields}), DONE_ROW)
+    answers = make_records(DONE_ROW, len(slots), **{"link": -1, **fields})
     host.latencies = np.zeros(request_kernels.LATENCY_BINS + 1, np.int64)
     settled = host.table.settle(
         slots, answers, blob_bytes, now=NOW + 10, failed=failed, counts=counts, latencies=host.latencies

@@ -369,8 +369,8 @@ class Bed:
         self._traffic.serving = self.serving
 
     def _lane_number(self) -> int:
-        connection = self.serving.lane._connection
-        return int(connection.welcome.get("connection", -1)) if connection is not None else -1
+        direct = self.serving.lane._direct
+        return direct._client if direct is not None else -1
 
     def _mount(self) -> None:
         if os.geteuid() != 0:

@@ -6,39 +6,36 @@ import asyncio
 import random
 from typing import Any
 
+import msgpack
 import numpy as np
 
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.slot.batch_inbox import Batch, Inbox
 from symphony_dask.wire import codec
-from symphony_dask.wire.connection import (
-    ANSWER,
-    CANCEL,
-    DATA,
-    DONE,
-    DONE_ROW,
-    EXECUTE,
-    EXECUTE_ROW,
-    GONE,
-    HELLO,
-    PING,
-    PONG,
-    RESULT,
-    RESULT_ROW,
-    SUBMIT,
-    SUBMIT_ROW,
-    VERSION,
-    Connection,
-    column,
-    pack_rows,
-    read_rows,
-)
+from symphony_dask.wire.connection import Connection, Message
+from symphony_dask.wire.error_codes import ErrorCode
+from symphony_dask.wire.hello import ClientHello, Hello, LinkHello, WorkerHello
 from symphony_dask.wire.listener import Listener
+from symphony_dask.wire.messages import Cancel, Data, Done, Execute, Op, Pong, Result, Submit
+from symphony_dask.wire.records import DONE_ROW, EXECUTE_ROW, SUBMIT_ROW, Records, make_column, make_records
 from tests.fuzz.mutation import fields, mutated, records, value
-from tests.fuzz.wire import Wire, feed, frame, frames
+from tests.fuzz.wire import Wire, feed, frames
+from tests.helpers.lane import frame, raw_frame
 
 _S = 10**9
+
+
+def hello_of(token: str, worker: str = "") -> Hello:
+    """Of a client, or of the worker of an address."""
+    if worker:
+        return WorkerHello(token=token, worker=worker, host="h", slots=2, gpu_class="cpu", lane=("h", 1))
+    return ClientHello(token=token)
+
+
+def done_fields(batch: Execute, rows: Records) -> list[Any]:
+    """A DONE as it should be, to be spoilt."""
+    return Done(batch.batch, batch.slot, 1, 1000, 1000, rows, {}, make_column([]), (0, 1000, 0)).encode()
 
 
 class Peer:
@@ -46,7 +43,7 @@ class Peer:
     or a client that notes what was answered.
     """
 
-    def __init__(self, dispatcher: Dispatcher, **hello: Any) -> None:
+    def __init__(self, dispatcher: Dispatcher, worker: str = "") -> None:
         self.peer: Any = None
         self.closed = False
         self.bytes_in = self.bytes_out = self.limit_bytes = 0
@@ -55,30 +52,30 @@ class Peer:
         self._dispatcher = dispatcher
         self._next = 0
         made: Any = self
-        self._connection: Connection = made
-        dispatcher._frame(
-            self._connection, HELLO, [{"token": dispatcher.token, "version": VERSION} | hello], memoryview(b"")
-        )
+        self._connection: Connection[Any] = made
+        self._say(hello_of(dispatcher.token, worker))
 
-    def send(self, given: list[Any], *blobs: Any) -> None:
+    def _say(self, message: Message, blob: bytes = b"") -> None:
+        op, *given = msgpack.unpackb(msgpack.packb(message.encode()), strict_map_key=False)
+        self._dispatcher._frame(self._connection, op, given, memoryview(blob))
+
+    def send(self, message: Message, *blobs: Any) -> None:
         blob = b"".join(blobs)
-        if given[0] == EXECUTE:
-            asyncio.get_running_loop().call_soon(self._answer, given, blob)
-        elif given[0] == RESULT:
-            self.waits -= set(read_rows(given[1], RESULT_ROW)["id"].tolist())
+        if isinstance(message, Execute):
+            asyncio.get_running_loop().call_soon(self._answer, message, blob)
+        elif isinstance(message, Result):
+            self.waits -= set(message.rows["id"].tolist())
 
-    def _answer(self, given: list[Any], blob: bytes) -> None:
-        _, batch, slot, _, rows, *_ = given
-        sizes = np.where(read_rows(rows, EXECUTE_ROW)["held"] != 0, 0, read_rows(rows, EXECUTE_ROW)["bytes"])
-        done = pack_rows(DONE_ROW, len(sizes), bytes=sizes, link=-1)
-        lost = column(np.flatnonzero(read_rows(rows, EXECUTE_ROW)["held"]))
-        self._dispatcher._frame(self._connection, DONE, [batch, slot, 0, 1000, 1000, done, {}, lost], memoryview(blob))
+    def _answer(self, batch: Execute, blob: bytes) -> None:
+        sizes = np.where(batch.rows["held"] != 0, 0, batch.rows["bytes"])
+        rows = make_records(DONE_ROW, len(sizes), bytes=sizes, link=-1)
+        lost = make_column(np.flatnonzero(batch.rows["held"]))
+        self._say(Done(batch.batch, batch.slot, 0, 1000, 1000, rows, {}, lost, (0, 1000, 0)), blob)
 
     def submit(self, payload: bytes = b"good") -> None:
         self._next += 1
         self.waits.add(self._next)
-        row = pack_rows(SUBMIT_ROW, 1, id=self._next, bytes=len(payload))
-        self._dispatcher._frame(self._connection, SUBMIT, [row], memoryview(payload))
+        self._say(Submit(make_records(SUBMIT_ROW, 1, id=self._next, bytes=len(payload))), payload)
 
     def close(self) -> None:
         self.closed = True
@@ -92,18 +89,18 @@ class Strangers:
 
     async def start(self) -> None:
         self._heard = 0
-        self._door = Listener(self._frame, lambda *lost: None)
+        self._door: Listener[Any] = Listener(self._frame, lambda *lost: None)
         self._corpus = [
-            frame(HELLO, {"token": "0" * 32, "version": VERSION, "role": "client"}),
-            frame(HELLO, {"token": "0" * 32, "version": VERSION, "role": "worker", "worker": "w", "slots": 1}),
-            frame(SUBMIT, pack_rows(SUBMIT_ROW, 2, bytes=2), blob=b"abcd"),
-            frame(DONE, 1, 0, 1, 1, 1, b"", {0: "x"}, b""),
+            frame(hello_of("0" * 32)),
+            frame(hello_of("0" * 32, "w")),
+            frame(Submit(make_records(SUBMIT_ROW, 2, bytes=2)), b"abcd"),
+            raw_frame(Op.DONE, 1, 0, 1, 1, 1, b"", {0: [ErrorCode.MODEL_ERROR, "x"]}, b"", [0, 1, 0]),
             b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(64)),
             bytes(8),
         ]
 
-    def _frame(self, connection: Connection, op: int, given: list[Any], blob: memoryview) -> None:
+    def _frame(self, connection: Connection[Any], op: int, given: list[Any], blob: memoryview) -> None:
         """Takes every frame, so that all of them are parsed."""
         self._heard += 1
 
@@ -133,32 +130,29 @@ def client_frame(by: random.Random, batch: int) -> bytes:
     n = by.choice((0, 1, 1, 2, 5, 20))
     sizes = [by.randrange(6) for _ in range(n)]
     held = [int(by.random() < 0.1) for _ in range(n)]
-    rows = np.frombuffer(
-        pack_rows(
-            SUBMIT_ROW, n, id=[by.randrange(50) for _ in range(n)], bytes=sizes, held=held,
-            model=[by.randrange(3) for _ in range(n)], slo=[by.choice((0, 0, _S, 1)) for _ in range(n)],
-        ),
-        SUBMIT_ROW,
+    rows = make_records(
+        SUBMIT_ROW, n, id=[by.randrange(50) for _ in range(n)], bytes=sizes, held=held,
+        model=[by.randrange(3) for _ in range(n)], slo=[by.choice((0, 0, _S, 1)) for _ in range(n)],
     )  # fmt: skip
     blob = bytes(sum(s for s, h in zip(sizes, held, strict=True) if not h))
     kind = by.randrange(8)
     if kind < 3:
-        return frame(SUBMIT, records(rows, by).tobytes(), blob=blob)
+        return frame(Submit(records(rows, by)), blob)
     given: list[Any] = by.choice(
         (
-            [SUBMIT, rows.tobytes()],
-            [CANCEL, column([by.randrange(50)])],
-            [DATA, batch - by.randrange(3), 0, column([by.randrange(50)] * n), column(sizes)],
-            [PONG, 10**15],
+            Submit(rows).encode(),
+            Cancel(make_column([by.randrange(50)])).encode(),
+            Data(batch - by.randrange(3), 0, make_column([by.randrange(50)] * n), make_column(sizes)).encode(),
+            Pong(10**15).encode(),
         )
     )
     if kind < 5:
         given[1:] = fields(given[1:], by)
-        return frame(*given, blob=blob)
+        return raw_frame(*given, blob=blob)
     if kind == 5:
-        given[0] = by.choice((HELLO, PING, RESULT, EXECUTE, DONE, GONE, ANSWER, 0, 99, value(by)))
-    data = frame(*given, blob=blob)
-    return data if kind == 6 else mutated(data, by, (frame(PONG, 1), frame(CANCEL, b"")))
+        given[0] = by.choice((*range(1, 18), 0, 99, value(by)))
+    data = raw_frame(*given, blob=blob)
+    return data if kind == 6 else mutated(data, by, (frame(Pong(1)), frame(Cancel(make_column([])))))
 
 
 class OfTheCluster:
@@ -174,19 +168,17 @@ class OfTheCluster:
         for name in ("m", "n"):
             made.add_model(made.new_model_id(), name, 60 * _S, {"cpu": LatencyProfile(0.0, 0.01, 8)})
         if self._role == "client":
-            self._worker = Peer(made, role="worker", worker="good", host="h", slots=2, gpu_class="cpu")
-        self._client = Peer(made, role="client")
-        self._batches: list[list[Any]] = []
+            self._worker = Peer(made, "good")
+        self._client = Peer(made)
+        self._batches: list[Execute] = []
         self.hung_up = 0
         self._connect()
 
     def _connect(self) -> None:
         self._connection = self.dispatcher._listener._accept()
         self._wire = Wire(self._connection)
-        hello = {"token": self.dispatcher.token, "version": VERSION, "role": self._role}
-        if self._role == "worker":
-            hello |= {"worker": "bad", "host": "h", "slots": 2, "gpu_class": "cpu", "lane": ["h", 1]}
-        feed(self._connection, self._wire, frame(HELLO, hello))
+        hello = hello_of(self.dispatcher.token, "bad" if self._role == "worker" else "")
+        feed(self._connection, self._wire, frame(hello))
         self._batches.clear()
 
     def step(self, by: random.Random) -> bytes:
@@ -204,15 +196,19 @@ class OfTheCluster:
         return data
 
     def _of_a_worker(self, by: random.Random) -> bytes:
-        self._batches += [given for given, _ in frames(self._wire.out) if given[0] == EXECUTE]
+        self._batches += [
+            Execute.decode(given[1:], memoryview(blob))
+            for given, blob in frames(self._wire.out)
+            if given[0] == Op.EXECUTE
+        ]
         if not self._batches:
             if len(self._client.waits) < 50:
                 self._client.submit()
-            return frame(PONG, 1)
-        _, batch, slot, _, raw, *_ = by.choice(self._batches)
-        sizes = read_rows(raw, EXECUTE_ROW)["bytes"]
-        done = np.frombuffer(pack_rows(DONE_ROW, len(sizes), bytes=sizes, link=-1), DONE_ROW)
-        given: list[Any] = [DONE, batch, slot, 1, 1000, 1000, done.tobytes(), {}, b""]
+            return frame(Pong(1))
+        batch = by.choice(self._batches)
+        sizes = batch.rows["bytes"]
+        done = make_records(DONE_ROW, len(sizes), bytes=sizes, link=-1)
+        given = done_fields(batch, done)
         blob = bytes(int(sizes.sum()))
         kind = by.randrange(8)
         if kind < 2:
@@ -220,12 +216,12 @@ class OfTheCluster:
         elif kind < 5:
             given[1:] = fields(given[1:], by)
         elif kind == 5:
-            given[7] = {by.randrange(3): value(by)}
+            given[7] = {by.randrange(3): by.choice((value(by), [ErrorCode.MODEL_ERROR, value(by)]))}
         elif kind == 6:
-            return mutated(frame(*given, blob=blob), by)
+            return mutated(raw_frame(*given, blob=blob), by)
         if by.random() < 0.02:  # give up what it has
             self._wire.close()
-        return frame(*given, blob=blob)
+        return raw_frame(*given, blob=blob)
 
     async def settle(self) -> None:
         """The good client is answered, and the books are right."""
@@ -233,7 +229,7 @@ class OfTheCluster:
         if self._role == "worker":
             self._wire.close()
             await asyncio.sleep(0)
-            helper = Peer(made, role="worker", worker="good", host="h", slots=2, gpu_class="cpu")
+            helper = Peer(made, "good")
         self._client.submit()
         async with asyncio.timeout(20):
             while self._client.waits:  # noqa: ASYNC110
@@ -252,14 +248,14 @@ class OfTheCluster:
 
 def data_frame(by: random.Random, batch: int, ids: list[int], sizes: list[int]) -> bytes:
     """Payloads for a batch, whole or spoilt."""
-    given = [DATA, batch, 1, column(ids), column(sizes)]
+    data = Data(batch, 1, make_column(ids), make_column(sizes))
     blob = bytes(sum(sizes))
     kind = by.randrange(5)
     if kind == 0:
-        return frame(*given, blob=blob)
+        return frame(data, blob)
     if kind < 4:
-        return frame(DATA, *fields(given[1:], by), blob=blob)
-    return mutated(frame(*given, blob=blob), by)
+        return raw_frame(Op.DATA, *fields(data.encode()[1:], by), blob=blob)
+    return mutated(frame(data, blob), by)
 
 
 class AtAWorker:
@@ -280,8 +276,7 @@ class AtAWorker:
     def _connect(self) -> None:
         self._connection = self._inbox._listener._accept()
         self._wire = Wire(self._connection)
-        hello = {"token": "t", "version": VERSION, "client": 1, "link": 0}
-        feed(self._connection, self._wire, frame(HELLO, hello))
+        feed(self._connection, self._wire, frame(LinkHello(token="t", client=1, link=0)))
 
     def step(self, by: random.Random) -> bytes:
         if self._wire.is_closing():
@@ -289,11 +284,11 @@ class AtAWorker:
             self._connect()
         n = by.randrange(1, 4)
         ids, sizes = list(range(n)), [by.randrange(5) for _ in range(n)]
-        rows = pack_rows(EXECUTE_ROW, n, id=ids, bytes=sizes, client=[by.choice((1, 1, 2)) for _ in ids], held=1)
+        rows = make_records(EXECUTE_ROW, n, id=ids, bytes=sizes, client=[by.choice((1, 1, 2)) for _ in ids], held=1)
         self._number += 1
         data = data_frame(by, self._number + by.choice((0, 0, 0, 1, -1)), ids, sizes)
         if by.random() < 0.7:
-            self._inbox.execute([self._number, 0, 0, rows, 5 * _S], memoryview(b""))
+            self._inbox.execute(Execute(self._number, 0, 0, rows, 5 * _S), memoryview(b""))
         feed(self._connection, self._wire, data)
         if self._connection._filled and by.random() < 0.8:  # it promised more; most of what follows would be just that
             self._wire.close()

@@ -19,13 +19,13 @@ pytest.importorskip("uvicorn")
 
 from symphony_dask.client.model import Model
 from symphony_dask.client.serving import Serving
-from symphony_dask.wire.connection import HELLO, VERSION
+from symphony_dask.wire.hello import ClientHello, Hello, LinkHello
 from tests.fuzz.body_targets import request
 from tests.fuzz.lane_targets import client_frame, data_frame
-from tests.fuzz.wire import frame
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.gateway_process import GatewayProcess, tensor
+from tests.helpers.lane import frame
 
 #: Connections that are left open, so that there are always some that have not ended.
 OPEN = 30
@@ -114,14 +114,10 @@ class Attack:
         if where == "gateway":
             return request(by)
         token = self._scene.token if by.random() < 0.8 else "0" * 32
-        hello = {
-            "token": token,
-            "version": VERSION,
-            "role": "client",
-            "client": by.randrange(10**6, 2 * 10**6),
-            "link": 0,
-        }
-        start = frame(HELLO, hello) if by.random() < 0.9 else b""
+        hello: Hello = ClientHello(token=token)
+        if where != "lane":
+            hello = LinkHello(token=token, client=by.randrange(10**6, 2 * 10**6), link=0)
+        start = frame(hello) if by.random() < 0.9 else b""
         make = client_frame if where == "lane" else lambda by, batch: data_frame(by, batch, [0, 1], [3, 4])
         return start + b"".join(make(by, by.randrange(200)) for _ in range(by.randrange(6)))
 

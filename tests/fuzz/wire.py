@@ -47,7 +47,7 @@ class Wire(asyncio.Transport):
     resume_reading = pause_reading
 
 
-def feed(connection: Connection, wire: Wire, data: bytes) -> None:
+def feed(connection: Connection[Any], wire: Wire, data: bytes) -> None:
     """Have a lane connection read ``data``, as a transport does."""
     at = 0
     while at < len(data) and not wire.is_closing():
@@ -57,11 +57,6 @@ def feed(connection: Connection, wire: Wire, data: bytes) -> None:
         buffer[:n] = data[at : at + n]
         connection.buffer_updated(n)
         at += n
-
-
-def frame(op: Any, *fields: Any, blob: bytes = b"") -> bytes:
-    header = msgpack.packb([op, *fields])
-    return struct.pack("<II", len(header), len(blob)) + header + blob
 
 
 def frames(data: bytearray) -> list[tuple[list[Any], bytes]]:

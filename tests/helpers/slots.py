@@ -14,6 +14,8 @@ from symphony_dask.slot.batch_inbox import Batch
 from symphony_dask.slot.executor import Slot
 from symphony_dask.slot.runtime import SlotWorker
 from symphony_dask.wire import codec
+from symphony_dask.wire.connection import Message
+from symphony_dask.wire.messages import Done
 
 
 class Answers:
@@ -22,12 +24,16 @@ class Answers:
     closed = False
 
     def __init__(self, expected: int) -> None:
-        self.frames: list[tuple[list[Any], bytes]] = []
+        self.frames: list[tuple[Message, bytes]] = []
         self.all_here = asyncio.Event()
         self._expected = expected
 
-    def send(self, fields: list[Any], *parts: Any) -> None:
-        self.frames.append((fields, b"".join(parts)))
+    def done(self) -> list[Done]:
+        """How batches ended."""
+        return [message for message, _ in self.frames if isinstance(message, Done)]
+
+    def send(self, message: Message, *parts: Any) -> None:
+        self.frames.append((message, b"".join(parts)))
         if len(self.frames) == self._expected:
             self.all_here.set()
 

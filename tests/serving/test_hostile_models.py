@@ -16,7 +16,8 @@ from symphony_dask.errors import BadInput, DeploymentError, ModelError, NoGPUWor
 from symphony_dask.slot.executor import Slot
 from symphony_dask.slot.runtime import SlotWorker
 from symphony_dask.text import MOST_CHARS
-from symphony_dask.wire.connection import DONE
+from symphony_dask.wire.connection import Message
+from symphony_dask.wire.messages import Done
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.gateway_process import GatewayProcess, tensor
@@ -236,10 +237,10 @@ def test_slots_behind_batches_that_do_not_come_back_are_not_ready_until_they_do(
 
 def test_a_slot_whose_answers_cannot_be_sent_says_so_and_runs_the_next_batch() -> None:
     class Breaks(Answers):
-        def send(self, fields: list[Any], *parts: Any) -> None:
-            if fields[0] == DONE and not fields[7]:
+        def send(self, message: Message, *parts: Any) -> None:
+            if isinstance(message, Done) and not message.failures:
                 raise RuntimeError("no room")
-            super().send(fields, *parts)
+            super().send(message, *parts)
 
     async def run() -> None:
         slot = Slot(0, None)
@@ -252,8 +253,8 @@ def test_a_slot_whose_answers_cannot_be_sent_says_so_and_runs_the_next_batch() -
         async with asyncio.timeout(60):
             await broken.all_here.wait()
         slot.stop()
-        assert [fields[1] for fields, _ in broken.frames] == [0, 1]
-        assert broken.frames[0][0][7] == {0: "its answer cannot be sent: RuntimeError: no room"}
+        assert [done.batch for done in broken.done()] == [0, 1]
+        assert broken.done()[0].failures[0].text == "its answer cannot be sent: RuntimeError: no room"
 
     asyncio.run(run())
 
@@ -276,7 +277,7 @@ def test_a_model_whose_staging_raises_fails_its_batch() -> None:
         async with asyncio.timeout(60):
             await answers.all_here.wait()
         slot.stop()
-        assert "SystemExit: 4" in answers.frames[0][0][7][0]
+        assert "SystemExit: 4" in answers.done()[0].failures[0].text
 
     asyncio.run(run())
 

@@ -22,7 +22,8 @@ from symphony_dask.slot.batch_inbox import Batch, Inbox
 from symphony_dask.slot.executor import Slot
 from symphony_dask.slot.runtime import SlotWorker
 from symphony_dask.wire import codec
-from symphony_dask.wire.connection import ANSWER, DONE_ROW, PART_BYTES, RELAYED, read_column, read_rows
+from symphony_dask.wire.error_codes import ErrorCode
+from symphony_dask.wire.messages import PART_BYTES, RELAYED, Answer
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.slots import Answers, small
@@ -63,7 +64,11 @@ def test_answers_leave_in_frames_that_a_client_can_take_with_and_without_a_conne
         peer: Any = None
 
     def frames(link: Link) -> list[tuple[int, list[int], int]]:
-        return [(fields[0], read_column(fields[-2]).tolist(), len(blob)) for fields, blob in link.frames]
+        return [
+            (answer.client, answer.ids.tolist(), len(blob))
+            for answer, blob in link.frames
+            if isinstance(answer, Answer)
+        ]
 
     async def main() -> None:
         inbox = Inbox(lambda batch: None)
@@ -76,14 +81,12 @@ def test_answers_leave_in_frames_that_a_client_can_take_with_and_without_a_conne
         sizes = np.array([len(answer) for answer in answers])
         clients = np.array([1, 1, 2, 2, 1], np.int32)
         batch = Batch(0, 0, 7, sizes, clients, np.arange(10, 15), memoryview(b""), 0)
-        rows, rest = inbox.answer(batch, BatchResult(answers, sizes), scheduler)  # type: ignore[arg-type]
-        done = read_rows(rows, DONE_ROW)
+        done, rest = inbox.answer(batch, BatchResult(answers, sizes), scheduler)  # type: ignore[arg-type]
         assert done["link"].tolist() == [5, -1, RELAYED, RELAYED, 5]
         assert done["bytes"].tolist() == sizes.tolist()
         assert [bytes(part) for part in rest] == [b"small"]
-        assert frames(link) == [(ANSWER, [10], PART_BYTES), (ANSWER, [14], PART_BYTES)]
-        assert frames(scheduler) == [(ANSWER, [12], PART_BYTES), (ANSWER, [13], 11)]
-        assert [fields[1] for fields, _ in scheduler.frames] == [2, 2]
+        assert frames(link) == [(1, [10], PART_BYTES), (1, [14], PART_BYTES)]
+        assert frames(scheduler) == [(2, [12], PART_BYTES), (2, [13], 11)]
 
     asyncio.run(main())
 
@@ -103,9 +106,9 @@ def test_an_answer_that_fits_no_frame_fails_its_own_request(monkeypatch: pytest.
         async with asyncio.timeout(30):
             await answers.all_here.wait()
         slot.stop()
-        fields, blob = answers.frames[0]
-        assert fields[7] == {0: "the answer has 201 bytes: the most is 100"}
-        assert read_rows(fields[6], DONE_ROW)["bytes"].tolist() == [0, 5]
+        (done,), (_, blob) = answers.done(), answers.frames[0]
+        assert done.failures == {0: (ErrorCode.MODEL_ERROR, "the answer has 201 bytes: the most is 100")}
+        assert done.rows["bytes"].tolist() == [0, 5]
         assert codec.decode(blob) == b"fine"
 
     asyncio.run(main())

@@ -22,7 +22,10 @@ from symphony_dask.client.model import Model
 from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput, SymphonyError
 from symphony_dask.wire import codec
-from symphony_dask.wire.connection import DATA, HELLO, SUBMIT, SUBMIT_ROW, VERSION, column, connect, pack_rows
+from symphony_dask.wire.handshake import connect
+from symphony_dask.wire.hello import ClientHello, LinkHello
+from symphony_dask.wire.messages import Data, Op, Submit
+from symphony_dask.wire.records import SUBMIT_ROW, make_column, make_records
 from tests.helpers import models
 from tests.helpers.cluster import Cluster
 
@@ -137,19 +140,23 @@ def test_frames_and_payloads_on_the_lane_are_never_unpickled(serving: Serving, d
         for bomb in bombs(marker):
             for port in (info["port"], worker_port):
                 await send(port, bomb)
-                for header in (bomb, msgpack.packb([HELLO, bomb]), msgpack.packb([HELLO, {"token": bomb}])):
+                for header in (bomb, msgpack.packb([Op.HELLO, bomb]), msgpack.packb([Op.HELLO, {"token": bomb}])):
                     await send(port, struct.pack("<II", len(header), len(bomb)) + header + bomb)
-            hello = {"token": info["token"], "version": VERSION, "role": "client", "client": 10**6, "link": 0}
+            client = ClientHello(token=info["token"])
+            linked = LinkHello(token=info["token"], client=10**6, link=0)
             for payload in (bomb, b"\x01" + bomb, b"\x02" + bomb):
                 done = asyncio.Event()
-                lane = await connect(
-                    "127.0.0.1", info["port"], hello, lambda *frame, done=done: done.set(), lambda *lost: None
-                )
-                row = pack_rows(SUBMIT_ROW, 1, id=1, bytes=len(payload), model=model.number)
-                lane.send([SUBMIT, row], payload)
+                lane, _ = await connect(
+                    "127.0.0.1", info["port"], client, lambda *frame, done=done: done.set(), lambda *lost: None,
+                    peer=None,
+                )  # fmt: skip
+                row = make_records(SUBMIT_ROW, 1, id=1, bytes=len(payload), model=model.number)
+                lane.send(Submit(row), payload)
                 await asyncio.wait_for(done.wait(), 20)
-                link = await connect("127.0.0.1", worker_port, hello, lambda *frame: None, lambda *lost: None)
-                link.send([DATA, 10**9, 0, column([1]), column([len(payload)])], payload)
+                link, _ = await connect(
+                    "127.0.0.1", worker_port, linked, lambda *frame: None, lambda *lost: None, peer=None
+                )
+                link.send(Data(10**9, 0, make_column([1]), make_column([len(payload)])), payload)
                 lane.close()
                 link.close()
 

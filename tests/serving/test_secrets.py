@@ -18,7 +18,7 @@ from symphony_dask.client.serving import Serving
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.errors import SymphonyError
 from symphony_dask.slot.batch_inbox import Inbox
-from symphony_dask.wire.connection import VERSION
+from symphony_dask.wire.hello import ClientHello
 from symphony_dask.wire.listener import Listener
 from tests.helpers import models
 from tests.helpers.cluster import Cluster
@@ -193,7 +193,8 @@ def test_objects_that_hold_a_token_do_not_print_it() -> None:
     dispatcher = Dispatcher(max_requests=4)
     inbox = Inbox(lambda batch: None)
     inbox.token = dispatcher.token
-    text = f"{dispatcher!r} {inbox!r} {Listener(lambda *frame: None, lambda *lost: None)!r} {VERSION}"
+    text = f"{dispatcher!r} {inbox!r} {Listener(lambda *frame: None, lambda *lost: None)!r}"
+    text += repr(ClientHello(token=dispatcher.token))
     assert dispatcher.token not in text
     assert len(dispatcher.token) == 32
 

@@ -15,15 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 import pytest
 
 from symphony_dask.client.serving import Serving
-from symphony_dask.wire.connection import HELLO, VERSION, connect
+from symphony_dask.wire.handshake import connect
+from symphony_dask.wire.hello import ClientHello, LinkHello
+from symphony_dask.wire.messages import Op
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.gateway_process import GatewayProcess, tensor
+from tests.helpers.lane import frame, raw_frame
 
 pytest.importorskip("cryptography")
 pytest.importorskip("uvicorn")
@@ -58,9 +60,9 @@ class Deployment:
             return f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
         if where == "scheduler":
             return b""  # Dask's server speaks first
-        hello = {"token": self.token, "version": VERSION, "role": "client", "client": 10**6, "link": 0}
-        header = msgpack.packb([HELLO, hello])
-        return len(header).to_bytes(4, "little") + bytes(4) + header
+        if where == "direct":
+            return frame(LinkHello(token=self.token, client=10**6, link=0))
+        return frame(ClientHello(token=self.token))
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +191,8 @@ def test_the_dashboard_asks_nobody_for_a_certificate_as_dask_has_it(deployed: De
 @pytest.mark.parametrize("where", ["lane", "direct"])
 @pytest.mark.parametrize("token", ["", "0" * 32, None])
 def test_a_certificate_does_not_replace_the_token(deployed: Deployment, where: str, token: Any) -> None:
-    header = msgpack.packb([HELLO, {"token": token, "version": VERSION, "role": "client", "client": 1, "link": 0}])
-    opening = len(header).to_bytes(4, "little") + bytes(4) + header
+    role = "link" if where == "direct" else "client"
+    opening = raw_frame(Op.HELLO, {"token": token, "versions": [8, 8], "role": role, "client": 1, "link": 0})
     assert answer(deployed.ports[where], opening, deployed.good.client_context()) == b""
 
 
@@ -246,14 +248,14 @@ def test_a_client_does_not_talk_to_a_lane_whose_certificate_is(tmp_path: Path, d
     heard: list[int] = []
 
     async def main() -> None:
-        door = Listener(lambda connection, op, fields, blob: heard.append(op), lambda *lost: None)
+        door: Listener[None] = Listener(lambda connection, op, fields, blob: heard.append(op), lambda *lost: None)
         server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         server.load_cert_chain(bad.cert, bad.key)
         await door.listen("127.0.0.1", 0, server)
         context = ours.issue("client").security().get_connection_args("client")["ssl_context"]
         args: Any = (lambda *frame: None, lambda *lost: None)
         with pytest.raises(ssl.SSLCertVerificationError):
-            await connect("127.0.0.1", door.port, {"token": "secret"}, *args, ssl_context=context)
+            await connect("127.0.0.1", door.port, ClientHello(token="secret"), *args, peer=None, ssl_context=context)
         await asyncio.sleep(0)
         door.close()
 

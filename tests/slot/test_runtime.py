@@ -15,7 +15,7 @@ from symphony_dask.slot.batch_inbox import Batch
 from symphony_dask.slot.executor import Slot
 from symphony_dask.slot.runtime import STAGE_BYTES, SlotWorker
 from symphony_dask.wire import codec
-from symphony_dask.wire.connection import ASIDE, DONE, DONE_ROW, read_rows
+from symphony_dask.wire.messages import Done, IsAside
 from tests.helpers.cluster import wait_until
 from tests.helpers.slots import Answers, Hangs, on_slot, small
 
@@ -59,10 +59,11 @@ def test_a_large_batch_is_staged_while_the_one_before_runs() -> None:
             await answers.all_here.wait()
         slot.stop()
         assert model.staged == [3, 2]
-        for (fields, blob), number, ran in zip(answers.frames, (1, 2), ([0, 1, 2], [0, 2]), strict=True):
-            assert (fields[0], fields[1]) == (DONE, number)
-            sizes, errors = read_rows(fields[6], DONE_ROW)["bytes"], fields[7]
-            assert not errors
+        for done, (_, blob), number, ran in zip(
+            answers.done(), answers.frames, (1, 2), ([0, 1, 2], [0, 2]), strict=True
+        ):
+            assert (done.batch, done.failures) == (number, {})
+            sizes = done.rows["bytes"]
             assert np.flatnonzero(sizes).tolist() == ran
             assert [codec.decode(p) for p in codec.split(blob, sizes[ran])] == [number * STAGE_BYTES / 8] * len(ran)
 
@@ -80,9 +81,9 @@ def test_the_answers_of_a_batch_of_which_one_was_lost_are_those_of_the_others() 
         async with asyncio.timeout(60):
             await answers.all_here.wait()
         slot.stop()
-        fields, blob = answers.frames[0]
-        sizes = read_rows(fields[6], DONE_ROW)["bytes"]
-        assert (fields[7], sizes[1]) == ({}, 0)
+        (done,), (_, blob) = answers.done(), answers.frames[0]
+        sizes = done.rows["bytes"]
+        assert (done.failures, sizes[1]) == ({}, 0)
         assert [codec.decode(p) for p in codec.split(blob, sizes[[0, 2]])] == ["3", "3"]
 
     asyncio.run(run())
@@ -106,9 +107,9 @@ def test_what_is_set_aside_goes_with_the_model_that_the_scheduler_means_and_not_
         worker._start_batch(small(3, model_id=2))
         async with asyncio.timeout(30):
             await answers.all_here.wait()
-        assert answers.frames[0] == ([ASIDE, 0, 1], b"")
-        ((fields, _),) = answers.frames[1:]
-        assert (fields[0], fields[1], fields[7]) == (DONE, 3, {})
+        assert answers.frames[0] == (IsAside(0, 1), b"")
+        (done,) = answers.done()
+        assert (done.batch, done.failures) == (3, {})
 
     on_slot(test, expected=2)
 
@@ -158,7 +159,8 @@ def test_a_batch_that_has_ended_meanwhile_is_not_left_and_none_behind_it_is_run_
         async with asyncio.timeout(30):
             await answers.all_here.wait()
         worker._set_aside(0, 2, 1)  # has ended as well, and its answer is on its way
-        assert [(fields[0], fields[1]) for fields, _ in answers.frames] == [(DONE, 1), (DONE, 2)]
+        assert [done.batch for done in answers.done()] == [1, 2]
+        assert len(answers.frames) == 2
         assert set(slot.runners) == {1, 2}
 
     on_slot(test, expected=2)
@@ -171,7 +173,7 @@ def test_a_batch_that_hangs_is_left_though_a_later_one_that_waited_for_no_payloa
         assert await asyncio.to_thread(hangs.began.wait, 30)
         worker._set_aside(0, 1, 1)
         assert set(slot.runners) == {2}
-        assert ([ASIDE, 0, 1], b"") in answers.frames
+        assert (IsAside(0, 1), b"") in answers.frames
 
     on_slot(test)
 
@@ -198,12 +200,12 @@ def test_whenever_a_batch_ends_its_model_is_there_once_its_answer_is() -> None:
             worker._start_batch(small(number, model_id=2))
             await asyncio.sleep(number % 20 / 10_000)
             worker._set_aside(0, number, 2)
-            was_left = any(fields[0] == ASIDE for fields, _ in answers.frames)
+            was_left = any(isinstance(message, IsAside) for message, _ in answers.frames)
             worker.inbox.newest[0] = number
             worker._resume(0, 2)
             await asyncio.to_thread(threads_end, slot)
             await asyncio.sleep(0)
-            answered = any(fields[0] == DONE for fields, _ in answers.frames)
+            answered = any(isinstance(message, Done) for message, _ in answers.frames)
             assert answered or was_left
             assert (2 in slot.runners) == answered
             left, kept = left + was_left, kept + (not was_left)

@@ -23,27 +23,18 @@ from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome
 from symphony_dask.wire import connection as lane
-from symphony_dask.wire.connection import (
-    DONE,
+from symphony_dask.wire.connection import Connection
+from symphony_dask.wire.handshake import connect
+from symphony_dask.wire.hello import ClientHello, LinkHello, WorkerHello
+from symphony_dask.wire.messages import Cancel, Done, Execute, Op, Result, Submit, in_parts
+from symphony_dask.wire.records import (
     DONE_ROW,
-    EXECUTE,
-    EXECUTE_ROW,
-    HELLO,
-    PING,
-    PONG,
-    RESULT,
-    RESULT_ROW,
-    SUBMIT,
     SUBMIT_ROW,
-    VERSION,
-    WELCOME,
-    Connection,
-    column,
-    connect,
-    pack_rows,
+    make_column,
+    make_records,
     read_column,
-    read_rows,
 )
+from tests.helpers.lane import Raw, fields_of, raw_frame
 
 Frame = tuple[int, list[Any], bytes]
 
@@ -54,24 +45,19 @@ FIELDS = st.lists(
 FRAMES = st.lists(st.tuples(st.integers(0, 9), FIELDS, st.binary(max_size=200)), max_size=8)
 
 
-def encoded(op: int, fields: list[Any], blob: bytes = b"") -> bytes:
-    header = msgpack.packb([op, *fields])
-    return struct.pack("<II", len(header), len(blob)) + header + blob
-
-
 class Server:
     """A lane server that keeps what it gets."""
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
-        self.connections: list[Connection] = []
+        self.connections: list[Connection[None]] = []
         self.lost: list[Exception | None] = []
 
-    def accept(self) -> Connection:
-        self.connections.append(Connection(self.frame, lambda _, error: self.lost.append(error)))
+    def accept(self) -> Connection[None]:
+        self.connections.append(Connection(self.frame, lambda _, error: self.lost.append(error), None))
         return self.connections[-1]
 
-    def frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+    def frame(self, connection: Connection[None], op: int, fields: list[Any], blob: memoryview) -> None:
         self.frames.append((op, fields, bytes(blob)))
 
 
@@ -82,7 +68,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 @asynccontextmanager
-async def listening(accept: Callable[[], Connection]) -> AsyncIterator[int]:
+async def listening(accept: Callable[[], Connection[None]]) -> AsyncIterator[int]:
     """The port of a server on the loopback interface."""
     server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
     try:
@@ -104,7 +90,7 @@ def received(pieces: list[bytes]) -> list[Frame]:
     return asyncio.run(main())
 
 
-def feed(connection: Connection, piece: bytes) -> None:
+def feed(connection: Connection[None], piece: bytes) -> None:
     """Have a connection read ``piece``, as a transport does."""
     while piece:
         buffer = connection.get_buffer(-1)
@@ -131,32 +117,32 @@ def exchanged(write: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> Serve
 
 
 THREE: list[Frame] = [
-    (SUBMIT, [1, b"ab"], b"payload"),
-    (PONG, [2**62], b""),
-    (RESULT, [{0: ["ModelError", "x"]}], b"z"),
+    (Op.SUBMIT, [1, b"ab"], b"payload"),
+    (Op.PONG, [2**62], b""),
+    (Op.RESULT, [{0: ["ModelError", "x"]}], b"z"),
 ]
 
 
 def test_a_frame_cut_anywhere_arrives_whole() -> None:
-    data = b"".join(encoded(*frame) for frame in THREE)
+    data = b"".join(raw_frame(frame[0], *frame[1], blob=frame[2]) for frame in THREE)
     for at in range(len(data) + 1):
         assert received([data[:at], data[at:]]) == THREE
 
 
 def test_frames_that_come_byte_by_byte_arrive_whole() -> None:
-    data = b"".join(encoded(*frame) for frame in THREE)
+    data = b"".join(raw_frame(frame[0], *frame[1], blob=frame[2]) for frame in THREE)
     assert received([data[i : i + 1] for i in range(len(data))]) == THREE
 
 
 def test_many_frames_in_one_read_arrive_in_order() -> None:
-    frames: list[Frame] = [(PONG, [i], b"x" * (i % 5)) for i in range(1000)]
-    assert received([b"".join(encoded(*frame) for frame in frames)]) == frames
+    frames: list[Frame] = [(Op.PONG, [i], b"x" * (i % 5)) for i in range(1000)]
+    assert received([b"".join(raw_frame(frame[0], *frame[1], blob=frame[2]) for frame in frames)]) == frames
 
 
 @given(FRAMES, st.lists(st.integers(0, 2000), max_size=5))
 @settings(max_examples=60, deadline=None)
 def test_what_is_sent_is_what_arrives(frames: list[Frame], cuts: list[int]) -> None:
-    data = b"".join(encoded(*frame) for frame in frames)
+    data = b"".join(raw_frame(frame[0], *frame[1], blob=frame[2]) for frame in frames)
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     assert received([data[a:b] for a, b in pairwise(edges)]) == frames
 
@@ -169,7 +155,7 @@ def test_send_delivers_over_tcp(frames: list[Frame]) -> None:
         async with listening(server.accept) as port:
             _, connection = await asyncio.get_running_loop().create_connection(sender.accept, "127.0.0.1", port)
             for op, fields, blob in frames:
-                connection.send([op, *fields], blob)
+                connection.send(Raw(op, *fields), blob)
             connection.close()
             await until(lambda: server.lost)
         assert server.frames == frames
@@ -193,10 +179,10 @@ def test_frames_of_one_tick_leave_in_one_write() -> None:
 
         connection = Server().accept()
         connection.connection_made(Transport({"socket": socket.socket()}))
-        connection.send([PING, 1])
-        connection.send([RESULT], b"blob")
+        connection.send(Raw(Op.PING, 1))
+        connection.send(Raw(Op.RESULT), b"blob")
         await until(lambda: writes)
-        assert writes == [encoded(PING, [1]) + encoded(RESULT, [], b"blob")]
+        assert writes == [raw_frame(Op.PING, 1) + raw_frame(Op.RESULT, blob=b"blob")]
 
     asyncio.run(main())
 
@@ -222,11 +208,11 @@ def test_a_frame_above_the_limit_closes_the_connection_before_its_bytes_come(cap
 )
 def test_a_malformed_header_closes_the_connection(data: bytes) -> None:
     async def write(writer: asyncio.StreamWriter) -> None:
-        writer.write(encoded(PONG, [1]))
+        writer.write(raw_frame(Op.PONG, 1))
         writer.write(data)
-        writer.write(encoded(PONG, [2]))
+        writer.write(raw_frame(Op.PONG, 2))
 
-    assert exchanged(write).frames == [(PONG, [1], b"")]
+    assert exchanged(write).frames == [(Op.PONG, [1], b"")]
 
 
 def test_what_the_host_raises_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +222,7 @@ def test_what_the_host_raises_closes_the_connection(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Server, "frame", refuse)
 
     async def write(writer: asyncio.StreamWriter) -> None:
-        writer.write(encoded(PONG, [1]) * 3)
+        writer.write(raw_frame(Op.PONG, 1) * 3)
 
     assert len(exchanged(write).lost) == 1
 
@@ -246,12 +232,12 @@ def test_a_closed_connection_sends_nothing_and_loses_nothing_twice() -> None:
         server, sender = Server(), Server()
         async with listening(server.accept) as port:
             _, connection = await asyncio.get_running_loop().create_connection(sender.accept, "127.0.0.1", port)
-            connection.send([PONG, 1])
+            connection.send(Raw(Op.PONG, 1))
             connection.close()
             connection.close()
-            connection.send([PONG, 2])
+            connection.send(Raw(Op.PONG, 2))
             await until(lambda: server.lost and sender.lost)
-        assert server.frames == [(PONG, [1], b"")]
+        assert server.frames == [(Op.PONG, [1], b"")]
         assert (server.lost, sender.lost) == ([None], [None])
 
     asyncio.run(main())
@@ -283,7 +269,7 @@ def test_a_large_blob_that_the_peer_takes_slowly_arrives_whole_and_in_order() ->
             assert server.connections[0]._transport is not None
             server.connections[0]._transport.pause_reading()
             for i, blob in enumerate(blobs):
-                connection.send([DONE, i], blob, b"tail")
+                connection.send(Raw(Op.DONE, i), blob, b"tail")
             await until(lambda: connection.stuck)
             # What the kernel did not take stays uncopied: at most one piece of it is in the transport.
             assert connection._transport is not None
@@ -291,7 +277,7 @@ def test_a_large_blob_that_the_peer_takes_slowly_arrives_whole_and_in_order() ->
             server.connections[0]._transport.resume_reading()
             connection.on_drained = connection.close
             await until(lambda: server.lost)
-        assert server.frames == [(DONE, [i], blob + b"tail") for i, blob in enumerate(blobs)]
+        assert server.frames == [(Op.DONE, [i], blob + b"tail") for i, blob in enumerate(blobs)]
 
     asyncio.run(main())
 
@@ -299,14 +285,14 @@ def test_a_large_blob_that_the_peer_takes_slowly_arrives_whole_and_in_order() ->
 class Echo(Server):
     """A server end that sends a megabyte for each frame, and does not serve whom it cannot send to."""
 
-    def accept(self) -> Connection:
+    def accept(self) -> Connection[None]:
         connection = super().accept()
         connection.bounded = True
         return connection
 
-    def frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+    def frame(self, connection: Connection[None], op: int, fields: list[Any], blob: memoryview) -> None:
         self.frames.append((op, fields, b""))
-        connection.send([RESULT, *fields], bytes(1_000_000))
+        connection.send(Raw(Op.RESULT, *fields), bytes(1_000_000))
 
 
 def test_who_does_not_read_answers_is_read_from_no_more_until_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +308,7 @@ def test_who_does_not_read_answers_is_read_from_no_more_until_it_does(monkeypatc
             connection._transport.pause_reading()
             for i in range(n):
                 # A read of the server takes one of these at most, so that it can stop after any.
-                connection.send([PONG, i], bytes(lane._READ_BYTES))
+                connection.send(Raw(Op.PONG, i), bytes(lane._READ_BYTES))
             await until(lambda: not server.connections[0]._reading)
             served = len(server.frames)
             assert served < n
@@ -348,7 +334,7 @@ def test_who_leaves_too_much_unread_is_hung_up_on(
             assert connection._transport is not None
             connection._transport.pause_reading()
             for i in range(100):
-                connection.send([PONG, i])
+                connection.send(Raw(Op.PONG, i))
             await until(lambda: server.lost)
             connection.close()
 
@@ -371,7 +357,7 @@ def test_who_has_much_to_read_may_take_its_time_but_must_read(monkeypatch: pytes
             assert connection._transport is not None
             connection._transport.pause_reading()
             for i in range(40):
-                sender.send([RESULT, i], bytes(1_000_000))
+                sender.send(Raw(Op.RESULT, i), bytes(1_000_000))
             await until(lambda: sender.stuck)
             for _ in range(6):  # six seconds, as the listener counts them
                 sender.mind_slow_reader(1.0)
@@ -407,7 +393,7 @@ def test_a_peer_that_reads_as_fast_as_it_is_sent_to_leaves_others_their_turn() -
 
             written = 0
             sender._write_some = counted  # type: ignore[method-assign]
-            sender.send([RESULT, 0], bytes(100_000_000))
+            sender.send(Raw(Op.RESULT, 0), bytes(100_000_000))
             while not client.frames:
                 written = 0
                 await asyncio.sleep(0)
@@ -426,9 +412,9 @@ def test_closing_sends_what_was_sent_before_however_much_it_is_and_takes_nothing
             await asyncio.get_running_loop().create_connection(client.accept, "127.0.0.1", port)
             await until(lambda: server.connections and server.connections[0]._transport)
             (sender,) = server.connections
-            sender.send([RESULT, 0], bytes(50_000_000))
+            sender.send(Raw(Op.RESULT, 0), bytes(50_000_000))
             sender.close()
-            sender.send([RESULT, 1])
+            sender.send(Raw(Op.RESULT, 1))
             await until(lambda: client.lost and server.lost)
             assert [fields for _, fields, _ in client.frames] == [[0]]
 
@@ -437,9 +423,9 @@ def test_closing_sends_what_was_sent_before_however_much_it_is_and_takes_nothing
 
 def test_payloads_go_into_frames_that_end_with_the_one_that_fills_them() -> None:
     mib = 1 << 20
-    found = list(lane.in_parts([mib, 20 * mib, -1, 15 * mib, mib, 3]))
+    found = list(in_parts([mib, 20 * mib, -1, 15 * mib, mib, 3]))
     assert [(part.start, part.stop) for part in found] == [(0, 2), (2, 5), (5, 6)]
-    assert list(lane.in_parts([])) == []
+    assert list(in_parts([])) == []
 
 
 def test_who_has_not_said_hello_cannot_reserve_memory() -> None:
@@ -470,9 +456,9 @@ def test_a_silent_peer_is_probed_by_the_kernel() -> None:
 
 
 def test_a_column_is_little_endian_bytes() -> None:
-    assert column([1, -1], "<i4") == b"\x01\0\0\0\xff\xff\xff\xff"
-    assert read_column(column([2**62, -5])).tolist() == [2**62, -5]
-    with pytest.raises(BadInput, match="cannot be read as <i8"):
+    assert make_column([1, -1]).tobytes() == b"\x01" + bytes(7) + b"\xff" * 8
+    assert read_column(make_column([2**62, -5]).tobytes()).tolist() == [2**62, -5]
+    with pytest.raises(BadInput, match="cannot be read as int64"):
         read_column(b"1234567")
 
 
@@ -495,30 +481,37 @@ class Bench:
         self.answers: dict[int, bytes] = {}
         self.batches: list[int] = []
 
-    async def connect(self, **hello: Any) -> Connection:
-        hello = {"token": self.dispatcher.token, "version": VERSION, "role": "client"} | hello
-        return await connect("127.0.0.1", self.dispatcher.port, hello, self.frame, lambda *lost: None, timeout_s=10)
+    async def connect(self, worker: str = "") -> Connection[None]:
+        """A client, or the worker of an address."""
+        token = self.dispatcher.token
+        said = WorkerHello(token=token, worker=worker, host="h", slots=1, gpu_class="cpu")
+        return await self.greet(said if worker else ClientHello(token=token))
 
-    def frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
-        if op == EXECUTE:
-            batch, slot, _, rows, *_ = fields
-            sizes = read_rows(rows, EXECUTE_ROW)["bytes"]
-            self.batches.append(len(sizes))
-            done = pack_rows(DONE_ROW, len(sizes), bytes=sizes, link=-1)
-            connection.send([DONE, batch, slot, 0, 1000, 1000, done, {}, b""], bytes(blob))
+    async def greet(self, hello: Any) -> Connection[None]:
+        port, frame = self.dispatcher.port, self.frame
+        connection, _ = await connect("127.0.0.1", port, hello, frame, lambda *lost: None, peer=None)
+        return connection
+
+    def frame(self, connection: Connection[None], op: int, fields: list[Any], blob: memoryview) -> None:
+        if op == Op.EXECUTE:
+            batch = Execute.decode(fields, blob)
+            self.batches.append(len(batch.rows))
+            done = make_records(DONE_ROW, len(batch.rows), bytes=batch.rows["bytes"], link=-1)
+            times = (0, 1000, 1000)
+            connection.send(Done(batch.batch, batch.slot, *times, done, {}, make_column([]), (0, 1000, 0)), bytes(blob))
         else:
-            assert op == RESULT
+            assert op == Op.RESULT
             at = 0
-            for request, size, *_ in read_rows(fields[0], RESULT_ROW).tolist():
+            for request, size, *_ in Result.decode(fields, blob).rows.tolist():
                 self.answers[request] = bytes(blob[at : at + size])
                 at += size
 
     def submit(
-        self, client: Connection, ids: list[int], payloads: list[bytes], model: int = 0, priority: int = 0
+        self, client: Connection[None], ids: list[int], payloads: list[bytes], model: int = 0, priority: int = 0
     ) -> None:
         sizes = [len(p) for p in payloads]
-        frame = pack_rows(SUBMIT_ROW, len(ids), id=ids, bytes=sizes, model=model, priority=priority)
-        client.send([SUBMIT, frame], b"".join(payloads))
+        rows = make_records(SUBMIT_ROW, len(ids), id=ids, bytes=sizes, model=model, priority=priority)
+        client.send(Submit(rows), b"".join(payloads))
 
     async def answered(self, *ids: int) -> list[bytes]:
         await until(lambda: all(i in self.answers for i in ids))
@@ -540,7 +533,7 @@ def on_bench(main: Callable[[Bench], Awaitable[None]]) -> None:
         bench = Bench(made)
         try:
             made.add_model(made.new_model_id(), "m", 60 * 10**9, {"cpu": LatencyProfile(0.0, 0.1, 8)})
-            await bench.connect(role="worker", worker="w", host="h", slots=1, gpu_class="cpu")
+            await bench.connect("w")
             await main(bench)
         finally:
             await made.stop()
@@ -564,13 +557,13 @@ def test_each_request_gets_its_own_answer() -> None:
 @pytest.mark.parametrize(
     "first",
     [
-        [HELLO, {"token": "wrong", "version": VERSION, "role": "client"}],
-        [HELLO, {"token": "naïve", "version": VERSION, "role": "client"}],
-        [HELLO, {"version": VERSION, "role": "client"}],
-        [HELLO, "token"],
-        [HELLO],
-        [SUBMIT, b""],
-        [WELCOME, {}],
+        [Op.HELLO, {"token": "wrong", "versions": [8, 8], "role": "client"}],
+        [Op.HELLO, {"token": "naïve", "versions": [8, 8], "role": "client"}],
+        [Op.HELLO, {"versions": [8, 8], "role": "client"}],
+        [Op.HELLO, "token"],
+        [Op.HELLO],
+        [Op.SUBMIT, b""],
+        [Op.WELCOME, {}],
         [99],
     ],
     ids=str,
@@ -579,7 +572,7 @@ def test_who_does_not_say_hello_with_the_token_is_turned_away_and_others_are_ser
     async def main(bench: Bench) -> None:
         client = await bench.connect()
         reader, writer = await asyncio.open_connection("127.0.0.1", bench.dispatcher.port)
-        writer.write(encoded(first[0], first[1:]))
+        writer.write(raw_frame(*first))
         async with asyncio.timeout(10):
             assert await reader.read() == b""
         writer.close()
@@ -590,16 +583,40 @@ def test_who_does_not_say_hello_with_the_token_is_turned_away_and_others_are_ser
 
 
 def test_another_version_is_told_to_install_one_release(caplog: pytest.LogCaptureFixture) -> None:
+    text = "the peer speaks lane versions 9 to 12, this release speaks version 8: install one release"
+
     async def main(bench: Bench) -> None:
-        with pytest.raises(ConnectionError, match="turned the connection away"):
-            await bench.connect(version=VERSION + 1)
+        with pytest.raises(ConnectionError, match=text):
+            await bench.greet(ClientHello(token=bench.dispatcher.token, versions=(9, 12)))
 
     on_bench(main)
-    assert "install one release" in caplog.text
+    assert text in caplog.text
+
+
+def test_a_client_of_version_7_is_told_so_and_hung_up_on() -> None:
+    async def main(bench: Bench) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", bench.dispatcher.port)
+        writer.write(raw_frame(Op.HELLO, {"token": bench.dispatcher.token, "version": 7, "role": "client"}))
+        async with asyncio.timeout(10):
+            said = await reader.read()
+        writer.close()
+        (op, text), _ = fields_of(said)
+        assert op == Op.REFUSED
+        assert text.startswith("the peer speaks lane version 7, this release speaks version 8: install one release")
+
+    on_bench(main)
+
+
+def test_a_client_that_means_a_worker_is_turned_away() -> None:
+    async def main(bench: Bench) -> None:
+        with pytest.raises(ConnectionError, match="turned the connection away"):
+            await bench.greet(LinkHello(token=bench.dispatcher.token, client=1, link=0))
+
+    on_bench(main)
 
 
 def _submit(n: int = 1, **fields: Any) -> list[Any]:
-    return [SUBMIT, pack_rows(SUBMIT_ROW, n, **{"id": 1, "bytes": 3, **fields})]
+    return Submit(make_records(SUBMIT_ROW, n, **{"id": 1, "bytes": 3, **fields})).encode()
 
 
 @pytest.mark.parametrize(
@@ -611,11 +628,11 @@ def _submit(n: int = 1, **fields: Any) -> list[Any]:
         _submit(2, bytes=[2**62, 3 - 2**62]),
         _submit(4, bytes=[2**62, 2**62, 2**63 - 1, 4]),
         _submit(held=1),
-        [SUBMIT, b"123"],
-        [SUBMIT, 7],
-        [SUBMIT],
-        [DONE, 0, 0, 0, 0, 0, b"", {}],
-        [EXECUTE],
+        [Op.SUBMIT, b"123"],
+        [Op.SUBMIT, 7],
+        [Op.SUBMIT],
+        [Op.DONE, 0, 0, 0, 0, 0, b"", {}, b"", [0, 0, 0]],
+        [Op.EXECUTE],
     ],
     ids=[
         "size above the blob",
@@ -634,7 +651,7 @@ def _submit(n: int = 1, **fields: Any) -> list[Any]:
 def test_a_client_that_sends_nonsense_is_cut_off_and_others_are_served(fields: list[Any]) -> None:
     async def main(bench: Bench) -> None:
         good, bad = await bench.connect(), await bench.connect()
-        bad.send(fields, b"abc")
+        bad.send(Raw(*fields), b"abc")
         await until(lambda: bad.closed)
         bench.submit(good, [2], [b"still here"])
         assert await bench.answered(2) == [b"still here"]
@@ -649,7 +666,8 @@ def test_a_client_that_sends_nonsense_is_cut_off_and_others_are_served(fields: l
         ([1], {}, (0, 0, 0)),
         ([2, 2], {}, (0, 0, 0)),
         ([4, -1], {}, (0, 0, 0)),
-        ([3, 0], {2: "an error of a third request"}, (0, 0, 0)),
+        ([3, 0], {2: [5, "an error of a third request"]}, (0, 0, 0)),
+        ([1, 2], {0: [6, "an error that a worker does not know of"]}, (0, 0, 0)),
         ([1, 2], {0: ["no text"]}, (0, 0, 0)),
         ([1, 2], {}, (0, 2**62, 0)),
         ([1, 2], {}, (-1, 0, 0)),
@@ -661,19 +679,20 @@ def test_a_worker_that_reports_nonsense_is_cut_off_and_its_requests_are_run_else
     sizes: list[int], errors: dict[int, Any], times: tuple[Any, ...]
 ) -> None:
     async def main(bench: Bench) -> None:
-        def nonsense(connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
-            batch, slot = fields[:2]
-            done = pack_rows(DONE_ROW, len(sizes), bytes=sizes, link=-1)
-            connection.send([DONE, batch, slot, *times, done, errors, b""], bytes(blob))
+        def nonsense(connection: Connection[None], op: int, fields: list[Any], blob: memoryview) -> None:
+            batch = Execute.decode(fields, blob)
+            done = make_records(DONE_ROW, len(sizes), bytes=sizes, link=-1).tobytes()
+            head = (Op.DONE, batch.batch, batch.slot, *times)
+            connection.send(Raw(*head, done, errors, b"", [0, 0, 0]), bytes(blob))
 
         good_frame, bench.frame = bench.frame, nonsense  # type: ignore[method-assign]
         bench.dispatcher.drop_worker("w")
-        bad = await bench.connect(role="worker", worker="bad", host="h", slots=1, gpu_class="cpu")
+        bad = await bench.connect("bad")
         bench.frame = good_frame  # type: ignore[method-assign]
         client = await bench.connect()
         bench.submit(client, [1, 2], [b"a", b"bc"])
         await until(lambda: bad.closed)
-        await bench.connect(role="worker", worker="good", host="h", slots=1, gpu_class="cpu")
+        await bench.connect("good")
         assert await bench.answered(1, 2) == [b"a", b"bc"]
         bench.dispatcher.engine.validate()
 
@@ -689,11 +708,10 @@ def test_requests_of_absurd_ages_and_slos_do_not_keep_others_from_being_served()
         rows = [(slo, age) for slo in ends for age in ends]
         slos, ages = zip(*rows, strict=True)
         ids = range(100, 100 + len(rows))
-        frame = pack_rows(SUBMIT_ROW, len(rows), id=ids, bytes=1, slo=slos, age=ages)
-        odd.send([SUBMIT, frame], b"x" * len(rows))
+        odd.send(Submit(make_records(SUBMIT_ROW, len(rows), id=ids, bytes=1, slo=slos, age=ages)), b"x" * len(rows))
         bench.submit(good, [1], [b"served"])
         await until(lambda: bench.dispatcher.status()["models"]["m"]["queued"] > 1)
-        await bench.connect(role="worker", worker="v", host="h", slots=1, gpu_class="cpu")
+        await bench.connect("v")
         assert await bench.answered(1) == [b"served"]
         await bench.answered(*ids)  # in one way or another
         bench.dispatcher.engine.validate()
@@ -703,25 +721,24 @@ def test_requests_of_absurd_ages_and_slos_do_not_keep_others_from_being_served()
 
 def test_what_a_client_says_of_held_payloads_does_not_spoil_the_batch_of_another() -> None:
     async def main(bench: Bench) -> None:
-        batches: list[list[Any]] = []
+        batches: list[Execute] = []
 
-        def watch(connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
-            if op == EXECUTE:
-                batches.append(fields)
+        def watch(connection: Connection[None], op: int, fields: list[Any], blob: memoryview) -> None:
+            if op == Op.EXECUTE:
+                batches.append(Execute.decode(fields, blob))
 
         good = await bench.connect()
         place_nothing(bench.dispatcher)
         bench.frame = watch  # type: ignore[method-assign]
         odd = await bench.connect()
-        frame = pack_rows(SUBMIT_ROW, 2, id=[8, 9], bytes=[5, 5], held=[1, -1])  # which cancelled out once
-        odd.send([SUBMIT, frame])
+        rows = make_records(SUBMIT_ROW, 2, id=[8, 9], bytes=[5, 5], held=[1, -1])  # which cancelled out once
+        odd.send(Submit(rows))
         bench.submit(good, [1], [b"served"])
         await until(lambda: bench.dispatcher.status()["models"]["m"]["queued"] == 3)
-        await bench.connect(role="worker", worker="v", host="h", slots=1, gpu_class="cpu")
+        await bench.connect("v")
         await until(lambda: batches)
-        _, _, _, rows, wait_ns, *_ = batches[0]
-        assert sorted(read_rows(rows, EXECUTE_ROW)["held"].tolist()) == [0, 1, 1]
-        assert wait_ns > 0
+        assert sorted(batches[0].rows["held"].tolist()) == [0, 1, 1]
+        assert batches[0].wait_ns > 0
 
     on_bench(main)
 
@@ -730,15 +747,15 @@ def test_counts_add_up_when_requests_are_cancelled_in_flight_and_their_worker_is
     async def main(bench: Bench) -> None:
         answer, bench.frame = bench.frame, lambda *frame: None  # type: ignore[method-assign,assignment]
         bench.dispatcher.drop_worker("w")
-        await bench.connect(role="worker", worker="mute", host="h", slots=1, gpu_class="cpu")
+        await bench.connect("mute")
         bench.frame = answer  # type: ignore[method-assign]
         client = await bench.connect()
         bench.submit(client, [1, 2], [b"a", b"b"])
         await until(lambda: bench.dispatcher.in_flight("mute"))
-        client.send([lane.CANCEL, column([1])])
+        client.send(Cancel(make_column([1])))
         await until(lambda: np.count_nonzero(bench.dispatcher._requests.client >= 0) == 1)
         bench.dispatcher.drop_worker("mute")
-        await bench.connect(role="worker", worker="w", host="h", slots=1, gpu_class="cpu")
+        await bench.connect("w")
         assert await bench.answered(2) == [b"b"]
         outcomes = bench.dispatcher.status()["models"]["m"]["outcomes"]
         assert {k: v for k, v in outcomes.items() if v} == {"ok": 1, "cancelled": 1}
@@ -774,7 +791,7 @@ def test_a_request_of_higher_priority_takes_the_room_of_one_of_a_full_queue_whic
         bench.submit(client, [3], [b"c"], model=1, priority=1)
         assert await bench.answered(2) == [b""]
         assert made.status()["models"]["narrow"]["outcomes"]["rejected"] == 1
-        await bench.connect(role="worker", worker="v", host="h", slots=1, gpu_class="cpu")
+        await bench.connect("v")
         assert await bench.answered(1, 3) == [b"a", b"c"]
         made.engine.validate()
 
@@ -820,7 +837,7 @@ def test_delays_for_which_all_is_refused_are_soon_thought_to_be_over() -> None:
 def test_where_another_worker_serves_a_drained_one_gets_no_batch_and_may_come_back() -> None:
     async def main(bench: Bench) -> None:
         made = bench.dispatcher
-        other = await bench.connect(role="worker", worker="v", host="h", slots=1, gpu_class="cpu")
+        other = await bench.connect("v")
         await until(lambda: len(made.workers) == 2)
         made.drain_workers(["w", "gone"])
         assert (made.is_draining("w"), made.is_closing("w")) == (True, False)
@@ -843,7 +860,7 @@ def test_the_last_worker_takes_what_is_queued_and_nothing_new_and_then_drains() 
     async def main(bench: Bench) -> None:
         made = bench.dispatcher
         answer, bench.frame = bench.frame, lambda *frame: None  # type: ignore[method-assign,assignment]
-        mute = await bench.connect(role="worker", worker="v", host="h", slots=1, gpu_class="cpu")
+        mute = await bench.connect("v")
         made.drop_worker("w")
         bench.frame = answer  # type: ignore[method-assign]
         client = await bench.connect()
@@ -857,7 +874,7 @@ def test_the_last_worker_takes_what_is_queued_and_nothing_new_and_then_drains() 
         assert await bench.answered(9) == [b""]
         made.drop_worker("v")  # the three are queued again
         mute.close()
-        await bench.connect(role="worker", worker="u", host="h", slots=1, gpu_class="cpu")
+        await bench.connect("u")
         assert await bench.answered(0, 1, 2) == [b"a"] * 3
         made.engine.validate()
 
@@ -869,7 +886,7 @@ def test_a_request_whose_workers_keep_dying_ends_after_the_third() -> None:
         made = bench.dispatcher
         answer, bench.frame = bench.frame, lambda *frame: None  # type: ignore[method-assign,assignment]
         made.drop_worker("w")
-        mute = [await bench.connect(role="worker", worker=f"{i}", host="h", slots=1, gpu_class="cpu") for i in range(3)]
+        mute = [await bench.connect(f"{i}") for i in range(3)]
         bench.frame = answer  # type: ignore[method-assign]
         client = await bench.connect()
         bench.submit(client, [1], [b"a"])

@@ -12,27 +12,26 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import pytest
 
 from symphony_dask.dispatcher.sessions import worker_of
 from symphony_dask.errors import BadInput
 from symphony_dask.slot.batch_inbox import Inbox
 from symphony_dask.timeouts import ConnectionTimeouts
-from symphony_dask.wire import connection as lane
+from symphony_dask.wire import hello as greeting
 from symphony_dask.wire import listener
-from symphony_dask.wire.connection import DATA, HELLO, VERSION, WELCOME, Connection, check_hello, column, connect
+from symphony_dask.wire.connection import Connection
+from symphony_dask.wire.handshake import accept, connect
+from symphony_dask.wire.hello import ClientHello, LinkHello, Welcome, WorkerHello, read_hello
 from symphony_dask.wire.listener import Listener
+from symphony_dask.wire.messages import Data, Op
+from symphony_dask.wire.records import make_column
+from tests.helpers.lane import Raw, frame, raw_frame
 
 TOKEN = "5" * 32
 
 
-def encoded(op: int, *fields: Any, blob: bytes = b"") -> bytes:
-    header = msgpack.packb([op, *fields])
-    return struct.pack("<II", len(header), len(blob)) + header + blob
-
-
-HELLO_FRAME = encoded(HELLO, {"token": TOKEN, "version": VERSION})
+HELLO_FRAME = frame(ClientHello(token=TOKEN))
 
 
 class Host:
@@ -40,14 +39,14 @@ class Host:
 
     def __init__(self, timeouts: ConnectionTimeouts) -> None:
         self.frames: list[tuple[int, int]] = []
-        self.door = Listener(self.frame, lambda *lost: None, timeouts=timeouts)
+        self.door: Listener[str] = Listener(self.frame, lambda *lost: None, timeouts=timeouts)
 
-    def frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
+    def frame(self, connection: Connection[str | None], op: int, fields: list[Any], blob: memoryview) -> None:
         if connection.peer is None:
-            check_hello(fields[0], TOKEN)
+            accept(connection, op, fields, TOKEN)
             self.door.welcome(connection)
             connection.peer = "known"
-            connection.send([WELCOME, {}])
+            connection.send(Welcome())
         else:
             self.frames.append((op, len(blob)))
 
@@ -103,7 +102,7 @@ async def drip(writer: asyncio.StreamWriter, data: bytes) -> None:
 async def entered(host: Host) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", host.door.port)
     writer.write(HELLO_FRAME)
-    await reader.readexactly(len(encoded(WELCOME, {})))
+    await reader.readexactly(len(frame(Welcome())))
     return reader, writer
 
 
@@ -148,9 +147,9 @@ def test_who_is_idle_between_frames_stays(quick: ConnectionTimeouts) -> None:
     async def main(host: Host) -> None:
         _, writer = await entered(host)
         await asyncio.sleep(0.5)
-        writer.write(encoded(DATA, blob=b"abc"))
+        writer.write(raw_frame(Op.DATA, blob=b"abc"))
         await until(lambda: host.frames)
-        assert host.frames == [(DATA, 3)]
+        assert host.frames == [(Op.DATA, 3)]
         writer.close()
 
     hosted(quick, main)
@@ -161,13 +160,13 @@ def test_a_large_frame_that_comes_fast_enough_may_take_longer(quick: ConnectionT
 
     async def main(host: Host) -> None:
         _, writer = await entered(host)
-        frame = encoded(DATA, blob=bytes(size))
+        frame = raw_frame(Op.DATA, blob=bytes(size))
         for at in range(0, len(frame), 8_000):  # 400 kB/s at most, for half a second at least
             writer.write(frame[at : at + 8_000])
             await writer.drain()
             await asyncio.sleep(0.02)
         await until(lambda: host.frames)
-        assert host.frames == [(DATA, size)]
+        assert host.frames == [(Op.DATA, size)]
         writer.close()
 
     hosted(quick, main)
@@ -176,7 +175,7 @@ def test_a_large_frame_that_comes_fast_enough_may_take_longer(quick: ConnectionT
 def test_frames_that_never_leave_the_buffer_empty_are_not_taken_for_one_that_drips(quick: ConnectionTimeouts) -> None:
     async def main(host: Host) -> None:
         _, writer = await entered(host)
-        data = encoded(DATA, blob=b"abc") * 60
+        data = raw_frame(Op.DATA, blob=b"abc") * 60
         for at in range(0, len(data), 10):  # a frame is cut at nearly every write
             writer.write(data[at : at + 10])
             await writer.drain()
@@ -235,18 +234,18 @@ def test_tokens_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
         compared.append((a, b))
         return secrets.compare_digest(a, b)
 
-    monkeypatch.setattr(lane, "compare_digest", compare)
-    assert check_hello({"token": TOKEN, "version": VERSION}, TOKEN)["token"] == TOKEN
+    monkeypatch.setattr(greeting, "compare_digest", compare)
+    assert read_hello([{"token": TOKEN, "versions": [8, 8], "role": "client"}], TOKEN)[0].token == TOKEN
     for wrong in ("", TOKEN[:-1], None, 5, [TOKEN]):
         with pytest.raises(BadInput, match="wrong token"):
-            check_hello({"token": wrong, "version": VERSION}, TOKEN)
+            read_hello([{"token": wrong, "versions": [8, 8], "role": "client"}], TOKEN)
     assert len(compared) == 6
 
 
 def test_what_is_wrong_with_a_hello_is_told_without_the_token(caplog: pytest.LogCaptureFixture) -> None:
     for hello in ({"token": "guess-1"}, {"token": TOKEN, "version": 0}):
         with pytest.raises(BadInput) as raised:
-            check_hello(hello, TOKEN)
+            read_hello([hello], TOKEN)
         assert TOKEN not in str(raised.value)
         assert "guess-1" not in str(raised.value)
 
@@ -258,9 +257,9 @@ def test_a_worker_takes_payloads_only_from_who_has_the_token(known: str | None, 
         inbox = Inbox(lambda batch: None)
         inbox.token = known
         port = await inbox.listen("127.0.0.1", [0], None)
-        hello = {"token": token, "version": VERSION, "client": 1, "link": 0}
+        hello: Any = Raw(1, {"token": token, "versions": [8, 8], "role": "link", "client": 1, "link": 0})
         try:
-            connection = await connect("127.0.0.1", port, hello, lambda *frame: None, lambda *lost: None)
+            connection, _ = await connect("127.0.0.1", port, hello, lambda *frame: None, lambda *lost: None, peer=None)
         except ConnectionError:
             return False
         finally:
@@ -277,9 +276,10 @@ def test_a_worker_takes_no_numbers_that_it_could_not_answer_with(wrong: dict[str
         inbox = Inbox(lambda batch: None)
         inbox.token = TOKEN
         port = await inbox.listen("127.0.0.1", [0], None)
-        hello = {"token": TOKEN, "version": VERSION, "client": 1, "link": 0} | wrong
+        said = {"token": TOKEN, "versions": [8, 8], "role": "link", "client": 1, "link": 0}
+        hello: Any = Raw(1, said | wrong)
         with pytest.raises(ConnectionError, match="turned the connection away"):
-            await connect("127.0.0.1", port, hello, lambda *frame: None, lambda *lost: None)
+            await connect("127.0.0.1", port, hello, lambda *frame: None, lambda *lost: None, peer=None)
         inbox.close()
 
     asyncio.run(main())
@@ -301,10 +301,13 @@ def test_a_worker_takes_no_numbers_that_it_could_not_answer_with(wrong: dict[str
     ids=str,
 )
 def test_a_worker_that_says_nonsense_of_itself_is_turned_away(wrong: dict[str, Any]) -> None:
-    sound = {"worker": "tcp://w:1", "host": "h", "gpu_class": "cpu", "slots": 1, "lane": ["h", 1], "memory": None}
-    assert worker_of(sound).lane == ("h", 1)
-    with pytest.raises(BadInput, match=r"lane HELLO of (a )?worker"):
-        worker_of(sound | wrong)
+    said = {"worker": "tcp://w:1", "host": "h", "gpu_class": "cpu", "slots": 1, "lane": ["h", 1], "memory": None}
+    sound = {"token": TOKEN, "versions": [8, 8], "role": "worker", **said}
+    hello, _ = read_hello([sound], TOKEN)
+    assert isinstance(hello, WorkerHello)
+    assert worker_of(hello).lane == ("h", 1)
+    with pytest.raises(BadInput, match="lane HELLO has"):
+        read_hello([sound | wrong], TOKEN)
 
 
 @pytest.mark.parametrize("op", ["x\nERROR all is lost", b"\n" * 3000, [1] * 60])
@@ -314,7 +317,7 @@ def test_a_stranger_writes_no_line_of_its_own_into_the_log(op: Any, caplog: pyte
         inbox.token = TOKEN
         port = await inbox.listen("127.0.0.1", [0], None)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(encoded(op))
+        writer.write(raw_frame(op))
         await cut_off(reader)
         writer.close()
         inbox.close()
@@ -337,13 +340,13 @@ def test_what_a_client_sends_for_batches_that_never_come_is_bounded_and_forgotte
         inbox = Inbox(lambda batch: None)
         inbox.token = TOKEN
         port = await inbox.listen("127.0.0.1", [0], None)
-        hello = {"token": TOKEN, "version": VERSION, "client": 1, "link": 0}
-        connection = await connect("127.0.0.1", port, hello, lambda *frame: None, lambda *lost: None)
+        hello = LinkHello(token=TOKEN, client=1, link=0)
+        connection, _ = await connect("127.0.0.1", port, hello, lambda *frame: None, lambda *lost: None, peer=None)
         for batch in range(3):
-            connection.send([DATA, 2**40 + batch, 1, column([1]), column([2])], b"ab")
+            connection.send(Data(2**40 + batch, 1, make_column([1]), make_column([2])), b"ab")
         await until(lambda: len(inbox._early) == 3)
-        inbox.data([2**41, 2, column([1]), column([1])], memoryview(b"x"))  # another client's
-        connection.send([DATA, 2**40 + 9, 1, column([1]), column([2])], b"ab")
+        inbox.data(Data(2**41, 2, make_column([1]), make_column([1])), memoryview(b"x"))  # another client's
+        connection.send(Data(2**40 + 9, 1, make_column([1]), make_column([2])), b"ab")
         await until(lambda: connection.closed)
         await until(lambda: list(inbox._early) == [2**41])
         inbox.close()

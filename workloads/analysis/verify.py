@@ -19,7 +19,7 @@ from symphony_dask.engine.journal import Replayer
 from symphony_dask.engine.state import BATCH
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Run, open_run, read_rows
-from symphony_dask.wire.connection import SUBMIT_ROW
+from symphony_dask.wire.records import SUBMIT_ROW
 
 #: Events read at a time.
 _CHUNK = 100_000

@@ -31,19 +31,12 @@ from symphony_dask.clock import now_ns
 from symphony_dask.dispatcher.timer import Timer
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_S
-from symphony_dask.wire.connection import (
-    PLACE,
-    RESULT,
-    RESULT_ROW,
-    SUBMIT,
-    SUBMIT_ROW,
-    VERSION,
-    Connection,
-    connect,
-    pack_rows,
-    read_column,
-    read_rows,
-)
+from symphony_dask.wire.connection import Connection
+from symphony_dask.wire.directions import SCHEDULER_TO_CLIENT
+from symphony_dask.wire.handshake import connect
+from symphony_dask.wire.hello import ClientHello
+from symphony_dask.wire.messages import RELAYED, Place, Result, Submit
+from symphony_dask.wire.records import SUBMIT_ROW, make_records
 
 if TYPE_CHECKING:
     from distributed import Security
@@ -105,10 +98,13 @@ class _Generator:
         loop = asyncio.get_running_loop()
         self._finished = loop.create_future()
         ssl_context = plan.security.get_connection_args("client").get("ssl_context")
-        hello = {"token": plan.token, "version": VERSION, "role": "client"}
-        self._connection = await connect(plan.host, plan.port, hello, self._frame, self._gone, ssl_context=ssl_context)
+        hello = ClientHello(token=plan.token)
+        self._connection, welcome = await connect(
+            plan.host, plan.port, hello, self._frame, self._gone, peer=None, ssl_context=ssl_context
+        )
         self._direct = Direct(
             self._connection,
+            welcome,
             plan.token,
             ssl_context=ssl_context,
             relay=plan.relay,
@@ -176,19 +172,19 @@ class _Generator:
             blob = b"".join([payloads[m] for m, kept in zip(models.tolist(), held, strict=True) if not kept])
         else:
             blob = self._same * count
-        frame = pack_rows(
+        records = make_records(
             SUBMIT_ROW, count, id=np.arange(i, j), age=ages, bytes=self._sizes[models], model=models,
             held=np.frombuffer(held, np.int8),
         )  # fmt: skip
-        self._connection.send([SUBMIT, frame], blob)
+        self._connection.send(Submit(records), blob)
         self.submitted[i:j] = now
 
-    def _frame(self, connection: Connection, op: int, fields: list[Any], blob: memoryview) -> None:
-        if op == PLACE:
-            batch, host, port, requests = fields
-            self._direct.place(batch, host, port, read_column(requests).tolist())
-        elif op == RESULT:
-            results = read_rows(fields[0], RESULT_ROW)
+    def _frame(self, connection: Connection[None], op: int, fields: list[Any], blob: memoryview) -> None:
+        message = SCHEDULER_TO_CLIENT.read(op, fields, blob)
+        if isinstance(message, Place):
+            self._direct.place(message.batch, message.host, message.port, message.ids.tolist())
+        elif isinstance(message, Result):
+            results = message.rows
             far = results["link"] >= 0
             if far.any():
                 for request, _, link, outcome in results[far].tolist():
@@ -199,6 +195,8 @@ class _Generator:
                 for request in ids.tolist():
                     self._direct.forget(request)
             self._answer(ids, outcomes)
+        else:
+            self._direct.take(RELAYED, message, blob)
 
     def _answered_directly(self, request: int, outcome: str, payload: memoryview) -> None:
         self._answer(np.array([request]), Outcome[outcome])
@@ -218,7 +216,7 @@ class _Generator:
         elif self._answered == len(self.done):
             self._finish()
 
-    def _gone(self, connection: Connection, error: Exception | None) -> None:
+    def _gone(self, connection: Connection[None], error: Exception | None) -> None:
         self._lost = f"the lane connection was lost ({error or 'closed'})"
         self._finish()
 

@@ -386,10 +386,10 @@ class _Host:
         self.journal.note("wire", 1_000_000, number, model, 30_000_000)
 
     def admit(self, now: int, n: int, rng: Any) -> None:
-        from symphony_dask.wire.connection import SUBMIT_ROW, pack_rows, read_rows
+        from symphony_dask.wire.records import SUBMIT_ROW, make_records
 
         fields = {"id": np.arange(n), "model": rng.integers(-1, 4, n), "priority": rng.integers(0, 3, n), "bytes": 2}
-        rows = read_rows(pack_rows(SUBMIT_ROW, n, **fields), SUBMIT_ROW)
+        rows = make_records(SUBMIT_ROW, n, **fields)
         found = self.table.admit(
             self.engine, rows, memoryview(bytes(2 * n)), client=0, now=now, margin_ns=100_000, care_ns=50_000,
             index_of=self.index_of, slo_of=self.slo_of, serving=True,
