@@ -112,7 +112,7 @@ class BatchRunner:
             watch.lap("model")
             result = encode_answers(outputs, n)
             watch.lap("output")
-            return watch.told(result)
+            return watch.timed(result)
         except Exception as error:
             return _all_failed(n, error)
 
@@ -140,7 +140,7 @@ class BatchRunner:
                     watch.lap("output")
             except Exception as error:
                 errors |= dict.fromkeys(members, error_text(error))
-        return watch.told(BatchResult(answers, np.array([len(a) for a in answers], np.int64), errors))
+        return watch.timed(BatchResult(answers, np.array([len(a) for a in answers], np.int64), errors))
 
     def _group_of(self, payload: memoryview) -> Any:
         """Equal for samples that share a call."""
@@ -175,7 +175,7 @@ class _Watch:
         self._ns[part] += now_ns - self._at_ns
         self._at_ns = now_ns
 
-    def told(self, result: BatchResult) -> BatchResult:
+    def timed(self, result: BatchResult) -> BatchResult:
         return replace(result, input_ns=self._ns["input"], output_ns=self._ns["output"])
 
 

@@ -346,7 +346,7 @@ class Dispatcher:
                 self._set_profile(model, gpu_class, next(iter(model.profiles.values())))
         for slot in range(worker.slots):
             worker.gpus.append(self._add_gpu(now, connection, slot, gpu_class))
-        self._look_who_serves()
+        self._update_serves()
         self._follow_latency()
         self._due()
         self._resubmit()
@@ -369,7 +369,7 @@ class Dispatcher:
         fresh = [c for c in connections if not c.peer.draining]
         for connection in fresh:
             connection.peer.draining = True
-        self._look_who_serves()
+        self._update_serves()
         for connection in fresh:
             if connection.peer.gpus and not self._serves and self._n_queued():
                 connection.peer.closing = True
@@ -403,7 +403,7 @@ class Dispatcher:
                 return False
             self.remove_slots(connection)
         connection.peer.draining = connection.peer.closing = False
-        self._look_who_serves()
+        self._update_serves()
         if self._serves:
             self._resubmit()
         return True
@@ -415,7 +415,7 @@ class Dispatcher:
         """Whether a draining worker still takes batches of what is queued."""
         return address in self.workers and self.workers[address].peer.closing
 
-    def _look_who_serves(self) -> None:
+    def _update_serves(self) -> None:
         self._serves = any(c.peer.gpus and not c.peer.draining for c in self.workers.values())
 
     def _n_queued(self) -> int:
@@ -468,7 +468,7 @@ class Dispatcher:
                 self._end_one(slot, Outcome.FAILED, ErrorCode.WORKER_LOST, text)
         worker.gpus.clear()
         self._aside = {batch: aside for batch, aside in self._aside.items() if aside[0] is not connection}
-        self._look_who_serves()
+        self._update_serves()
         self._follow_latency()
         self._due()
 

@@ -1,4 +1,4 @@
-"""Who is let in on a lane, and who is cut off for dawdling."""
+"""Who is let in on a lane, and who is cut off for being slow."""
 
 from __future__ import annotations
 
