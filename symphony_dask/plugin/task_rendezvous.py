@@ -2,8 +2,8 @@
 
 The scheduler sends a batch over the lane and its held tasks over Dask's own connection, in any order. A task arrives
 with its sample once Dask has brought its dependencies; the batch is run when all of its tasks have arrived, or when
-waiting any longer would cost the others too much. Everything but ``Guests.run`` and ``Guests.fail`` happens on the
-worker's event loop.
+waiting any longer would cost the others too much. Everything but ``GatheringTasks.run`` and ``GatheringTasks.fail``
+happens on the worker's event loop.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LATE = "the task did not reach the worker in time for its batch"
 GONE = "the task ended before its batch began"
 
 
-class Guests:
+class GatheringTasks:
     """The held tasks of one batch: ``names`` by their place in it. A task without a name does not come."""
 
     def __init__(self, names: Mapping[int, str], loop: asyncio.AbstractEventLoop, start: Callable[[], None]) -> None:
@@ -128,70 +128,70 @@ class Rendezvous:
     """Held tasks of one worker, and the batches that wait for them.
 
     Dask runs as many tasks at once as a worker has threads, though a held task needs none while it waits. So each
-    brings a seat of its own: ``state.nthreads`` of the worker is raised by the held tasks that are here. Plain tasks
-    keep theirs, in number and as threads.
+    lends the worker a thread: ``state.nthreads`` is raised by the held tasks that are here. Plain tasks keep theirs, in
+    number and as threads.
     """
 
     def __init__(self, state: Any) -> None:
         self._state = state
-        self._seats: set[str] = set()
+        self._lent: set[str] = set()
         self._alone: dict[str, tuple[bytes | memoryview, asyncio.Future[Any]]] = {}
-        self._expected: dict[str, Guests] = {}
+        self._expected: dict[str, GatheringTasks] = {}
         #: The last that left: of some the batch is still on its way, or the task that Dask gave up has yet to start.
         self._gone: dict[str, None] = {}
 
     def arrive(self, name: str, payload: bytes) -> asyncio.Future[Any]:
         """The sample of a task is here; the future gets the answer's payload."""
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        guests = self._expected.pop(name, None)
-        if guests is not None:
-            guests.arrive(name, payload, answer)
+        gathering = self._expected.pop(name, None)
+        if gathering is not None:
+            gathering.arrive(name, payload, answer)
         elif name in self._gone:
             answer.set_exception(Reschedule())
         else:
             self._alone[name] = (payload, answer)
         return answer
 
-    def gather(self, names: Mapping[int, str], start: Callable[[Guests], None]) -> None:
+    def gather(self, names: Mapping[int, str], start: Callable[[GatheringTasks], None]) -> None:
         """Call ``start`` once the tasks of a batch have arrived, or ``GATHER_S`` from now."""
         loop = asyncio.get_running_loop()
-        guests = Guests(names, loop, lambda: begin())
+        gathering = GatheringTasks(names, loop, lambda: begin())
 
         def begin() -> None:
             limit.cancel()
-            start(guests)
+            start(gathering)
 
         def time_up() -> None:
-            for name in list(guests.waiting):
+            for name in list(gathering.waiting):
                 self._expected.pop(name, None)
-                guests.give_up(name, late=True)
+                gathering.give_up(name, late=True)
 
         limit = loop.call_later(GATHER_S, time_up)
-        if not guests.waiting:
-            guests.start_if_complete()
-        for name in list(guests.waiting):
+        if not gathering.waiting:
+            gathering.start_if_complete()
+        for name in list(gathering.waiting):
             if name in self._alone:
-                guests.arrive(name, *self._alone.pop(name))
+                gathering.arrive(name, *self._alone.pop(name))
             elif name in self._gone:
-                guests.give_up(name)
+                gathering.give_up(name)
             else:
-                self._expected[name] = guests
+                self._expected[name] = gathering
 
-    def seat(self, name: str) -> None:
+    def lend_thread(self, name: str) -> None:
         """A held task has been sent here."""
-        if name not in self._seats:
-            self._seats.add(name)
+        if name not in self._lent:
+            self._lent.add(name)
             self._state.nthreads += 1
 
     def leave(self, name: str) -> None:
         """A held task has ended, or will not run here: no batch waits for it any longer."""
-        if name in self._seats:
-            self._seats.discard(name)
+        if name in self._lent:
+            self._lent.discard(name)
             self._state.nthreads -= 1
         self._alone.pop(name, None)
-        guests = self._expected.pop(name, None)
-        if guests is not None:
-            guests.give_up(name)
+        gathering = self._expected.pop(name, None)
+        if gathering is not None:
+            gathering.give_up(name)
         self._gone[name] = None
         if len(self._gone) > MOST_GONE:
             del self._gone[next(iter(self._gone))]

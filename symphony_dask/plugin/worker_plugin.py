@@ -132,7 +132,7 @@ class SymphonyWorkerPlugin(WorkerPlugin):
             name = None if task is None else held_name(task.run_spec)
             if name is not None:
                 self._held[key] = name
-                self.rendezvous.seat(name)
+                self.rendezvous.lend_thread(name)
         elif self._held and finish not in ("ready", "executing"):
             name = self._held.pop(key, None)
             if name is not None:

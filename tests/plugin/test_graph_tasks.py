@@ -66,11 +66,11 @@ def expect(serving: Serving, model: Model, ended: dict[str, int]) -> None:
     wait_until(lambda: outcomes(serving, model) == ended, f"outcomes {ended}")
 
 
-def seats(client: Client) -> set[tuple[int, int]]:
+def threads_of(client: Client) -> set[tuple[int, int]]:
     """Of each worker: how many tasks Dask runs at once there, and how many held ones are there."""
 
     def look(dask_worker: Any) -> tuple[int, int]:
-        return dask_worker.state.nthreads, len(dask_worker.plugins["symphony"].rendezvous._seats)
+        return dask_worker.state.nthreads, len(dask_worker.plugins["symphony"].rendezvous._lent)
 
     return set(client.run(look).values())
 
@@ -114,7 +114,7 @@ def test_a_map_is_answered_in_order_and_in_batches(client: Client, serving: Serv
     status = serving.status()["models"][model.name]
     assert status["mean_batch"] > 4
     expect(serving, model, {"ok": 200})
-    wait_until(lambda: seats(client) == {(1, 0)}, "workers with their own threads only")
+    wait_until(lambda: threads_of(client) == {(1, 0)}, "workers with their own threads only")
 
 
 def test_tasks_and_lane_requests_share_a_batch(client: Client, serving: Serving, deploy: Deploy, gate: Gate) -> None:
@@ -308,7 +308,7 @@ def test_a_task_that_is_cancelled_in_flight_is_counted_and_the_next_runs(
     gate.open()
     assert again.result(LIMIT_S).tolist() == [16.0]
     expect(serving, model, {"ok": 1, "cancelled": 1})
-    wait_until(lambda: seats(client) == {(1, 0)}, "workers with their own threads only")
+    wait_until(lambda: threads_of(client) == {(1, 0)}, "workers with their own threads only")
 
 
 def test_a_released_task_is_a_cancelled_request(client: Client, serving: Serving, deploy: Deploy, gate: Gate) -> None:
@@ -468,4 +468,4 @@ def test_a_worker_whose_lane_breaks_costs_no_result(tmp_path: Path) -> None:
         client.run(models.break_lane, workers=[next(iter(client.scheduler_info()["workers"]))])
         gate.open()
         assert [a[0] for a in client.gather(futures)] == [2.0 * i for i in range(50)]
-        wait_until(lambda: seats(client) == {(1, 0)}, "workers with their own threads only")
+        wait_until(lambda: threads_of(client) == {(1, 0)}, "workers with their own threads only")

@@ -14,7 +14,7 @@ from distributed import Reschedule
 from symphony_dask.backends.batch import BatchResult, BatchRunner
 from symphony_dask.errors import ModelError
 from symphony_dask.plugin import task_rendezvous
-from symphony_dask.plugin.task_rendezvous import GONE, LATE, Guests, Rendezvous
+from symphony_dask.plugin.task_rendezvous import GONE, LATE, GatheringTasks, Rendezvous
 from symphony_dask.slot.batch_inbox import Batch
 from symphony_dask.wire import codec
 
@@ -27,20 +27,20 @@ def meet(scenario: Callable[[Rendezvous], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(scenario(Rendezvous(SimpleNamespace(nthreads=1))), 10))  # type: ignore[arg-type]
 
 
-def started(place: Rendezvous, names: dict[int, str]) -> asyncio.Future[Guests]:
-    """The guests of a batch once it starts."""
-    future: asyncio.Future[Guests] = asyncio.get_running_loop().create_future()
+def started(place: Rendezvous, names: dict[int, str]) -> asyncio.Future[GatheringTasks]:
+    """The gathering of a batch once it starts."""
+    future: asyncio.Future[GatheringTasks] = asyncio.get_running_loop().create_future()
     place.gather(names, future.set_result)
     return future
 
 
-def run(guests: Guests, lane: list[float | None], model: Any = doubles) -> BatchResult:
+def run(gathering: GatheringTasks, lane: list[float | None], model: Any = doubles) -> BatchResult:
     """Run a batch whose requests from the lane are the numbers in ``lane``."""
     payloads = [b"" if x is None else codec.encode(x) for x in lane]
     sizes = np.array([len(p) for p in payloads], np.int64)
     n = len(lane)
     blob = memoryview(b"".join(payloads))
-    return guests.run(BatchRunner(model), Batch(0, 0, 0, sizes, np.zeros(n, np.int32), np.arange(n), blob, 0))
+    return gathering.run(BatchRunner(model), Batch(0, 0, 0, sizes, np.zeros(n, np.int32), np.arange(n), blob, 0))
 
 
 def answers(result: BatchResult) -> list[Any]:
@@ -81,8 +81,8 @@ def test_a_task_that_has_ended_is_not_waited_for_whichever_comes_first() -> None
         start = started(place, {0: "a"})
         place.forget("a")
         place.forget("b")
-        for guests in (await start, await started(place, {0: "b"})):
-            assert run(guests, [None]).errors == {0: GONE}
+        for gathering in (await start, await started(place, {0: "b"})):
+            assert run(gathering, [None]).errors == {0: GONE}
         with pytest.raises(Reschedule):
             await place.arrive("b", codec.encode(1.0))
 
@@ -113,9 +113,9 @@ def test_what_the_model_raises_goes_to_tasks_and_lane_alike() -> None:
 def test_each_task_brings_a_seat_of_its_own() -> None:
     state = SimpleNamespace(nthreads=1)
     place = Rendezvous(state)
-    place.seat("a")
-    place.seat("a")
-    place.seat("b")
+    place.lend_thread("a")
+    place.lend_thread("a")
+    place.lend_thread("b")
     assert state.nthreads == 3
     place.leave("a")
     place.leave("a")
