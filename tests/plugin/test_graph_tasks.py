@@ -355,7 +355,7 @@ def test_nothing_is_kept_of_tasks_that_are_gone(client: Client, deploy: Deploy, 
     def at_worker(dask_worker: Any) -> tuple[int, ...]:
         plugin = dask_worker.plugins["symphony"]
         meeting = plugin.rendezvous
-        return len(plugin._held), len(meeting._seats), len(meeting._alone), len(meeting._expected)
+        return len(plugin._held), len(meeting._lent), len(meeting._alone), len(meeting._expected)
 
     model = deploy(models.FailsAtFirst(tmp_path), profile=QUICK, max_batch=8)
     futures = client.map(model, [sample(i) for i in range(50)], pure=False)
