@@ -31,7 +31,9 @@ from tests.helpers.cluster import Cluster, wait_until
 def empty_cluster() -> Iterator[Cluster]:
     with Cluster(0, settings={"DASK_SYMPHONY__POLICY": "eager"}) as cluster:
         where = ("--scheduler", cluster.address)
-        wait_until(lambda: ran(status, *where).exit_code == 0, "the scheduler", 120)  # a busy machine takes its time
+        wait_until(
+            lambda: ran(status, *where).exit_code == 0, "the scheduler", 240
+        )  # it may have to compile its engine
         yield cluster
 
 
