@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from symphony_dask.client.serving import Serving
 from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.models import Gate
 from workloads.analysis.verify import verify
+
+# Tests run side by side, and torch's threads, one a core in each process, would spin against one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: Of plain ``pytest``: what tests mostly do is wait for processes that they started.
 PROCESSES = 2

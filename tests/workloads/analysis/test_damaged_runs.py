@@ -43,9 +43,9 @@ def test_verify_of_a_damaged_run_ends_in_one_line(run: Path) -> None:
 
 
 def test_other_commands_end_in_one_line_on_a_damaged_run(run: Path) -> None:
-    found = look(run, 0, 6, *OTHERS)
+    found = look(run, 0, 3, *OTHERS)
     assert found["faults"] == []
-    assert sum(found["ended"].values()) == 6 * len(OTHERS)
+    assert sum(found["ended"].values()) == 3 * len(OTHERS)
 
 
 @pytest.mark.slow
