@@ -19,7 +19,7 @@ from autoscale.policies.signals import Signals
 from symphony_dask import Serving
 from symphony_dask.backends import Emulated
 from symphony_dask.errors import BadInput
-from tests.helpers.adaptive import Load, by_the_latest_rate
+from tests.helpers.aws.adaptive_load import Load, by_the_latest_rate
 from tests.helpers.cluster import wait_until
 
 

@@ -14,7 +14,7 @@ from distributed import SSHCluster
 import autoscale
 from symphony_dask import Serving
 from symphony_dask.backends import Emulated
-from tests.helpers.adaptive import Load, by_the_latest_rate
+from tests.helpers.aws.adaptive_load import Load, by_the_latest_rate
 from tests.helpers.cluster import START_S, wait_until
 
 asyncssh = pytest.importorskip("asyncssh")

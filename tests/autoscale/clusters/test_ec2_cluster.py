@@ -30,8 +30,8 @@ from symphony_dask import Serving
 from symphony_dask.backends import Emulated
 from symphony_dask.errors import BadInput
 from tests.helpers import models
-from tests.helpers.adaptive import Load, by_the_latest_rate
 from tests.helpers.aws.account import TEMPLATE, Aws, moto
+from tests.helpers.aws.adaptive_load import Load, by_the_latest_rate
 from tests.helpers.certificates import cluster_material
 from tests.helpers.cluster import START_S, Cluster, wait_until
 
