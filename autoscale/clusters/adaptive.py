@@ -113,12 +113,12 @@ class Adaptive(_DaskAdaptive):
         """How many workers the policy wants, draining ones not counted."""
         self._seen = await self._signals()
         if self._seen is None:
-            return len(self._staying())
+            return len(self._remaining())
         ready = sum(not gpu.draining for gpu in self._seen.gpus)
         each = self._gpus_each()
         fleet = Fleet(
             ready=ready,
-            booting=each * len(self._staying() - self.observed),
+            booting=each * len(self._remaining() - self.observed),
             draining=len(self._seen.gpus) - ready,
         )
         most = UNBOUNDED if math.isinf(self.maximum) else int(self.maximum) * each
@@ -137,15 +137,15 @@ class Adaptive(_DaskAdaptive):
         if overdue:
             logger.warning("workers %s did not join within %g s: given up", overdue, self._join_timeout_s)
             return {"status": "down", "workers": overdue}
-        staying = self._staying()
-        if target >= len(staying):
+        remaining = self._remaining()
+        if target >= len(remaining):
             self._fewer_wanted = 0
-            if target == len(staying):
+            if target == len(remaining):
                 return {"status": "same"}
             # Dask's number is of all workers, and those that drain are among them until they have gone.
-            return {"status": "up", "n": target + len(self.plan) - len(staying)}
+            return {"status": "up", "n": target + len(self.plan) - len(remaining)}
         self._fewer_wanted += 1
-        victims = self._victims(len(staying) - target) if self._fewer_wanted >= self.wait_count else []
+        victims = self._victims(len(remaining) - target) if self._fewer_wanted >= self.wait_count else []
         return {"status": "down", "workers": victims} if victims else {"status": "same"}
 
     async def scale_up(self, n: int) -> None:
@@ -243,15 +243,15 @@ class Adaptive(_DaskAdaptive):
     def observed(self) -> set[Hashable]:
         return set(self._names().values())
 
-    def _strangers(self) -> set[Hashable]:
+    def _unplanned(self) -> set[Hashable]:
         """Workers of a pool that have joined, or drain and may have left, of which its plan does not know the names."""
         return (self.observed | self._draining) - set(self.plan) if self._pool else set()
 
-    def _staying(self) -> set[Hashable]:
+    def _remaining(self) -> set[Hashable]:
         """Workers that are there or on their way, and are not to go."""
-        plan, strangers = set(self.plan), self._strangers()
-        absent = sorted(plan - self.observed, key=str)[len(strangers) :]
-        return (plan & self.observed | strangers | set(absent)) - self._draining
+        plan, unplanned = set(self.plan), self._unplanned()
+        absent = sorted(plan - self.observed, key=str)[len(unplanned) :]
+        return (plan & self.observed | unplanned | set(absent)) - self._draining
 
     def _names(self) -> dict[str, Hashable]:
         """Names of the workers that have joined, by address: the plan's, or their own where it has others."""
@@ -273,7 +273,7 @@ class Adaptive(_DaskAdaptive):
     def _overdue(self) -> list[Hashable]:
         now = time.monotonic()
         # Of a stranger nobody knows which of the absent it is.
-        absent = set() if self._strangers() else set(self.requested) - self.observed
+        absent = set() if self._unplanned() else set(self.requested) - self.observed
         self._asked_for = {name: self._asked_for.get(name, now) for name in absent}
         return [name for name, since in self._asked_for.items() if now - since >= self._join_timeout_s]
 
@@ -283,7 +283,7 @@ class Adaptive(_DaskAdaptive):
         Workers of one job of the cluster's (a ``group`` of ``SpecCluster``) can only go together.
         """
         names = self._names()
-        there = self._staying() & self.observed if self._strangers() else self._staying()
+        there = self._remaining() & self.observed if self._unplanned() else self._remaining()
         rank: dict[Hashable, float] = dict.fromkeys(there, math.inf)
         for address, name in names.items():
             # A worker that serves nothing is worth less than any that does.

@@ -41,7 +41,7 @@ RETRY_S = 30.0
 
 
 @dataclass
-class _Held:
+class _KeptPayload:
     """A payload, and where it was last sent: a batch, and a link or -1."""
 
     payload: bytes | memoryview
@@ -63,7 +63,7 @@ class _Link:
 
 
 class Direct:
-    """Payloads held, and links to workers, for one connection ``lane`` to the scheduler. In one event loop's thread.
+    """Payloads kept, and links to workers, for one connection ``lane`` to the scheduler. In one event loop's thread.
 
     welcome: what the scheduler said there. token: the cluster's.
     relay: one of ``RELAY``.
@@ -95,7 +95,7 @@ class Direct:
         self._pending = pending
         self._on_answer = on_answer
         self._on_broken = on_broken
-        self._held: dict[int, _Held] = {}
+        self._kept: dict[int, _KeptPayload] = {}
         self._links: dict[tuple[str, int], _Link] = {}
         self._open: dict[int, _Link] = {}
         self._next_link = 0
@@ -104,7 +104,7 @@ class Direct:
         self._loop = asyncio.get_running_loop()
 
     def keeps(self, payload_bytes: int) -> bool:
-        """Whether a payload is held; not where no worker that was tried can be reached, it would be relayed anyway."""
+        """Whether a payload is kept; not where no worker that was tried can be reached, it would be relayed anyway."""
         if payload_bytes <= self._inline_bytes or self._relay_mode == "always":
             return False
         if self._open or not self._links or self._relay_mode == "never":
@@ -113,17 +113,17 @@ class Direct:
         return any(link.waiting is not None or link.retry_at <= now for link in self._links.values())
 
     def hold(self, request: int, payload: bytes | memoryview) -> None:
-        self._held[request] = _Held(payload)
+        self._kept[request] = _KeptPayload(payload)
 
     def forget(self, request: int) -> None:
         """The request has ended, or is no longer wanted."""
-        self._held.pop(request, None)
+        self._kept.pop(request, None)
         self._answers.pop(request, None)
         self._outcomes.pop(request, None)
 
     def place(self, batch: int, host: str, port: int, requests: list[int]) -> None:
         """Bring the payloads of ``requests`` to the worker at ``host`` and ``port``, which has them in ``batch``."""
-        if self._relay_mode == "always":  # nothing is held, and answers are to take that way too
+        if self._relay_mode == "always":  # nothing is kept, and answers are to take that way too
             return
         link = self._links.get((host, port))
         if link is None:
@@ -140,7 +140,7 @@ class Direct:
 
     def outcome(self, request: int, link: int, outcome: str) -> None:
         """RESULT says how a request ended, and that its answer left on ``link``."""
-        self._held.pop(request, None)
+        self._kept.pop(request, None)
         number, payload = self._answers.pop(request, (-1, None))
         if payload is not None and number == link:
             self._on_answer(request, outcome, payload)
@@ -157,7 +157,7 @@ class Direct:
                 link.connection.close()
         self._links.clear()
         self._open.clear()
-        for entries in (self._held, self._answers, self._outcomes):
+        for entries in (self._kept, self._answers, self._outcomes):
             entries.clear()
 
     def _start(self, link: _Link) -> None:
@@ -213,12 +213,12 @@ class Direct:
         ids = list(requests)
         payloads: list[bytes | memoryview | None] = []
         for request in ids:
-            held = self._held.get(request)
-            if held is None or refused:
+            kept = self._kept.get(request)
+            if kept is None or refused:
                 payloads.append(None)
             else:
-                held.batch, held.link = batch, link
-                payloads.append(held.payload)
+                kept.batch, kept.link = batch, link
+                payloads.append(kept.payload)
         sizes = [-1 if payload is None else len(payload) for payload in payloads]
         for some in in_parts(sizes):
             data = Data(batch, self._client, make_column(ids[some]), make_column(sizes[some]))
@@ -251,9 +251,9 @@ class Direct:
         if self._links.get((link.host, link.port)) is link:
             del self._links[link.host, link.port]
         batches: dict[int, list[int]] = {}
-        for request, held in self._held.items():
-            if held.link == number:
-                batches.setdefault(held.batch, []).append(request)
+        for request, kept in self._kept.items():
+            if kept.link == number:
+                batches.setdefault(kept.batch, []).append(request)
         for batch, requests in batches.items():
             self._relay(batch, requests)
         for request in [r for r, (on, _) in self._outcomes.items() if on == number]:

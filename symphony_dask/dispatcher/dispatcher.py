@@ -37,7 +37,7 @@ from symphony_dask.dispatcher.liveness import (
     is_stalled,
 )
 from symphony_dask.dispatcher.load_signals import GpuFacts, ModelFacts, Sampler
-from symphony_dask.dispatcher.recent_activity import Facts, ModelCounts, Recent, Spent, Tally, spent_by
+from symphony_dask.dispatcher.recent_activity import Facts, ModelCounts, RecentActivity, Spent, Tally, spent_by
 from symphony_dask.dispatcher.request_table import RequestTable, Rows, Settled
 from symphony_dask.dispatcher.routing import Canary, split
 from symphony_dask.dispatcher.run_log import Flight, RunLog, ServedModel
@@ -174,7 +174,7 @@ class Dispatcher:
         self._busy_ns: dict[int, int] = {}
         self._sampler = Sampler()
         #: The last batches and seconds.
-        self.recent = Recent()
+        self.activity = RecentActivity()
         self._flights: dict[int, Flight] = {}
         #: When somebody last asked for anything: a request, a change of what is deployed. 0 if nobody has.
         self.asked_ns = 0
@@ -685,7 +685,7 @@ class Dispatcher:
         elif isinstance(peer, Client):
             del self._clients[peer.index]
             self._waiting.forget(peer)
-            self._forsake(peer)
+            self._tell_workers_gone(peer)
             self._cancel_slots(self._requests.of_client(peer.index))
 
     async def _measure(self) -> None:
@@ -704,7 +704,7 @@ class Dispatcher:
                 connection.send(Ping(now_ns()))
         self._follow_latency()
         self._close_up()
-        self.recent.fold()
+        self.activity.fold()
         self._sample()
         self._resubmit(now_ns())
         if self.log is not None:
@@ -909,7 +909,7 @@ class Dispatcher:
             connection.send(answer, blob)
             connection.send(Place(-1, *worker.lane, _NO_IDS))
 
-    def _forsake(self, client: Client) -> None:
+    def _tell_workers_gone(self, client: Client) -> None:
         """Have no worker wait for what a client that is gone has kept."""
         gpus = {f.gpu for f in self._flights.values() if f.held and client.index in self._requests.client[f.slots]}
         for connection in {self._gpu_worker[gpu][0] for gpu in gpus}:
@@ -985,7 +985,7 @@ class Dispatcher:
         self._reply(settled, blob, failures)
         self._due()
         planned_ns = flight.planned[1] - flight.planned[0]
-        self.recent.batch(
+        self.activity.batch(
             flight.model.model_id, flight.gpu, len(slots), flight.window, flight.dispatch_ns, start, end, flight.waited,
             planned_ns, spent,
         )  # fmt: skip
@@ -1170,7 +1170,7 @@ class Dispatcher:
         bad = counts[:, [Outcome.LATE, Outcome.DROPPED, Outcome.REJECTED]].sum(1)
         busy_s = [ns / NS_PER_S for ns in self._busy_ns.values()]
         self._sampler.add(time_s, list(ongoing), counts.sum(1) + there, bad, there, self._gpu_keys(), busy_s)
-        self.recent.sample(time_s, ((m.model_id, m.counts, m.latencies) for m in self.models.values()))
+        self.activity.sample(time_s, ((m.model_id, m.counts, m.latencies) for m in self.models.values()))
 
     def _queued(self, model: ServedModel) -> int:
         """Requests that are queued, or wait for a first GPU, by the model's own number or that of its name."""
@@ -1200,13 +1200,13 @@ class Dispatcher:
         return self._sampler.reply(models, gpus)
 
     def overview(self) -> dict[str, Any]:
-        """How each model and GPU did in the last seconds, as plain values (``Recent.models``)."""
+        """How each model and GPU did in the last seconds, as plain values (``RecentActivity.models``)."""
         engine, signals = self.engine, self.signals()
         served = list(zip(self.models.items(), signals["models"], strict=True))
         facts = {i: Facts(s["name"], m.slo_ns, s["queued"], engine.target(m.index)) for (i, m), s in served}
         models = [
             {"model_id": i, "rate_hz": s["rate_hz"]["10"], **row}
-            for ((i, _), s), row in zip(served, self.recent.models(now_ns(), facts), strict=True)
+            for ((i, _), s), row in zip(served, self.activity.models(now_ns(), facts), strict=True)
         ]
         for gpu in signals["gpus"]:
             gpu["in_flight"] = engine.in_flight(gpu["gpu"])
@@ -1221,13 +1221,13 @@ class Dispatcher:
 
     def metrics(self) -> list[ModelCounts]:
         """What has been counted of each model since it was deployed."""
-        self.recent.fold()
+        self.activity.fold()
         return [
             ModelCounts(
                 m.label,
                 dict(zip((o.name.lower() for o in Outcome), m.counts.tolist(), strict=True)),
                 m.latencies.copy(),
-                self.recent.tallies.get(m.model_id) or Tally(),
+                self.activity.tallies.get(m.model_id) or Tally(),
                 {c: self.engine.drift(m.index, self._gpu_class(c)) for c in m.profiles},
             )
             for m in self.models.values()
@@ -1236,7 +1236,7 @@ class Dispatcher:
     def status(self) -> dict[str, Any]:
         """Models, workers, queues, counts and latency estimates, as plain values."""
         engine = self.engine
-        self.recent.fold()
+        self.activity.fold()
         models = {
             m.name if self._is_current(m) else m.label: {
                 "model_id": m.model_id,
@@ -1251,7 +1251,7 @@ class Dispatcher:
                 "batches": m.batches,
                 "mean_batch": m.batched / m.batches if m.batches else None,
                 "outcomes": {o.name.lower(): int(m.counts[o]) for o in Outcome},
-                "spent": spent_by(self.recent.tallies.get(m.model_id) or Tally(), now_ns()),
+                "spent": spent_by(self.activity.tallies.get(m.model_id) or Tally(), now_ns()),
             }
             for m in self.models.values()
         }

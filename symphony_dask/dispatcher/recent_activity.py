@@ -118,7 +118,7 @@ class _Second(NamedTuple):
     latencies: dict[int, Ints]
 
 
-class Recent:
+class RecentActivity:
     """The last batches and seconds: call ``batch`` for each batch, ``fold`` some times a second, ``sample`` once."""
 
     def __init__(self) -> None:

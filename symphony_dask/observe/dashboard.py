@@ -136,7 +136,7 @@ class Page:
 
     def update(self) -> None:
         """Take in what is now."""
-        recent, overview, now = self._dispatcher.recent, self._dispatcher.overview() | self._fleets(), now_ns()
+        recent, overview, now = self._dispatcher.activity, self._dispatcher.overview() | self._fleets(), now_ns()
         overview = overview | {"models": by_activity(overview["models"])}
         ids = {m["name"]: m["model_id"] for m in overview["models"]}
         self._colours.choose(overview["models"])

@@ -7,8 +7,8 @@
 ...     client.submit(model, x)
 
 A ``Model`` travels in a graph as a ``ModelRef``, which is a ``GraphFunction``. The scheduler's plugin holds each task
-whose function is one (``graph_tasks.HeldTasks``), has the engine batch it with all other requests, and sends it to the
-worker of its batch with ``run_held`` in place of the function.
+whose function is one (``graph_tasks.GraphTasks``), has the engine batch it with all other requests, and sends it to the
+worker of its batch with ``run_graph_task`` in place of the function.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def token(name: str, deployment: str) -> tuple[str, str, str]:
 
 
 @dataclass(frozen=True)
-class Wish:
+class ModelCall:
     """What a task asks of which model. ``slo_ns`` 0 is the model's own."""
 
     model: GraphFunction
@@ -70,7 +70,7 @@ class Wish:
     priority: int
 
 
-def wish_of(spec: Any, annotations: dict[str, Any] | None) -> Wish | SymphonyError | None:
+def model_call_of(spec: Any, annotations: dict[str, Any] | None) -> ModelCall | SymphonyError | None:
     """What a Dask task with this ``run_spec`` asks for: None if its function is no model, else a wish or what is wrong.
 
     The annotation ``symphony={"model": NAME, "slo": "50ms", "priority": 1}``, each key optional, holds for tasks whose
@@ -100,7 +100,7 @@ def wish_of(spec: Any, annotations: dict[str, Any] | None) -> Wish | SymphonyErr
             text = f"model {model.name!r} takes one sample, and slo= if you like; this task calls it with {got}"
             raise BadInput(f"{text}: write client.submit(model, x), and put several inputs into a dict or tuple")
         slo = spec.kwargs.get("slo", asked.get("slo"))
-        return Wish(model, 0 if slo is None else parse_duration_ns(slo, "slo"), priority)
+        return ModelCall(model, 0 if slo is None else parse_duration_ns(slo, "slo"), priority)
     except SymphonyError as error:
         return error
     except Exception as error:  # of whatever a user annotated
@@ -108,7 +108,7 @@ def wish_of(spec: Any, annotations: dict[str, Any] | None) -> Wish | SymphonyErr
         return BadInput(f"annotation symphony={given} cannot be read: {brief(error)}")
 
 
-async def run_held(task: str, model: GraphFunction, x: object, *, slo: object = None) -> Any:
+async def run_graph_task(task: str, model: GraphFunction, x: object, *, slo: object = None) -> Any:
     """On the worker: bring the sample to its batch and wait for the answer.
 
     A coroutine, because a task that waits must not hold a thread of the worker.
@@ -137,12 +137,12 @@ def _encoded(model: str, x: object) -> bytes | memoryview:
         raise BadInput(f"the sample for model {model!r} cannot be sent: {brief(error)}") from None
 
 
-def held_function(task: str, model: GraphFunction) -> partial[Coroutine[Any, Any, Any]]:
-    """The function that a held task is sent to its worker with."""
-    return partial(run_held, task, model)
+def graph_task_function(task: str, model: GraphFunction) -> partial[Coroutine[Any, Any, Any]]:
+    """The function that a graph task is sent to its worker with."""
+    return partial(run_graph_task, task, model)
 
 
-def held_name(spec: object) -> str | None:
-    """The name of a held task by its ``run_spec``; None for all others."""
+def graph_task_name(spec: object) -> str | None:
+    """The name of a graph task by its ``run_spec``; None for all others."""
     func = getattr(spec, "func", None)
-    return func.args[0] if isinstance(func, partial) and func.func is run_held else None
+    return func.args[0] if isinstance(func, partial) and func.func is run_graph_task else None

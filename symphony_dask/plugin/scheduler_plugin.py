@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask.config
 from distributed.core import Status
@@ -37,9 +37,9 @@ from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.engine.request_kernels import LATENCY_BINS
 from symphony_dask.errors import BadInput, DeploymentError, NotServing, SymphonyError
 from symphony_dask.observe import dashboard, metrics
-from symphony_dask.plugin.graph_tasks import HeldTasks
+from symphony_dask.plugin.graph_tasks import GraphTasks
 from symphony_dask.plugin.start_attempts import Attempts
-from symphony_dask.plugin.use import Use, stay_awake
+from symphony_dask.plugin.use import Use, keep_awake
 from symphony_dask.plugin.worker_setup import install_on_workers
 from symphony_dask.text import MOST_NAME, brief, check_name, did_you_mean, plain
 from symphony_dask.trace import Outcome
@@ -47,6 +47,10 @@ from symphony_dask.units import parse_duration_ns
 from symphony_dask.wire.connection import Connection
 from symphony_dask.wire.records import DONE_ROW, SUBMIT_ROW, make_records
 from symphony_dask.wire.rpc_replies import Reply, failure
+
+if TYPE_CHECKING:
+    from dask.typing import Key
+    from distributed import Scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -71,14 +75,14 @@ class SymphonyPlugin(SchedulerPlugin):
         self.policy = policy
         #: What does not work though the rest serves, by what it is.
         self.problems: dict[str, str] = {}
-        self._held: HeldTasks | None = None  # until the dispatcher runs
+        self._graph_tasks: GraphTasks | None = None  # until the dispatcher runs
         self._use: Use | None = None
         self._attempts: Attempts | None = None
         self._resources: AsyncExitStack | None = None
         self._installing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self, scheduler: Any) -> None:
+    async def start(self, scheduler: Scheduler) -> None:
         """Have serving start; called by Dask, at the scheduler's start or when installed later.
 
         A starting scheduler answers nobody before this returns, and goes on whatever becomes of us: what takes longer
@@ -105,7 +109,7 @@ class SymphonyPlugin(SchedulerPlugin):
 
     async def _start(self) -> None:
         """Open the lane server and register the RPCs; leaves nothing behind if it raises."""
-        awake = asyncio.ensure_future(stay_awake(self.scheduler))  # compiling may take longer than its idle time-out
+        awake = asyncio.ensure_future(keep_awake(self.scheduler))  # compiling may take longer than its idle time-out
         try:
             async with AsyncExitStack() as stack:
                 await self._serve(stack)
@@ -145,14 +149,14 @@ class SymphonyPlugin(SchedulerPlugin):
             self.deployments.restore(versions)
         share = dask.config.get("symphony.tracing")
         dispatcher.tracing = Tracing(float(share)) if share else None
-        held = HeldTasks(scheduler, dispatcher, asyncio.get_running_loop())
+        graph_tasks = GraphTasks(scheduler, dispatcher, asyncio.get_running_loop())
         self._fleets = Fleets(scheduler, dispatcher, admit=self.loader.admit_again, loading=self._loading)
         use = Use(
             scheduler,
             dispatcher,
             self._fleets.drains,
             is_loading=self._is_loading,
-            is_held=held.holds,
+            is_graph_task=graph_tasks.holds,
             admit=self.loader.admit_again,
         )
         await asyncio.to_thread(warm_up)
@@ -190,7 +194,7 @@ class SymphonyPlugin(SchedulerPlugin):
         self._show(stack)
         use.start()
         stack.callback(use.stop)
-        self._held, self._use = held, use
+        self._graph_tasks, self._use = graph_tasks, use
         # How clients learn that the plugin is here: asking for an operation that does not exist would be logged.
         scheduler.set_metadata(keys=["symphony"], value=True)
         directory = dask.config.get("symphony.trace.directory")
@@ -223,7 +227,7 @@ class SymphonyPlugin(SchedulerPlugin):
             self._attempts.stop()
         if self._installing is not None:
             self._installing.cancel()
-        self._held = self._use = None
+        self._graph_tasks = self._use = None
         if self._resources is not None:
             try:
                 await asyncio.wait_for(self._resources.aclose(), _CLOSE_S)
@@ -234,23 +238,23 @@ class SymphonyPlugin(SchedulerPlugin):
         for task in self._tasks:
             task.cancel()
 
-    def remove_worker(self, scheduler: Any, worker: str, **kwargs: Any) -> None:
+    def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         self.problems.pop(worker, None)
-        if self._held is not None:
+        if self._graph_tasks is not None:
             try:
                 self.dispatcher.drop_worker(worker)
             finally:
                 self.loader.leave(worker)
 
-    def update_graph(self, scheduler: Any, *, tasks: list[Any], **kwargs: Any) -> None:
-        if self._held is not None:
-            self._held.admit(tasks)
+    def update_graph(self, scheduler: Scheduler, *, tasks: list[Any], **kwargs: Any) -> None:
+        if self._graph_tasks is not None:
+            self._graph_tasks.admit(tasks)
 
-    def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-        if self._held is not None:
-            self._held.moved(key, finish)
+    def transition(self, key: Key, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+        if self._graph_tasks is not None:
+            self._graph_tasks.moved(key, finish)
 
-    def valid_workers_downscaling(self, scheduler: Any, workers: list[Any]) -> list[Any]:
+    def valid_workers_downscaling(self, scheduler: Scheduler, workers: list[Any]) -> list[Any]:
         """Those that Dask may take away where it scales down. It has no guard round this one."""
         if self._use is None:
             return workers

@@ -1,6 +1,6 @@
-"""Brings held Dask tasks and the batches that they belong to together on a worker.
+"""Brings graph tasks and the batches that they belong to together on a worker.
 
-The scheduler sends a batch over the lane and its held tasks over Dask's own connection, in any order. A task arrives
+The scheduler sends a batch over the lane and its graph tasks over Dask's own connection, in any order. A task arrives
 with its sample once Dask has brought its dependencies; the batch is run when all of its tasks have arrived, or when
 waiting any longer would cost the others too much. Everything but ``GatheringTasks.run`` and ``GatheringTasks.fail``
 happens on the worker's event loop.
@@ -32,7 +32,7 @@ GONE = "the task ended before its batch began"
 
 
 class GatheringTasks:
-    """The held tasks of one batch: ``names`` by their place in it. A task without a name does not come."""
+    """The graph tasks of one batch: ``names`` by their place in it. A task without a name does not come."""
 
     def __init__(self, names: Mapping[int, str], loop: asyncio.AbstractEventLoop, start: Callable[[], None]) -> None:
         self.places = {name: place for place, name in names.items() if name}
@@ -125,11 +125,11 @@ class GatheringTasks:
 
 
 class Rendezvous:
-    """Held tasks of one worker, and the batches that wait for them.
+    """Graph tasks of one worker, and the batches that wait for them.
 
-    Dask runs as many tasks at once as a worker has threads, though a held task needs none while it waits. So each
-    lends the worker a thread: ``state.nthreads`` is raised by the held tasks that are here. Plain tasks keep theirs, in
-    number and as threads.
+    Dask runs as many tasks at once as a worker has threads, though a graph task needs none while it waits. So each
+    lends the worker a thread: ``state.nthreads`` is raised by the graph tasks that are here. Plain tasks keep theirs,
+    in number and as threads.
     """
 
     def __init__(self, state: Any) -> None:
@@ -178,13 +178,13 @@ class Rendezvous:
                 self._expected[name] = gathering
 
     def lend_thread(self, name: str) -> None:
-        """A held task has been sent here."""
+        """A graph task has been sent here."""
         if name not in self._lent:
             self._lent.add(name)
             self._state.nthreads += 1
 
     def leave(self, name: str) -> None:
-        """A held task has ended, or will not run here: no batch waits for it any longer."""
+        """A graph task has ended, or will not run here: no batch waits for it any longer."""
         if name in self._lent:
             self._lent.discard(name)
             self._state.nthreads -= 1
@@ -197,7 +197,7 @@ class Rendezvous:
             del self._gone[next(iter(self._gone))]
 
     def forget(self, name: str) -> None:
-        """Dask does not want a held task here any more: if it waits for a batch, have it end."""
+        """Dask does not want a graph task here any more: if it waits for a batch, have it end."""
         if name not in self._alone:
             self.leave(name)
             return

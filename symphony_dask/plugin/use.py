@@ -8,9 +8,9 @@ A scheduler or worker without tasks is idle to Dask, however many requests it an
   within ``KEEP_S``. Which of the others go is Dask's business.
 * Workers that Dask retires (a scale-down, the end of a worker's ``lifetime``, ``Client.retire_workers``) end their
   batches first.
-* ``distributed.scheduler.no-workers-timeout`` does not touch held tasks, which wait for a batch, not for a worker: they
+* ``distributed.scheduler.no-workers-timeout`` does not touch graph tasks, which wait for a batch, no worker: they
   end by their requests' deadlines.
-Work stealing leaves held tasks where they are, as they may run on no worker but theirs.
+Work stealing leaves graph tasks where they are, as they may run on no worker but theirs.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ KEEP_S = 60.0
 RETIRE_S = 30.0
 
 
-async def stay_awake(scheduler: Scheduler) -> None:
+async def keep_awake(scheduler: Scheduler) -> None:
     """A scheduler is in use while this runs."""
     while True:
         if scheduler.idle_since and scheduler.idle_timeout:
@@ -59,7 +59,7 @@ class Use:
     """Of one scheduler, from ``start`` to ``stop``.
 
     is_loading: whether models are being loaded, at a worker of that address or (None) for somebody who waits for it.
-    is_held: whether a task of that key is held. admit: called with the address of a worker that is to serve again.
+    is_graph_task: whether that key is one's. admit: called with the address of a worker that is to serve again.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class Use:
         drains: Drains,
         *,
         is_loading: Callable[[str | None], bool],
-        is_held: Callable[[Any], bool],
+        is_graph_task: Callable[[Any], bool],
         admit: Callable[[str], None],
     ) -> None:
         self._scheduler, self._dispatcher, self._drains = scheduler, dispatcher, drains
-        self._is_loading, self._is_held, self._admit = is_loading, is_held, admit
+        self._is_loading, self._is_graph_task, self._admit = is_loading, is_graph_task, admit
         self._task: asyncio.Task[None] | None = None
         self._looked_s = monotonic()
 
@@ -97,23 +97,23 @@ class Use:
 
     def check_idle(self) -> float | None:
         """As ``Scheduler.check_idle``, which may close the scheduler, after a look at what serving does."""
-        self._look_safely()
+        self._check_safely()
         since: float | None = self._check_idle()
         return since
 
     async def _follow(self) -> None:
         while True:
-            self._look_safely()
+            self._check_safely()
             await asyncio.sleep(_LOOK_S)
 
-    def _look_safely(self) -> None:
+    def _check_safely(self) -> None:
         try:
             self.look()
         except Exception:
             logger.exception("Dask could not be told that it is in use")
 
     def look(self) -> None:
-        """Tell the scheduler of the last use, and put off its time-outs for held tasks."""
+        """Tell the scheduler of the last use, and put off its time-outs for graph tasks."""
         scheduler = self._scheduler
         now = monotonic()
         stood_still_s = max(now - self._looked_s - 2 * _LOOK_S, 0.0)
@@ -128,7 +128,7 @@ class Use:
                     break
                 old.append(ts)
             for ts in old:
-                if self._is_held(ts.key):
+                if self._is_graph_task(ts.key):
                     del scheduler.unrunnable[ts]
                     scheduler.unrunnable[ts] = now
 
@@ -159,9 +159,9 @@ class Use:
         try:
             return await self._retire(workers, **options)
         finally:
-            self._drains.undrain([a for a in addresses if self._stays(a)])
+            self._drains.undrain([a for a in addresses if self._is_running(a)])
             for address in addresses:
-                if self._stays(address):  # what it holds had nowhere to go
+                if self._is_running(address):  # what it holds had nowhere to go
                     self._admit(address)
             self._drains.forget([a for a in addresses if a not in self._scheduler.workers])
 
@@ -185,6 +185,6 @@ class Use:
                     await until(lambda: not any(map(self._drains.is_busy, serving)))
         return serving
 
-    def _stays(self, address: str) -> bool:
+    def _is_running(self, address: str) -> bool:
         worker = self._scheduler.workers.get(address)
         return worker is not None and worker.status == Status.running

@@ -12,7 +12,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from symphony_dask import config
 from symphony_dask.errors import BadInput, DeploymentError
-from symphony_dask.plugin.graph_function import held_name
+from symphony_dask.plugin.graph_function import graph_task_name
 from symphony_dask.plugin.start_attempts import Attempts
 from symphony_dask.plugin.task_rendezvous import Rendezvous
 from symphony_dask.slot.executor import Slot
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: The scheduler has so long to hear that a worker cannot serve, s.
-_TELL_S = 10.0
+_REPORT_S = 10.0
 
 
 def _plain_errors(rpc: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -71,7 +71,7 @@ class SymphonyWorkerPlugin(WorkerPlugin):
     _slot_worker: SlotWorker | None = None
     _forget_metrics: Callable[[], None] | None = None
     _attempts: Attempts | None = None
-    _told = False
+    _problem_reported = False
 
     async def setup(self, worker: Worker) -> None:
         """Serve, or say why not and try again; the worker is Dask's, and goes on in any case."""
@@ -85,16 +85,16 @@ class SymphonyWorkerPlugin(WorkerPlugin):
         try:
             await self._serve(worker, units)
         except Exception as error:
-            await self._tell(worker, brief(error))
+            await self._report_problem(worker, brief(error))
             raise
-        if self._told:
-            await self._tell(worker, "")
+        if self._problem_reported:
+            await self._report_problem(worker, "")
 
-    async def _tell(self, worker: Worker, why: str) -> None:
+    async def _report_problem(self, worker: Worker, why: str) -> None:
         """Have the scheduler's status say why this worker does not serve."""
-        self._told = bool(why)
+        self._problem_reported = bool(why)
         try:
-            async with asyncio.timeout(_TELL_S):
+            async with asyncio.timeout(_REPORT_S):
                 await worker.scheduler.symphony_worker_problem(worker=worker.address, why=why)
         except Exception as error:
             logger.info("the scheduler could not be told: %s", brief(error))
@@ -106,7 +106,7 @@ class SymphonyWorkerPlugin(WorkerPlugin):
         config.ports("symphony.lane.worker-port")
         slots = [Slot(i, None) for i in range(units)]
         self._state = worker.state
-        self._held: dict[Key, str] = {}
+        self._graph_tasks: dict[Key, str] = {}
         self.rendezvous = Rendezvous(worker.state)
         self._slot_worker = slot_worker = SlotWorker(
             worker.address, slots, gpu_class, self.rendezvous, memory=memory, timeouts=timeouts
@@ -124,17 +124,17 @@ class SymphonyWorkerPlugin(WorkerPlugin):
             logger.exception("slots cannot be shown on Dask's /metrics")
 
     def transition(self, key: Key, start: str, finish: str, **kwargs: Any) -> None:
-        """Watch when held tasks come and go; called by Dask for every task. What has gone has no ``run_spec``."""
+        """Watch when graph tasks come and go; called by Dask for every task. What has gone has no ``run_spec``."""
         if self._slot_worker is None:
             return
         if finish == "waiting":
             task = self._state.tasks.get(key)
-            name = None if task is None else held_name(task.run_spec)
+            name = None if task is None else graph_task_name(task.run_spec)
             if name is not None:
-                self._held[key] = name
+                self._graph_tasks[key] = name
                 self.rendezvous.lend_thread(name)
-        elif self._held and finish not in ("ready", "executing"):
-            name = self._held.pop(key, None)
+        elif self._graph_tasks and finish not in ("ready", "executing"):
+            name = self._graph_tasks.pop(key, None)
             if name is not None:
                 self.rendezvous.forget(name)
 

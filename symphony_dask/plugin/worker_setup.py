@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class _Guest:
+class _PluginFromSource:
     """Is unpickled as ``worker_stub.plugin()``, by whoever has Dask."""
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -34,7 +34,7 @@ async def install_on_workers(scheduler: Scheduler) -> None:
     name = SymphonyWorkerPlugin.name
     if name in scheduler.worker_plugins:
         return
-    message = {"op": "plugin-add", "plugin": dumps(_Guest()), "name": name}
+    message = {"op": "plugin-add", "plugin": dumps(_PluginFromSource()), "name": name}
     scheduler.worker_plugins[name] = message["plugin"]
     missing = list(scheduler.workers)
     for wait_s in waits_s():

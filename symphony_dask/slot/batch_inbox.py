@@ -52,7 +52,7 @@ class Batch:
 
     sizes, clients, ids: (n,) columns.
     blob: the payloads of ``present`` requests, one after the other or a list.
-    tasks: name of each request that is a held Dask task (``task_rendezvous``), by its index; empty if it does not come.
+    tasks: name of each request that is a graph task (``task_rendezvous``), by its index; empty if it does not come.
     lost: indices of requests whose payload did not come.
     """
 
@@ -97,7 +97,7 @@ class LinkPeer:
     link: int
 
 
-class Inbox:
+class BatchInbox:
     """Gathers payloads, and hands each batch to ``on_complete`` when they are there."""
 
     def __init__(self, on_complete: Callable[[Batch], None], timeouts: ConnectionTimeouts | None = None) -> None:

@@ -34,7 +34,7 @@ class Loading:
 
 
 class Running(NamedTuple):
-    """The batch that a slot runs now, from whom it came, what runs it, and its held tasks."""
+    """The batch that a slot runs now, from whom it came, what runs it, and its graph tasks."""
 
     batch: Batch
     connection: Connection[None]

@@ -25,7 +25,7 @@ from symphony_dask.backends.emulated import Emulated
 from symphony_dask.clock import now_ns
 from symphony_dask.errors import DeploymentError
 from symphony_dask.slot.batch_answers import no_answers, spread, without_too_large
-from symphony_dask.slot.batch_inbox import Batch, Inbox
+from symphony_dask.slot.batch_inbox import Batch, BatchInbox
 from symphony_dask.slot.executor import Loading, Running, Slot
 from symphony_dask.slot.graph_batches import GraphBatch, GraphBatches
 from symphony_dask.slot.model_loading import BetweenBatches, drop_runner, load_into
@@ -89,7 +89,7 @@ class SlotWorker:
     _task: asyncio.Task[None] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self.inbox = Inbox(self._start_batch, self.timeouts)
+        self.inbox = BatchInbox(self._start_batch, self.timeouts)
 
     async def listen(self, worker: Any) -> None:
         """Open the inbox to clients where the Dask worker listens, with its TLS settings."""
@@ -106,7 +106,7 @@ class SlotWorker:
     def start(self, scheduler: Any, security: Any) -> None:
         """Keep a lane connection to ``scheduler``, an RPC of Dask's, from now on."""
         self._loop = asyncio.get_running_loop()
-        self._task = self._loop.create_task(self._stay_connected(scheduler, security))
+        self._task = self._loop.create_task(self._keep_connected(scheduler, security))
 
     def close(self) -> None:
         self._closing = True
@@ -118,7 +118,7 @@ class SlotWorker:
         for slot in self.slots:
             slot.stop()
 
-    async def _stay_connected(self, scheduler: Any, security: Any) -> None:
+    async def _keep_connected(self, scheduler: Any, security: Any) -> None:
         attempt = 0
         while not self._closing:
             gone = asyncio.Event()

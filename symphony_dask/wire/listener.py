@@ -42,7 +42,7 @@ class Listener(Generic[P]):
     ) -> None:
         self.connections: set[Connection[P | None]] = set()
         #: For how long each that has not said HELLO has been there, s.
-        self._strangers: dict[Connection[P | None], float] = {}
+        self._before_hello: dict[Connection[P | None], float] = {}
         self._on_frame, self._on_lost = on_frame, on_lost
         self._timeouts = timeouts or ConnectionTimeouts()
         self._bounded = bounded
@@ -78,7 +78,7 @@ class Listener(Generic[P]):
     def welcome(self, connection: Connection[P | None]) -> None:
         """The peer has proved that it is of the cluster: take frames of any size."""
         connection.limit_bytes = MAX_FRAME_BYTES
-        self._strangers.pop(connection, None)
+        self._before_hello.pop(connection, None)
 
     def _accept(self) -> Connection[P | None]:
         connection: Connection[P | None] = Connection(self._on_frame, self._lost, None)
@@ -90,13 +90,13 @@ class Listener(Generic[P]):
 
     def _made(self, connection: Connection[P | None]) -> None:
         self.connections.add(connection)
-        self._strangers[connection] = 0.0
+        self._before_hello[connection] = 0.0
 
     def _look(self) -> None:
         self._look_due = self._loop.call_later(LOOK_S, self._look)
         # Counted in looks, so that a stall of this process is nobody's fault.
-        for connection, age_s in list(self._strangers.items()):
-            self._strangers[connection] = age_s + LOOK_S
+        for connection, age_s in list(self._before_hello.items()):
+            self._before_hello[connection] = age_s + LOOK_S
             if age_s >= self._timeouts.hello_s:
                 logger.info("lane connection with %s cut off: no HELLO in time", connection.describe())
                 connection.abort()
@@ -110,5 +110,5 @@ class Listener(Generic[P]):
 
     def _lost(self, connection: Connection[P | None], error: Exception | None) -> None:
         self.connections.discard(connection)
-        self._strangers.pop(connection, None)
+        self._before_hello.pop(connection, None)
         self._on_lost(connection, error)

@@ -78,7 +78,7 @@ def test_large_arrays_and_their_answers_pass_the_scheduler_by(serving: Serving, 
     assert outcomes(serving, model) == {"ok": 100}
     assert len(links(serving)) == 2
     assert serving._lane._direct is not None
-    assert not serving._lane._direct._held
+    assert not serving._lane._direct._kept
 
 
 def test_large_bytes_come_back_right(serving: Serving, deploy: Deploy) -> None:
@@ -156,7 +156,7 @@ def test_a_link_that_breaks_under_way_loses_nothing(serving: Serving, deploy: De
     model = deploy(gate.model(), profile=QUICK, max_batch=2)
     futures = model.map(arrays(20))
     assert serving._lane._direct is not None
-    held = serving._lane._direct._held
+    held = serving._lane._direct._kept
     # How many requests each has depends on how many came before the first left.
     wait_until(lambda: len({h.batch for h in held.copy().values() if h.link >= 0}) == 4, "two batches at both workers")
     for connection in links(serving):
@@ -202,7 +202,7 @@ def test_an_answer_that_was_under_way_on_a_link_that_broke_ends_its_request() ->
         direct.hold(1, b"payload")
         direct.outcome(1, 5, "ok")
         assert broken == [1]
-        assert not direct._held
+        assert not direct._kept
 
     asyncio.run(main())
 

@@ -12,7 +12,7 @@ from symphony_dask.dispatcher.recent_activity import (
     LEFT_BOUNDS,
     SIZE_BOUNDS,
     Facts,
-    Recent,
+    RecentActivity,
     Spent,
     quantile_ns,
     spent_by,
@@ -26,7 +26,7 @@ FACTS = {0: Facts("m", 50 * MS, 2, 8)}
 
 
 def add(
-    recent: Recent,
+    recent: RecentActivity,
     size: int = 4,
     *,
     at: float,
@@ -56,7 +56,7 @@ def latencies(**bins: int) -> Any:
 
 
 def test_a_batch_leaves_because_its_window_opens_or_a_gpu_is_free_or_early() -> None:
-    recent = Recent()
+    recent = RecentActivity()
     add(recent, at=100.5)
     add(recent, at=105)
     add(recent, at=100, waited=True)
@@ -66,7 +66,7 @@ def test_a_batch_leaves_because_its_window_opens_or_a_gpu_is_free_or_early() -> 
 
 
 def test_each_answered_request_spends_the_whole_times_of_its_batch() -> None:
-    recent = Recent()
+    recent = RecentActivity()
     add(recent, 4, at=105, spent=Spent(4, 400, 100, 1, 20, 3))
     add(recent, 4, at=105, spent=Spent(3, 300, 90, 2, 20, 4))  # one of them failed
     add(recent, 1, at=105, spent=Spent(1, 50, 10, 5, 6, 7), end=140)
@@ -84,7 +84,7 @@ def test_each_answered_request_spends_the_whole_times_of_its_batch() -> None:
 
 
 def test_batches_are_counted_by_size_and_by_what_was_left_of_their_window() -> None:
-    recent = Recent()
+    recent = RecentActivity()
     for size, at in ((1, 99), (2, 100), (3, 105), (1000, 112)):
         add(recent, size, at=at)
     recent.fold()
@@ -100,7 +100,7 @@ def test_batches_are_counted_by_size_and_by_what_was_left_of_their_window() -> N
 
 
 def test_batches_are_counted_once_however_often_they_are_folded() -> None:
-    recent = Recent()
+    recent = RecentActivity()
     add(recent, at=100)
     recent.fold()
     add(recent, at=100, model=3)
@@ -110,7 +110,7 @@ def test_batches_are_counted_once_however_often_they_are_folded() -> None:
 
 
 def test_more_batches_than_are_kept_are_all_counted_and_the_last_are_kept() -> None:
-    recent = Recent()
+    recent = RecentActivity()
     for size in range(2 * KEPT + 10):
         add(recent, size, at=100)
     recent.fold()
@@ -120,7 +120,7 @@ def test_more_batches_than_are_kept_are_all_counted_and_the_last_are_kept() -> N
 
 
 def test_models_are_told_by_their_last_ten_seconds() -> None:
-    recent = Recent()
+    recent = RecentActivity()
     add(recent, 4, at=100)
     add(recent, 8, at=105)
     add(recent, 100, at=105, end=130 - 20_000)  # long ago
@@ -147,7 +147,7 @@ def test_models_are_told_by_their_last_ten_seconds() -> None:
 
 
 def test_a_model_that_has_done_nothing_has_no_figures() -> None:
-    recent = Recent()
+    recent = RecentActivity()
     recent.sample(0.0, [(0, counts(), latencies())])
     recent.sample(1.0, [(0, counts(), latencies())])
     (found,) = recent.models(MS, FACTS)
@@ -156,7 +156,7 @@ def test_a_model_that_has_done_nothing_has_no_figures() -> None:
 
 
 def test_history_tells_each_second_and_a_model_that_came_later_its_own() -> None:
-    recent = Recent()
+    recent = RecentActivity()
     recent.sample(10.0, [(0, counts(), latencies())])
     recent.sample(11.0, [(0, counts(ok=30, late=10), latencies())])
     recent.sample(13.0, [(0, counts(ok=30, late=10), latencies()), (1, counts(ok=6), latencies())])
@@ -168,7 +168,7 @@ def test_history_tells_each_second_and_a_model_that_came_later_its_own() -> None
 
 
 def test_what_is_counted_of_a_model_ends_with_it() -> None:
-    recent = Recent()
+    recent = RecentActivity()
     add(recent, at=100)
     recent.fold()
     recent.sample(0.0, [(5, counts(), latencies())])

@@ -11,7 +11,7 @@ import numpy as np
 
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.engine.latency_profile import LatencyProfile
-from symphony_dask.slot.batch_inbox import Batch, Inbox
+from symphony_dask.slot.batch_inbox import Batch, BatchInbox
 from symphony_dask.wire import codec
 from symphony_dask.wire.connection import Connection, Message
 from symphony_dask.wire.error_codes import ErrorCode
@@ -119,7 +119,7 @@ class Strangers:
     async def settle(self) -> None:
         await asyncio.sleep(0)
         assert not self._door.connections, "connections that have ended are kept"
-        assert not self._door._strangers
+        assert not self._door._before_hello
 
     async def end(self) -> None:
         assert self._heard, "no frame passed: the corpus is broken"
@@ -264,7 +264,7 @@ class AtAWorker:
     name = "lane: a client at a worker"
 
     async def start(self) -> None:
-        self._inbox = Inbox(self._complete)
+        self._inbox = BatchInbox(self._complete)
         self._inbox.token = "t"
         self._completed = self._number = self._hung_up = 0
         self._connect()

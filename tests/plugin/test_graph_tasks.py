@@ -348,14 +348,14 @@ def test_held_tasks_run_beside_plain_ones_that_take_all_threads(client: Client, 
 
 def test_nothing_is_kept_of_tasks_that_are_gone(client: Client, deploy: Deploy, tmp_path: Path) -> None:
     def held(name: str, dask_scheduler: Any) -> tuple[int, int]:
-        tasks = dask_scheduler.plugins["symphony"]._held
+        tasks = dask_scheduler.plugins["symphony"]._graph_tasks
         mine = [str(key) for key in tasks._tasks if str(key).startswith(name)]  # futures of other tests may live on
         return len(mine), len(tasks._open)
 
     def at_worker(dask_worker: Any) -> tuple[int, ...]:
         plugin = dask_worker.plugins["symphony"]
         meeting = plugin.rendezvous
-        return len(plugin._held), len(meeting._lent), len(meeting._alone), len(meeting._expected)
+        return len(plugin._graph_tasks), len(meeting._lent), len(meeting._alone), len(meeting._expected)
 
     model = deploy(models.FailsAtFirst(tmp_path), profile=QUICK, max_batch=8)
     futures = client.map(model, [sample(i) for i in range(50)], pure=False)

@@ -210,7 +210,11 @@ def test_hooks_that_fail_leave_dask_what_it_had(
             async with Serving(client):
                 pass
             plugin = scheduler.plugins["symphony"]
-            for place, name in ((plugin._use, "serves"), (plugin._held, "admit"), (plugin._held, "moved")):
+            for place, name in (
+                (plugin._use, "serves"),
+                (plugin._graph_tasks, "admit"),
+                (plugin._graph_tasks, "moved"),
+            ):
                 monkeypatch.setattr(place, name, fails)
             monkeypatch.setattr(plugin.dispatcher, "drop_worker", fails)
             monkeypatch.setattr(plugin._use, "_end_batches", fails)

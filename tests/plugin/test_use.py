@@ -102,7 +102,7 @@ def made() -> tuple[Use, Any, Any]:
         dispatcher,
         drains,
         is_loading=lambda address: False,
-        is_held=lambda key: key == "held",
+        is_graph_task=lambda key: key == "held",
         admit=lambda address: None,
     )
     return use, scheduler, dispatcher

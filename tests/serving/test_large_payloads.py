@@ -18,7 +18,7 @@ from symphony_dask.backends.batch import BatchResult
 from symphony_dask.client.model import Model
 from symphony_dask.client.serving import Serving
 from symphony_dask.errors import ModelError
-from symphony_dask.slot.batch_inbox import Batch, Inbox
+from symphony_dask.slot.batch_inbox import Batch, BatchInbox
 from symphony_dask.slot.executor import Slot
 from symphony_dask.slot.runtime import SlotWorker
 from symphony_dask.wire import codec
@@ -71,7 +71,7 @@ def test_answers_leave_in_frames_that_a_client_can_take_with_and_without_a_conne
         ]
 
     async def main() -> None:
-        inbox = Inbox(lambda batch: None)
+        inbox = BatchInbox(lambda batch: None)
         inbox.inline_bytes = 10
         scheduler, link = Link(99), Link(99)
         link.peer = type("Peer", (), {"client": 1, "link": 5})()

@@ -17,7 +17,7 @@ import pytest
 from symphony_dask.client.serving import Serving
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.errors import SymphonyError
-from symphony_dask.slot.batch_inbox import Inbox
+from symphony_dask.slot.batch_inbox import BatchInbox
 from symphony_dask.wire.hello import ClientHello
 from symphony_dask.wire.listener import Listener
 from tests.helpers import models
@@ -191,7 +191,7 @@ def test_what_was_searched_is_all_there(shown: tuple[Shown, dict[str, str]]) -> 
 
 def test_objects_that_hold_a_token_do_not_print_it() -> None:
     dispatcher = Dispatcher(max_requests=4)
-    inbox = Inbox(lambda batch: None)
+    inbox = BatchInbox(lambda batch: None)
     inbox.token = dispatcher.token
     text = f"{dispatcher!r} {inbox!r} {Listener(lambda *frame: None, lambda *lost: None)!r}"
     text += repr(ClientHello(token=dispatcher.token))

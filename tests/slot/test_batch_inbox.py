@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from symphony_dask.slot.batch_inbox import Batch, Inbox
+from symphony_dask.slot.batch_inbox import Batch, BatchInbox
 from symphony_dask.wire import codec
 from symphony_dask.wire.messages import Data, Execute
 from symphony_dask.wire.records import EXECUTE_ROW, make_column, make_records
@@ -18,25 +18,25 @@ Request = tuple[int, int, bytes, bool]
 TWO_CLIENTS: list[Request] = [(1, 10, b"aa", True), (2, 10, b"b", True), (1, 11, b"cccc", False), (1, 12, b"dd", True)]
 
 
-def execute(inbox: Inbox, number: int, requests: list[Request], wait_ns: int = HOUR_NS) -> None:
+def execute(inbox: BatchInbox, number: int, requests: list[Request], wait_ns: int = HOUR_NS) -> None:
     clients, ids, payloads, held = zip(*requests, strict=True)
     rows = make_records(EXECUTE_ROW, len(ids), id=ids, bytes=[len(p) for p in payloads], client=clients, held=held)
     inline = b"".join(p for p, h in zip(payloads, held, strict=True) if not h)
     inbox.execute(Execute(number, 0, 5, rows, wait_ns if any(held) else 0), memoryview(inline))
 
 
-def data(inbox: Inbox, number: int, client: int, payloads: dict[int, bytes | None]) -> None:
+def data(inbox: BatchInbox, number: int, client: int, payloads: dict[int, bytes | None]) -> None:
     sizes = [-1 if p is None else len(p) for p in payloads.values()]
     blob = b"".join(p for p in payloads.values() if p is not None)
     inbox.data(Data(number, client, make_column(list(payloads)), make_column(sizes)), memoryview(blob))
 
 
-def started(main: Callable[[Inbox], Any]) -> list[tuple[int, bytes, set[int]]]:
+def started(main: Callable[[BatchInbox], Any]) -> list[tuple[int, bytes, set[int]]]:
     """Number, payloads and lost indices of the batches that started."""
 
     async def wrapped() -> list[Batch]:
         batches: list[Batch] = []
-        inbox = Inbox(batches.append)
+        inbox = BatchInbox(batches.append)
         await main(inbox)
         assert not inbox._waiting
         assert not inbox._early
@@ -46,14 +46,14 @@ def started(main: Callable[[Inbox], Any]) -> list[tuple[int, bytes, set[int]]]:
 
 
 def test_a_batch_without_held_payloads_starts_at_once() -> None:
-    async def main(inbox: Inbox) -> None:
+    async def main(inbox: BatchInbox) -> None:
         execute(inbox, 1, [(1, 1, b"a", False), (1, 2, b"b", False)])
 
     assert started(main) == [(1, b"ab", set())]
 
 
 def test_payloads_come_from_several_clients_in_pieces_before_and_after_execute() -> None:
-    async def main(inbox: Inbox) -> None:
+    async def main(inbox: BatchInbox) -> None:
         data(inbox, 3, 1, {12: b"dd"})
         execute(inbox, 3, TWO_CLIENTS)
         data(inbox, 3, 2, {10: b"b"})
@@ -66,7 +66,7 @@ def test_a_batch_that_comes_in_one_frame_is_not_copied() -> None:
     batches: list[Batch] = []
 
     async def main() -> None:
-        inbox = Inbox(batches.append)
+        inbox = BatchInbox(batches.append)
         execute(inbox, 1, [(1, 1, b"aa", True), (1, 2, b"bb", True)])
         blob = memoryview(b"aabb")
         inbox.data(Data(1, 1, make_column([1, 2]), make_column([2, 2])), blob)
@@ -76,7 +76,7 @@ def test_a_batch_that_comes_in_one_frame_is_not_copied() -> None:
 
 
 def test_batches_start_as_they_become_complete() -> None:
-    async def main(inbox: Inbox) -> None:
+    async def main(inbox: BatchInbox) -> None:
         execute(inbox, 1, [(1, 1, b"a", True)])
         execute(inbox, 2, [(1, 2, b"b", True)])
         data(inbox, 2, 1, {2: b"b"})
@@ -86,7 +86,7 @@ def test_batches_start_as_they_become_complete() -> None:
 
 
 def test_what_does_not_come_or_has_another_size_is_lost_and_the_rest_runs() -> None:
-    async def main(inbox: Inbox) -> None:
+    async def main(inbox: BatchInbox) -> None:
         execute(inbox, 1, TWO_CLIENTS)
         data(inbox, 1, 1, {10: None, 12: b"d"})
         data(inbox, 1, 2, {10: b"b"})
@@ -95,7 +95,7 @@ def test_what_does_not_come_or_has_another_size_is_lost_and_the_rest_runs() -> N
 
 
 def test_of_two_requests_with_one_number_one_is_lost_and_others_in_the_batch_are_not_spoilt() -> None:
-    async def main(inbox: Inbox) -> None:
+    async def main(inbox: BatchInbox) -> None:
         execute(inbox, 1, [(1, 10, b"a", True), (2, 20, b"bb", True), (1, 10, b"c", True)])
         data(inbox, 1, 2, {20: b"bb"})
         data(inbox, 1, 1, {10: b"a"})
@@ -104,7 +104,7 @@ def test_of_two_requests_with_one_number_one_is_lost_and_others_in_the_batch_are
 
 
 def test_nothing_is_waited_for_from_a_client_that_is_gone() -> None:
-    async def main(inbox: Inbox) -> None:
+    async def main(inbox: BatchInbox) -> None:
         execute(inbox, 1, TWO_CLIENTS)
         inbox.gone(1)
         data(inbox, 1, 2, {10: b"b"})
@@ -113,7 +113,7 @@ def test_nothing_is_waited_for_from_a_client_that_is_gone() -> None:
 
 
 def test_nothing_is_waited_for_beyond_the_limit_and_what_comes_then_is_thrown_away() -> None:
-    async def main(inbox: Inbox) -> None:
+    async def main(inbox: BatchInbox) -> None:
         execute(inbox, 1, TWO_CLIENTS, wait_ns=1_000_000)
         async with asyncio.timeout(10):
             while inbox._waiting:  # noqa: ASYNC110
@@ -124,7 +124,7 @@ def test_nothing_is_waited_for_beyond_the_limit_and_what_comes_then_is_thrown_aw
 
 
 def test_data_for_a_batch_that_went_elsewhere_is_thrown_away() -> None:
-    async def main(inbox: Inbox) -> None:
+    async def main(inbox: BatchInbox) -> None:
         data(inbox, 1, 1, {1: b"a"})
         execute(inbox, 2, [(1, 1, b"a", True)])
         data(inbox, 2, 1, {1: b"a"})
@@ -133,7 +133,7 @@ def test_data_for_a_batch_that_went_elsewhere_is_thrown_away() -> None:
 
 
 def test_forgetting_ends_the_timers_and_the_numbers_may_begin_anew() -> None:
-    async def main(inbox: Inbox) -> None:
+    async def main(inbox: BatchInbox) -> None:
         execute(inbox, 9, TWO_CLIENTS, wait_ns=1)
         inbox.clear()
         await asyncio.sleep(0)

@@ -16,7 +16,7 @@ import pytest
 
 from symphony_dask.dispatcher.sessions import worker_of
 from symphony_dask.errors import BadInput
-from symphony_dask.slot.batch_inbox import Inbox
+from symphony_dask.slot.batch_inbox import BatchInbox
 from symphony_dask.timeouts import ConnectionTimeouts
 from symphony_dask.wire import hello as greeting
 from symphony_dask.wire import listener
@@ -254,7 +254,7 @@ def test_what_is_wrong_with_a_hello_is_told_without_the_token(caplog: pytest.Log
 @pytest.mark.parametrize("token", [None, "", "0" * 32, TOKEN], ids=["none", "empty", "wrong", "right"])
 def test_a_worker_takes_payloads_only_from_who_has_the_token(known: str | None, token: str | None) -> None:
     async def main() -> bool:
-        inbox = Inbox(lambda batch: None)
+        inbox = BatchInbox(lambda batch: None)
         inbox.token = known
         port = await inbox.listen("127.0.0.1", [0], None)
         hello: Any = Raw(1, {"token": token, "versions": [8, 8], "role": "link", "client": 1, "link": 0})
@@ -273,7 +273,7 @@ def test_a_worker_takes_payloads_only_from_who_has_the_token(known: str | None, 
 @pytest.mark.parametrize("wrong", [{"client": -1}, {"client": "1"}, {"link": 2**31}, {"link": None}])
 def test_a_worker_takes_no_numbers_that_it_could_not_answer_with(wrong: dict[str, Any]) -> None:
     async def main() -> None:
-        inbox = Inbox(lambda batch: None)
+        inbox = BatchInbox(lambda batch: None)
         inbox.token = TOKEN
         port = await inbox.listen("127.0.0.1", [0], None)
         said = {"token": TOKEN, "versions": [8, 8], "role": "link", "client": 1, "link": 0}
@@ -313,7 +313,7 @@ def test_a_worker_that_says_nonsense_of_itself_is_turned_away(wrong: dict[str, A
 @pytest.mark.parametrize("op", ["x\nERROR all is lost", b"\n" * 3000, [1] * 60])
 def test_a_stranger_writes_no_line_of_its_own_into_the_log(op: Any, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        inbox = Inbox(lambda batch: None)
+        inbox = BatchInbox(lambda batch: None)
         inbox.token = TOKEN
         port = await inbox.listen("127.0.0.1", [0], None)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -337,7 +337,7 @@ def test_what_a_client_sends_for_batches_that_never_come_is_bounded_and_forgotte
     monkeypatch.setattr("symphony_dask.slot.batch_inbox.MOST_EARLY", 3)
 
     async def main() -> None:
-        inbox = Inbox(lambda batch: None)
+        inbox = BatchInbox(lambda batch: None)
         inbox.token = TOKEN
         port = await inbox.listen("127.0.0.1", [0], None)
         hello = LinkHello(token=TOKEN, client=1, link=0)
