@@ -24,7 +24,6 @@ from symphony_dask.backends.sample import ANY_SHAPE
 from symphony_dask.client.future import InferenceFuture
 from symphony_dask.client.model import Model
 from symphony_dask.client.notebook import serving_html
-from symphony_dask.client.pickling import pickled
 from symphony_dask.client.pipeline import Pipeline
 from symphony_dask.client.session import Session
 from symphony_dask.client.stages import Series, Stage, as_stage, from_plain, models_of, to_plain
@@ -42,6 +41,7 @@ from symphony_dask.errors import (
     WouldDeadlock,
 )
 from symphony_dask.names import name_list
+from symphony_dask.pickling import pickled
 from symphony_dask.plugin.graph_function import GraphFunction
 from symphony_dask.text import brief, check_name, did_you_mean, listed, shown
 from symphony_dask.units import Seconds, parse_duration_ns

@@ -18,8 +18,8 @@ import numpy as np
 from distributed.protocol.pickle import loads
 
 from symphony_dask.client.model import Model
-from symphony_dask.client.pickling import pickled
 from symphony_dask.errors import BadInput
+from symphony_dask.pickling import pickled
 from symphony_dask.plugin.graph_function import GraphFunction
 from symphony_dask.text import did_you_mean, plain, shown
 

@@ -13,7 +13,7 @@ import pytest
 from cfnlint.decode import cfn_yaml
 
 from tests.helpers.aws.account import IMAGE, TEMPLATE, Aws
-from tests.helpers.installed import tool
+from tests.helpers.command_line import tool
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from symphony_dask.errors import BadInput
 from tests.helpers.aws.account import Aws
 from tests.helpers.certificates import SCRIPT, cluster_material
 from tests.helpers.cluster import Cluster
-from tests.helpers.installed import tool
+from tests.helpers.command_line import tool
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.helpers.import_graph import circles, import_graph
 LAYERS = [
     ["symphony_dask.errors", "symphony_dask.clock"],
     ["symphony_dask.text"],
-    ["symphony_dask.units", "symphony_dask.names", "symphony_dask.wait_checks"],
+    ["symphony_dask.units", "symphony_dask.names", "symphony_dask.wait_checks", "symphony_dask.pickling"],
     ["symphony_dask.timeouts", "infra"],
     ["symphony_dask.config"],
     ["symphony_dask.engine.native"],

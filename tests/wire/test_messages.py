@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,11 @@ from symphony_dask.wire.records import DONE_ROW, EXECUTE_ROW, RESULT_ROW, SUBMIT
 from tests.helpers.lane import fields_of, frame
 
 TOKEN = "0123456789abcdef"
-GOLDEN = Path(__file__).with_name("golden")
+#: The frames of each version of the lane, in hexadecimal digits, by the names of ``EXAMPLES``.
+GOLDEN = {
+    file.stem: {name: bytes.fromhex(digits) for name, digits in json.loads(file.read_text()).items()}
+    for file in Path(__file__).with_name("golden").iterdir()
+}
 
 #: One of each, by the name of its golden frame, with its blob.
 EXAMPLES: dict[str, tuple[Message, bytes]] = {
@@ -119,7 +124,7 @@ def plain(message: Any) -> Any:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_message_has_the_bytes_of_its_version(name: str) -> None:
     message, blob = EXAMPLES[name]
-    golden = (GOLDEN / "version-8" / f"{name}.bin").read_bytes()
+    golden = GOLDEN["version-8"][name]
     assert frame(message, blob) == golden
     (op, *fields), got_blob = fields_of(golden)
     assert op == message.encode()[0]
@@ -132,11 +137,11 @@ def test_every_op_has_a_golden_frame() -> None:
     assert {message.encode()[0] for message, _ in EXAMPLES.values()} == {
         op for name, op in vars(Op).items() if name.isupper()
     }
-    assert {path.stem for path in (GOLDEN / "version-8").iterdir()} == set(EXAMPLES)
+    assert set(GOLDEN["version-8"]) == set(EXAMPLES)
 
 
 def test_a_client_of_version_7_is_told_both_versions_and_the_remedy() -> None:
-    (op, *fields), _ = fields_of((GOLDEN / "version-7" / "hello-client.bin").read_bytes())
+    (op, *fields), _ = fields_of(GOLDEN["version-7"]["hello-client"])
     assert op == Op.HELLO
     with pytest.raises(VersionMismatch) as refusal:
         read_hello(fields, TOKEN)
