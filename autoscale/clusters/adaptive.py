@@ -68,7 +68,7 @@ class Adaptive(_DaskAdaptive):
 
     def __init__(
         self,
-        cluster: Any,
+        cluster: object,
         interval: str | float = "1s",
         minimum: int | None = None,
         maximum: int | float | None = None,
@@ -79,7 +79,7 @@ class Adaptive(_DaskAdaptive):
         gpus_per_worker: int | None = None,
         drain_deadline: str = "30s",
         join_timeout: str = "15min",
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         if isinstance(policy, str):
             if policy not in POLICIES:

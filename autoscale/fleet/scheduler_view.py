@@ -63,7 +63,7 @@ class DaskCluster:
         """Have a recording under way keep one decision."""
         self.call("record_scaling", inputs=dict(inputs), decision=dict(decision))
 
-    def call(self, operation: str, **arguments: Any) -> Any:
+    def call(self, operation: str, **arguments: object) -> Any:
         """An RPC of the plugin's; raises our own errors, and ``NotServing`` where the scheduler cannot be reached."""
         from distributed import Client
 
@@ -91,7 +91,7 @@ class DaskCluster:
             raise NotServing(f"the scheduler at {self.address} does not know {operation!r}: is its Symphony older?")
         return value_of(reply)
 
-    def _sync(self, operation: str, **arguments: Any) -> Any:
+    def _sync(self, operation: str, **arguments: object) -> Any:
         rpc = getattr(self._client.scheduler, f"symphony_{operation}")
         return self._client.sync(rpc, callback_timeout=_CALL_S, **arguments)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 
@@ -23,7 +23,7 @@ def gathered(kind: type, into: str = "options") -> Callable[[Callable[..., R]], 
 
     def gather(function: Callable[..., R]) -> Callable[..., R]:
         @wraps(function)
-        def run(**given: Any) -> R:
+        def run(**given: object) -> R:
             value = kind(**{name: given.pop(name) for name in names})
             return function(**{into: value}, **given)
 

@@ -308,11 +308,11 @@ class Serving:
         """Write one tick of a scaling policy, plain JSON values, into the recording; False when there is none."""
         return self._sync(self._call, "record_scaling", inputs=inputs, decision=decision)
 
-    def record(self, folder: str, **info: Any) -> Any:
+    def record(self, folder: str, **info: object) -> Any:
         """Record a run into ``folder``, on the scheduler's machine, from now on. Raises ``BadInput``."""
         return self._sync(self._call, "record", folder=str(folder), info=info)
 
-    def stop_recording(self, **info: Any) -> Any:
+    def stop_recording(self, **info: object) -> Any:
         """Close the recording, with ``info`` in its run.json; returns its folder, or None if there was none."""
         return self._sync(self._call, "stop_recording", info=info)
 
@@ -423,7 +423,7 @@ class Serving:
         self._lane.names.update((row["model_id"], row["name"]) for row in rows)
         return rows
 
-    def _sync(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _sync(self, function: Callable[..., Any], *args: object, **kwargs: object) -> Any:
         """As ``Client.sync``; raises ``ConnectionLost`` where that would never end, or find the client closed."""
         check_client(self.client)
         return self.client.sync(function, *args, **kwargs)
@@ -480,7 +480,7 @@ class Serving:
             raise NotServing("the Dask client is not connected to a scheduler: await it, or make a new one")
         return self.client.scheduler
 
-    async def _call(self, operation: str, **kwargs: Any) -> Any:
+    async def _call(self, operation: str, **kwargs: object) -> Any:
         await self._connect()
         try:
             reply = await getattr(self._scheduler(), f"symphony_{operation}")(**kwargs)

@@ -179,7 +179,7 @@ class UserFunction:
         except BaseException as error:
             return False, named(error, self._what)
 
-    def _call_in_loop(self, function: Callable[..., None], *args: Any) -> bool:
+    def _call_in_loop(self, function: Callable[..., None], *args: object) -> bool:
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:  # the event loop is closed: there is nobody to tell

@@ -74,11 +74,11 @@ class _NoRoom(Exception):
 class _Raising:
     """The RPC of a worker; what it answers as an error (``rpc_replies``) is raised."""
 
-    def __init__(self, rpc: Any) -> None:
+    def __init__(self, rpc: object) -> None:
         self._rpc = rpc
 
     def __getattr__(self, operation: str) -> Any:
-        async def call(**kwargs: Any) -> Any:
+        async def call(**kwargs: object) -> Any:
             reply = await getattr(self._rpc, operation)(**kwargs)
             return checked(reply) if isinstance(reply, dict) and reply.keys() == {"error"} else reply
 

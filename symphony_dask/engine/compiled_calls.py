@@ -83,7 +83,7 @@ def _checked(call: F) -> F:
         return call
 
     @wraps(call)
-    def look(*args: Any) -> Any:
+    def look(*args: object) -> Any:
         for table in args[:2]:
             if isinstance(table, ArrayTable):
                 table._look()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from symphony_dask.gateway.refusal import Refusal, bad
 
@@ -18,7 +18,7 @@ COMPRESS_BYTES = 2048
 THREAD_BYTES = 1 << 18
 
 
-async def aside(size: int, function: Callable[..., T], *args: Any) -> T:
+async def aside(size: int, function: Callable[..., T], *args: object) -> T:
     """``function(*args)``, which has to do with ``size`` bytes: in a thread if these are many, as others wait here."""
     return await asyncio.to_thread(function, *args) if size > THREAD_BYTES else function(*args)
 

@@ -238,7 +238,7 @@ class SymphonyPlugin(SchedulerPlugin):
         for task in self._tasks:
             task.cancel()
 
-    def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
+    def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: object) -> None:
         self.problems.pop(worker, None)
         if self._graph_tasks is not None:
             try:
@@ -246,11 +246,11 @@ class SymphonyPlugin(SchedulerPlugin):
             finally:
                 self.loader.leave(worker)
 
-    def update_graph(self, scheduler: Scheduler, *, tasks: list[Any], **kwargs: Any) -> None:
+    def update_graph(self, scheduler: Scheduler, *, tasks: list[Any], **kwargs: object) -> None:
         if self._graph_tasks is not None:
             self._graph_tasks.admit(tasks)
 
-    def transition(self, key: Key, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
+    def transition(self, key: Key, start: str, finish: str, *args: object, **kwargs: object) -> None:
         if self._graph_tasks is not None:
             self._graph_tasks.moved(key, finish)
 

@@ -37,7 +37,7 @@ def _plain_errors(rpc: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
     """
 
     @wraps(rpc)
-    async def call(*args: Any, **kwargs: Any) -> Any:
+    async def call(*args: object, **kwargs: object) -> Any:
         try:
             return await rpc(*args, **kwargs)
         except (BadInput, DeploymentError) as error:
@@ -123,7 +123,7 @@ class SymphonyWorkerPlugin(WorkerPlugin):
         except Exception:
             logger.exception("slots cannot be shown on Dask's /metrics")
 
-    def transition(self, key: Key, start: str, finish: str, **kwargs: Any) -> None:
+    def transition(self, key: Key, start: str, finish: str, **kwargs: object) -> None:
         """Watch when graph tasks come and go; called by Dask for every task. What has gone has no ``run_spec``."""
         if self._slot_worker is None:
             return

@@ -70,19 +70,19 @@ class Slot:
         self._ahead: queue.SimpleQueue[Any] | None = None
         self._thread = self._start("slot", self._jobs)
 
-    def call(self, function: Callable[..., object], *args: Any) -> Future[Any]:
+    def call(self, function: Callable[..., object], *args: object) -> Future[Any]:
         """Run ``function(*args)`` in the slot's thread."""
         future: Future[Any] = Future()
         with self.lock:
             self._jobs.put((future, function, args))
         return future
 
-    def post(self, function: Callable[..., object], *args: Any) -> None:
+    def post(self, function: Callable[..., object], *args: object) -> None:
         """Run ``function(*args)``, which does not raise, in the slot's thread."""
         with self.lock:
             self._jobs.put((None, function, args))
 
-    def post_ahead(self, function: Callable[..., object], *args: Any) -> None:
+    def post_ahead(self, function: Callable[..., object], *args: object) -> None:
         """Run ``function(*args)``, which does not raise, in the thread that stages batches."""
         with self.lock:
             if self._ahead is None:

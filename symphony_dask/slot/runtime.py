@@ -103,7 +103,7 @@ class SlotWorker:
         else:
             self.lane = (get_address_host(worker.address), port)
 
-    def start(self, scheduler: Any, security: Any) -> None:
+    def start(self, scheduler: object, security: object) -> None:
         """Keep a lane connection to ``scheduler``, an RPC of Dask's, from now on."""
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._keep_connected(scheduler, security))

@@ -149,7 +149,7 @@ class Recorder:
         row = {"time_ns": time_ns, "inputs": json.dumps(inputs), "decision": json.dumps(decision)}
         self._append("scaling", 1, row)
 
-    def update_info(self, **keys: Any) -> None:
+    def update_info(self, **keys: object) -> None:
         """Set top-level keys of run.json, which is rewritten within an interval; raises ``BadInput`` if not plain."""
         self._info = {**self._info, **run_folder.plain(keys)}
 
@@ -171,7 +171,7 @@ class Recorder:
     ) -> None:
         self.close()
 
-    def _append(self, table: str, rows: int, payload: Any) -> None:
+    def _append(self, table: str, rows: int, payload: object) -> None:
         if self._closed:
             self._dropped_rows += rows
             return

@@ -74,7 +74,7 @@ class TraceWriter:
             self._write_part(self.part_rows, names)
         self._names = names
 
-    def update_info(self, **keys: Any) -> None:
+    def update_info(self, **keys: object) -> None:
         """Set keys of run.json, which is written on closing."""
         self._info |= run_folder.plain(keys)
 

@@ -39,7 +39,7 @@ class Direction(Generic[M_co]):
     def __init__(self, sender: str, decoders: Mapping[int, Decoder[M_co]]) -> None:
         self._sender, self._decoders = sender, {int(op): decoder.decode for op, decoder in decoders.items()}
 
-    def read(self, op: Any, fields: list[Any], blob: memoryview) -> M_co:
+    def read(self, op: object, fields: list[Any], blob: memoryview) -> M_co:
         """The message in a frame; raises ``BadInput`` if it is malformed, or does not come from there."""
         decode = self._decoders.get(op) if type(op) is int else None
         if decode is None:

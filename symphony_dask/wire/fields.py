@@ -20,7 +20,7 @@ MOST, MOST_31, MOST_NS = 1 << 62, (1 << 31) - 1, (1 << 60) - 1
 _MOST_SHOWN = 80
 
 
-def bad_field(op: str, what: str, value: Any, remedy: str) -> BadInput:
+def bad_field(op: str, what: str, value: object, remedy: str) -> BadInput:
     """The error to raise."""
     return BadInput(f"lane {op} has {what} {_shown(value)}: {remedy}")
 
@@ -32,14 +32,14 @@ def fields_of(op: str, fields: list[Any], n: int) -> list[Any]:
     return fields
 
 
-def whole(op: str, what: str, value: Any, least: int = 0, most: int = MOST) -> int:
+def whole(op: str, what: str, value: object, least: int = 0, most: int = MOST) -> int:
     """A whole number of a message."""
     if type(value) is not int or not least <= value <= most:
         raise bad_field(op, what, value, f"give a whole number from {least} to {most}")
     return value
 
 
-def check_texts(op: str, texts: Any, n: int) -> None:
+def check_texts(op: str, texts: object, n: int) -> None:
     """A text for some of n requests."""
     if type(texts) is not dict or not all(
         type(i) is int and 0 <= i < n and type(text) is str for i, text in texts.items()
@@ -47,7 +47,7 @@ def check_texts(op: str, texts: Any, n: int) -> None:
         raise bad_field(op, "texts", texts, f"give a map of places below {n} to texts")
 
 
-def read_failures(op: str, failures: Any, n: int) -> Mapping[int, Failure]:
+def read_failures(op: str, failures: object, n: int) -> Mapping[int, Failure]:
     """Errors of some of n requests."""
     if type(failures) is dict:
         read = {i: Failure(*f) for i, f in failures.items() if type(f) is list and len(f) == 2}
@@ -63,7 +63,7 @@ def exact_sum(sizes: Column) -> int:
     return sum(sizes.tolist()) if len(sizes) and sizes.max() > MOST >> 32 else int(sizes.sum())
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """As ``text.shown``; not all of a gigabyte is written to be cut."""
     if isinstance(value, (bytes, list, dict)):
         return f"{type(value).__name__} of {len(value)}"

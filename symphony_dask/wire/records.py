@@ -42,7 +42,7 @@ RESULT_ROW = np.dtype([("id", "<i8"), ("bytes", "<i8"), ("link", "<i4"), ("outco
 _COLUMN = np.dtype("<i8")
 
 
-def make_records(dtype: np.dtype[Any], n: int, **fields: Any) -> Records:
+def make_records(dtype: np.dtype[Any], n: int, **fields: object) -> Records:
     """n records of a message; fields not given are 0."""
     made = np.zeros(n, dtype)
     for name, values in fields.items():
@@ -51,12 +51,12 @@ def make_records(dtype: np.dtype[Any], n: int, **fields: Any) -> Records:
     return made
 
 
-def make_column(values: Any) -> Column:
+def make_column(values: object) -> Column:
     """A column of a message; ``values`` are whole numbers."""
     return np.asarray(values, _COLUMN)
 
 
-def read_records(data: Any, dtype: np.dtype[Any]) -> Records:
+def read_records(data: object, dtype: np.dtype[Any]) -> Records:
     """The records in a field; raises ``BadInput`` if its bytes do not make whole ones."""
     if type(data) is not bytes:
         raise BadInput(f"lane records are a {type(data).__name__}: they must be bytes of {dtype.names}")
@@ -66,7 +66,7 @@ def read_records(data: Any, dtype: np.dtype[Any]) -> Records:
         raise BadInput(f"lane records cannot be read as {dtype.names}: {error}") from None
 
 
-def read_column(data: Any) -> Column:
+def read_column(data: object) -> Column:
     """The column in a field; raises ``BadInput`` if its bytes do not make whole entries."""
     if type(data) is not bytes:
         raise BadInput(f"lane column is a {type(data).__name__}: it must be bytes of int64")

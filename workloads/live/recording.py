@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from symphony_dask.cli.partial_files import report_if_interrupted
 from symphony_dask.client.serving import Serving
 
 
 @contextmanager
-def recorded(serving: Serving, folder: Path, **info: Any) -> Iterator[None]:
+def recorded(serving: Serving, folder: Path, **info: object) -> Iterator[None]:
     """Record what happens within into ``folder``; info: goes into run.json. Raises what ``Serving.record`` raises.
 
     "complete" there is false until the block ends well, also if this process or the scheduler is killed.

@@ -25,7 +25,7 @@ PART_ROWS = run_folder.ROW_GROUP
 _ENDED = "ended_ns"
 
 
-def record(simulated: SimulatedRun, folder: str | os.PathLike[str], **info: Any) -> None:
+def record(simulated: SimulatedRun, folder: str | os.PathLike[str], **info: object) -> None:
     """Write the tables of ``result`` into ``folder``, a new one; times are on the clock of its arrivals.
 
     info: more keys of run.json, plain JSON values, such as the trace that was simulated.
