@@ -12,8 +12,8 @@ from symphony_dask.client.future import InferenceFuture
 from symphony_dask.client.notebook import latency_text, table
 from symphony_dask.client.retry import RetriedFuture
 from symphony_dask.client.session import Session
-from symphony_dask.engine.engine import MOST_PRIORITY
 from symphony_dask.engine.latency_profile import LatencyProfile
+from symphony_dask.engine.queue_limits import MOST_PRIORITY
 from symphony_dask.errors import BadInput, DeadlineExceeded
 from symphony_dask.plugin.graph_function import GraphFunction, token
 from symphony_dask.units import Seconds, format_duration, parse_duration_ns

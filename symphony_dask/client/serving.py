@@ -29,8 +29,8 @@ from symphony_dask.client.session import Session
 from symphony_dask.client.stages import Series, Stage, as_stage, from_plain, models_of, to_plain
 from symphony_dask.client.user_functions import UserFunction
 from symphony_dask.clock import now_ns
-from symphony_dask.engine.engine import DEFAULT_QUEUE_LIMIT
 from symphony_dask.engine.latency_profile import DEFAULT_MAX_BATCH, LatencyProfile
+from symphony_dask.engine.queue_limits import DEFAULT_QUEUE_LIMIT
 from symphony_dask.errors import (
     BadInput,
     ConnectionLost,

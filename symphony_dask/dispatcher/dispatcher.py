@@ -44,9 +44,10 @@ from symphony_dask.dispatcher.run_log import Flight, RunLog, ServedModel
 from symphony_dask.dispatcher.sessions import FIRST_ROUND_TRIP_NS, Client, ClientEnd, Session, Worker, worker_of
 from symphony_dask.dispatcher.timer import Timer
 from symphony_dask.dispatcher.tracing import Tracing
-from symphony_dask.engine.engine import DEFAULT_QUEUE_LIMIT, NEVER, Engine
+from symphony_dask.engine.engine import NEVER, Engine
 from symphony_dask.engine.journal import dump
 from symphony_dask.engine.latency_profile import LatencyProfile
+from symphony_dask.engine.queue_limits import DEFAULT_QUEUE_LIMIT
 from symphony_dask.engine.request_kernels import MIXED
 from symphony_dask.errors import BadInput
 from symphony_dask.text import bounded, brief, plain

@@ -18,8 +18,8 @@ from symphony_dask.engine.latency_profile import LONGEST_NS
 from symphony_dask.engine.native import memory
 from symphony_dask.engine.native.arrays import Int64s
 from symphony_dask.engine.native.heap import ITEM, KEY, ROOT
-from symphony_dask.engine.policy.priorities import MOST_PRIORITY
 from symphony_dask.engine.policy.window import POLICIES
+from symphony_dask.engine.queue_limits import MOST_PRIORITY
 from symphony_dask.engine.state import (
     ABSENT,
     BUSY,

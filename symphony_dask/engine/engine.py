@@ -11,8 +11,9 @@ import numpy.typing as npt
 from symphony_dask.engine import bounds, compiled_calls, kernels
 from symphony_dask.engine.compiled_calls import ArrayTable
 from symphony_dask.engine.events import Journal
-from symphony_dask.engine.policy import eligibility, priorities, speed_tracking, trials, window
+from symphony_dask.engine.policy import eligibility, speed_tracking, trials, window
 from symphony_dask.engine.policy.window import POLICIES
+from symphony_dask.engine.queue_limits import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY
 from symphony_dask.engine.state import (
     ABSENT,
     BATCH,
@@ -35,11 +36,6 @@ from symphony_dask.engine.state import (
 
 QUEUE_FULL = kernels.QUEUE_FULL
 NO_MODEL = kernels.NO_MODEL
-
-MOST_PRIORITY = priorities.MOST_PRIORITY
-
-#: Queued requests of one model beyond which ``submit`` answers QUEUE_FULL.
-DEFAULT_QUEUE_LIMIT = 10_000
 
 Ints = npt.NDArray[np.int64]
 Slots = npt.NDArray[np.int32]
@@ -459,8 +455,6 @@ class Engine:
 
 
 __all__ = [
-    "DEFAULT_QUEUE_LIMIT",
-    "MOST_PRIORITY",
     "NEVER",
     "NO_MODEL",
     "POLICIES",

@@ -14,7 +14,7 @@ import numpy as np
 from symphony_dask.engine.kernels import NO_MODEL, list_evicted, submit_one
 from symphony_dask.engine.native.arrays import Int8s, Int32s, Int64s, Record, Records
 from symphony_dask.engine.native.compiled import compiled, inlined, wide
-from symphony_dask.engine.policy.priorities import MOST_PRIORITY
+from symphony_dask.engine.queue_limits import MOST_PRIORITY
 from symphony_dask.engine.state import State
 
 #: What is kept of a request. deadline is the client's; retries counts lost workers; held: the client keeps the payload.

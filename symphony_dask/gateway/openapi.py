@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from symphony_dask import __version__
-from symphony_dask.engine.engine import MOST_PRIORITY
+from symphony_dask.engine.queue_limits import MOST_PRIORITY
 from symphony_dask.gateway.formats.samples import MAX_SAMPLES
 from symphony_dask.gateway.formats.tensors import DATATYPES, MAX_DIMS
 

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from symphony_dask.backends.sample import check_sample
-from symphony_dask.engine.engine import MOST_PRIORITY
+from symphony_dask.engine.queue_limits import MOST_PRIORITY
 from symphony_dask.errors import BadInput, NotServing, SymphonyError
 from symphony_dask.text import brief, did_you_mean, plain, shown
 from symphony_dask.units import parse_duration_ns

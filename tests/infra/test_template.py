@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cfnlint.decode import cfn_yaml
 
 from tests.helpers.aws.account import IMAGE, TEMPLATE, Aws
 from tests.helpers.command_line import tool
@@ -18,6 +17,8 @@ from tests.helpers.command_line import tool
 
 @pytest.fixture(scope="module")
 def template() -> dict[str, Any]:
+    from cfnlint.decode import cfn_yaml  # takes a second to load
+
     return json.loads(json.dumps(cfn_yaml.load(str(TEMPLATE))))
 
 

@@ -51,7 +51,11 @@ LAYERS = [
     ["workloads.cli"],
 ]
 _RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
-GRAPH = import_graph()
+
+
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    return import_graph()
 
 
 def room_of(module: str) -> str:
@@ -59,14 +63,14 @@ def room_of(module: str) -> str:
     return next(name for n in range(len(parts), 0, -1) if (name := ".".join(parts[:n])) in _RANKS)
 
 
-def test_every_module_at_the_root_of_the_package_has_its_layer() -> None:
+def test_every_module_at_the_root_of_the_package_has_its_layer(graph: dict[str, set[str]]) -> None:
     """None is taken for one of the public names by mistake."""
-    assert [module for module in GRAPH if room_of(module) == "symphony_dask"] == ["symphony_dask"]
+    assert [module for module in graph if room_of(module) == "symphony_dask"] == ["symphony_dask"]
 
 
-def test_no_import_points_upwards_or_sideways() -> None:
+def test_no_import_points_upwards_or_sideways(graph: dict[str, set[str]]) -> None:
     wrong = []
-    for module, imported in GRAPH.items():
+    for module, imported in graph.items():
         room = room_of(module)
         for other in imported:
             there = room_of(other)
@@ -75,12 +79,12 @@ def test_no_import_points_upwards_or_sideways() -> None:
     assert sorted(wrong) == []
 
 
-def test_no_modules_import_each_other() -> None:
-    assert circles(GRAPH) == []
+def test_no_modules_import_each_other(graph: dict[str, set[str]]) -> None:
+    assert circles(graph) == []
 
 
-def test_instances_need_the_serving_package_alone() -> None:
-    assert {other.split(".")[0] for m in GRAPH if m.startswith("infra") for other in GRAPH[m]} <= {
+def test_instances_need_the_serving_package_alone(graph: dict[str, set[str]]) -> None:
+    assert {other.split(".")[0] for m in graph if m.startswith("infra") for other in graph[m]} <= {
         "infra",
         "symphony_dask",
     }
@@ -98,6 +102,11 @@ def test_importing_the_package_loads_nothing_that_is_slow() -> None:
 
 def test_the_engine_loads_no_dask() -> None:
     assert not loaded_by("symphony_dask.engine.engine") & {"distributed", "dask"}
+
+
+@pytest.mark.parametrize("module", ["client.serving", "plugin.worker_plugin"])
+def test_clients_and_workers_load_no_compiled_code(module: str) -> None:
+    assert "numba" not in loaded_by(f"symphony_dask.{module}")
 
 
 def test_the_dispatcher_loads_no_dask() -> None:

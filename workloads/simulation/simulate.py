@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.engine import kernels
-from symphony_dask.engine.engine import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY, NEVER, POLICIES, Engine
+from symphony_dask.engine.engine import NEVER, POLICIES, Engine
 from symphony_dask.engine.native import heap
 from symphony_dask.engine.native.arrays import Bools, Floats, Int8s, Int32s, Int64s
 from symphony_dask.engine.native.compiled import compiled, wide
+from symphony_dask.engine.queue_limits import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY
 from symphony_dask.engine.state import DEPTH, Profiles, State
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from symphony_dask.engine.engine import DEFAULT_QUEUE_LIMIT, Engine
+from symphony_dask.engine.engine import Engine
+from symphony_dask.engine.queue_limits import DEFAULT_QUEUE_LIMIT
 from symphony_dask.engine.state import ABSENT, DEPTH
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome

@@ -12,10 +12,8 @@ from symphony_dask.engine import deadline_queue
 from symphony_dask.engine.native.arrays import Int64s
 from symphony_dask.engine.native.compiled import compiled, wide
 from symphony_dask.engine.policy import window
+from symphony_dask.engine.queue_limits import MOST_PRIORITY
 from symphony_dask.engine.state import State
-
-#: The highest priority; the lowest and usual one is 0.
-MOST_PRIORITY = 7
 
 
 @compiled

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from symphony_dask.engine.engine import MOST_PRIORITY
+from symphony_dask.engine.queue_limits import MOST_PRIORITY
 from symphony_dask.gateway.refusal import bad
 from symphony_dask.text import shown
 from symphony_dask.units import NS_PER_US, Seconds, parse_duration_ns
