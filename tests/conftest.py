@@ -17,8 +17,9 @@ from workloads.analysis.verify import verify
 # Tests run side by side, and torch's threads, one a core in each process, would spin against one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-#: Of plain ``pytest``: what tests mostly do is wait for processes that they started.
-PROCESSES = 2
+#: Of plain ``pytest``: one more than there are cores, as tests also wait for processes that they started. Each has a
+#: cluster of its own and may load torch: some 2 GB.
+PROCESSES = min(8, (os.cpu_count() or 1) + 1)
 
 
 @pytest.hookimpl(tryfirst=True)
