@@ -120,6 +120,12 @@ def _cut(text: str, most: int) -> str:
     return text[: kept // 2] + mark[:most] + text[len(text) - (kept - kept // 2) :]
 
 
+def type_path(obj: object) -> str:
+    """The name of the type of ``obj``, with its module unless it is a builtin."""
+    cls = type(obj)
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
 def _type_name(value: object) -> str:
     try:
         return str(type(value).__name__)[:MOST_NAME].encode("ascii", "backslashreplace").decode()

@@ -26,7 +26,7 @@ from symphony_dask.errors import BadInput
 
 if TYPE_CHECKING:
     from autoscale.fleet.fleet import FleetProtocol, Instance
-    from autoscale.fleet.reconcile import Settings
+    from autoscale.fleet.view import Settings
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,9 @@ def ended(
     from contextlib import nullcontext
 
     from autoscale.fleet.act import step
-    from autoscale.fleet.reconcile import Memory, unlisted
+    from autoscale.fleet.reconcile import unlisted
     from autoscale.fleet.scheduler_view import DaskCluster
+    from autoscale.fleet.view import Memory
 
     end = time.monotonic() + options.timeout_s
     memory, left, coming = Memory(), list(live), True

@@ -15,7 +15,7 @@ from symphony_dask.errors import BadInput
 if TYPE_CHECKING:
     from autoscale.fleet.controller import Notices
     from autoscale.fleet.fleet import FleetProtocol
-    from autoscale.fleet.reconcile import Settings
+    from autoscale.fleet.view import Settings
 
 R = TypeVar("R")
 
@@ -160,7 +160,7 @@ drain_option = click.option(
 
 def settings_of(which_fleet: WhichFleet, caps: Caps, **times_s: Any) -> Settings:
     """What a step goes by. times_s: of ``Settings``, as the options give them."""
-    from autoscale.fleet.reconcile import Settings
+    from autoscale.fleet.view import Settings
 
     # A new process is listed at once, so nothing has to settle.
     quick = {"settle_s": 5.0, "retry_s": 1.0} if which_fleet.provider == "local" else {}

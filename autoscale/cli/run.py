@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from autoscale.fleet.act import Cluster, Step
     from autoscale.fleet.controller import Controller, Decide, Decision
     from autoscale.fleet.fleet import FleetProtocol
-    from autoscale.fleet.reconcile import Settings
+    from autoscale.fleet.view import Settings
     from autoscale.policies.decision import Settings as PolicySettings
 
 
@@ -204,7 +204,8 @@ def step_shown(as_json: bool) -> Callable[[Step, Decision], None]:
 def show_decision(settings: Settings, fleet: FleetProtocol, cluster: Cluster, decide: Decide, as_json: bool) -> None:
     """One decision, and what it would have done."""
     from autoscale.fleet.act import Step
-    from autoscale.fleet.reconcile import Memory, phases, plan
+    from autoscale.fleet.reconcile import phases, plan
+    from autoscale.fleet.view import Memory
 
     instances, view = fleet.list(), cluster.view(fleet.name)
     now = Step(instances, phases(instances, view), Memory())

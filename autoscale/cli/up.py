@@ -28,7 +28,7 @@ from symphony_dask.cli.scheduler_address import scheduler_option
 if TYPE_CHECKING:
     from autoscale.fleet.act import Cluster, Step
     from autoscale.fleet.fleet import FleetProtocol, Launch
-    from autoscale.fleet.reconcile import Settings
+    from autoscale.fleet.view import Settings
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def planned(
     """Show what would be launched; gives the launches, and the same for JSON."""
     from autoscale.fleet.act import Step
     from autoscale.fleet.fleet import Launch
-    from autoscale.fleet.reconcile import Memory, phases, plan
+    from autoscale.fleet.reconcile import phases, plan
+    from autoscale.fleet.view import Memory
 
     instances, view = fleet.list(), cluster.view(fleet.name)
     now = Step(instances, phases(instances, view), Memory())
@@ -124,7 +125,7 @@ def launched(
 ) -> dict[str, Any]:
     """Launch, and wait as the options say; gives what has become of it, for JSON."""
     from autoscale.fleet.act import step
-    from autoscale.fleet.reconcile import Memory
+    from autoscale.fleet.view import Memory
 
     memory, end = Memory(), time.monotonic() + options.timeout_s
     slots: list[str] = []

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from autoscale.clusters.fleet_cluster import FleetCluster
-from autoscale.fleet.reconcile import Settings
+from autoscale.fleet.view import Settings
 from autoscale.providers.ec2 import Ec2Fleet, SpotNotices, client
 from symphony_dask.cli.error_line import aws_error
 from symphony_dask.errors import BadInput

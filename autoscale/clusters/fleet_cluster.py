@@ -26,8 +26,8 @@ from autoscale.clusters.scheduler_process import SchedulerProcess
 from autoscale.fleet.act import Step
 from autoscale.fleet.controller import Controller, Decision, Notices
 from autoscale.fleet.fleet import FleetProtocol, Instance
-from autoscale.fleet.reconcile import Settings
 from autoscale.fleet.scheduler_view import DaskCluster
+from autoscale.fleet.view import Settings
 from symphony_dask.errors import BadInput, NotServing
 from symphony_dask.plugin.scheduler_plugin import SymphonyPlugin
 from symphony_dask.units import NS_PER_S, parse_duration_ns
@@ -60,7 +60,7 @@ class FleetCluster(_DaskCluster):
     """The instances of any fleet (``autoscale.fleet.fleet``) as a Dask cluster. ``EC2GPUCluster`` is the one on EC2.
 
     fleet: makes the fleet, given the scheduler's address.
-    settings: caps and times (``autoscale.fleet.reconcile.Settings``).
+    settings: caps and times (``autoscale.fleet.view.Settings``).
     notices: where the cloud says what it takes back.
     n_workers: GPUs to start with.
     scheduler: address of a scheduler that runs already; by default one is started in a process of its own on this

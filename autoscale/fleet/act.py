@@ -20,7 +20,8 @@ from autoscale.fleet.fleet import (
     Throttled,
     Unanswered,
 )
-from autoscale.fleet.reconcile import Drain, Memory, Plan, Retire, Settings, Terminate, Undrain, View, phases, plan
+from autoscale.fleet.reconcile import Drain, Plan, Retire, Terminate, Undrain, phases, plan
+from autoscale.fleet.view import Memory, Settings, View
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from autoscale.fleet.act import Backoff, Cluster, Step, step
 from autoscale.fleet.fleet import FleetError, FleetProtocol, Throttled
-from autoscale.fleet.reconcile import Memory, Settings, View, phases
+from autoscale.fleet.reconcile import phases
+from autoscale.fleet.view import Memory, Settings, View
 from symphony_dask.errors import NotServing
 
 logger = logging.getLogger(__name__)

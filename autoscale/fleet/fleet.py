@@ -6,7 +6,7 @@ Rules, for every kind of fleet
 2. A launch names (slot, generation). However often it is asked for, by whomever, one instance at most comes of it: the
    cloud is told by ``token``, its client token. A slot is used again under the next generation.
 3. ``list`` gives every instance with the fleet's name that the cloud still knows, those that have ended too. It may lag
-   behind by ``reconcile.Settings.settle_s``.
+   behind by ``view.Settings.settle_s``.
 4. A worker process on an instance is named after it: ID, or ID-0, ID-1, ... where there are several.
 5. A call raises a ``FleetError`` below or works; it never tries again by itself where that could launch anything.
 """

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from autoscale.fleet.fleet import Launch, Offer
-from autoscale.fleet.reconcile import Draining, Intent, View, Worker
+from autoscale.fleet.view import Draining, Intent, View, Worker
 from symphony_dask.errors import NotServing
 from symphony_dask.names import name_list
 from symphony_dask.wire.rpc_replies import checked, value_of

@@ -72,7 +72,7 @@ _NO_CAPACITY = {
 
 _THROTTLED = {"RequestLimitExceeded", "Throttling", "ThrottlingException", "EC2ThrottledException", "TooManyRequests"}
 
-#: A launch call may take so long, s; ``reconcile.Settings.settle_s`` must be longer.
+#: A launch call may take so long, s; ``view.Settings.settle_s`` must be longer.
 CALL_S = 25.0
 
 

@@ -10,9 +10,9 @@ import time
 
 from dask.distributed import Client, LocalCluster
 
-from autoscale.fleet import reconcile
 from autoscale.fleet.controller import Controller, by_policy
 from autoscale.fleet.scheduler_view import DaskCluster
+from autoscale.fleet.view import Settings
 from autoscale.policies import registry
 from autoscale.providers.local import LocalFleet
 from symphony_dask import Serving
@@ -32,7 +32,7 @@ def main() -> None:
     ):
         fleet = LocalFleet("example", scheduler.scheduler_address, usd_per_hour=0.5, folder=folder)
         # All times some twenty times shorter than in life, so that this ends soon.
-        caps = reconcile.Settings(max_instances=3, max_usd_per_hour=2.0, settle_s=1.0, drain_s=5.0, retire_s=5.0)
+        caps = Settings(max_instances=3, max_usd_per_hour=2.0, settle_s=1.0, drain_s=5.0, retire_s=5.0)
         wanted = registry.Settings(maximum=3, boot_s=5.0, scale_in_window_s=4.0, last_delay_s=4.0)
         decide = by_policy("load_proportional", wanted, seen.signals)
         controller = Controller(caps, fleet, seen, decide, interval_s=0.5)

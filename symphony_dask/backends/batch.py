@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.text import error_text
-from symphony_dask.wire import codec, composite
+from symphony_dask.wire import array_codec, batch_codec, codec, composite
 
 #: What serves a model: called with the n samples of a batch, it returns n results in the same order (an array or tensor
 #: of shape (n, ...), or a list, in which an exception fails the request that it stands for). The samples come as one
@@ -31,7 +31,7 @@ class BatchResult:
     late: of ``errors``, those of Dask tasks that did not come in time for the batch; the model did not see them.
     """
 
-    blob: codec.Blob
+    blob: batch_codec.Blob
     sizes: npt.NDArray[np.int64]
     errors: dict[int, str] = field(default_factory=dict)
     input_ns: int = 0
@@ -42,7 +42,7 @@ class BatchResult:
 class Runner(Protocol):
     """Runs batches of one model, in one thread at a time."""
 
-    def run(self, blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> BatchResult:
+    def run(self, blob: batch_codec.Blob, sizes: npt.NDArray[np.int64]) -> BatchResult:
         """The answers to the payloads in ``blob``, joined or a list, whose lengths in bytes are ``sizes`` (n,).
 
         What the model raises is returned, not raised. Raises ``BadInput`` if the sizes do not add up to the blob.
@@ -54,7 +54,7 @@ class Runner(Protocol):
 class Staging(Runner, Protocol):
     """A runner that can do a part of a batch ahead, in another thread, while the batch before runs."""
 
-    def stage(self, blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> Callable[[], BatchResult]:
+    def stage(self, blob: batch_codec.Blob, sizes: npt.NDArray[np.int64]) -> Callable[[], BatchResult]:
         """Decode and stack the samples, and have them on the device; what is returned runs them, as ``run`` does."""
         ...
 
@@ -79,11 +79,11 @@ class BatchRunner:
         """The sizes to which batches are padded, rising; empty if they are not."""
         return getattr(self.call, "batch_sizes", ())
 
-    def run(self, blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> BatchResult:
+    def run(self, blob: batch_codec.Blob, sizes: npt.NDArray[np.int64]) -> BatchResult:
         """See ``Runner.run``."""
         return self.stage(blob, sizes)()
 
-    def stage(self, blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> Callable[[], BatchResult]:
+    def stage(self, blob: batch_codec.Blob, sizes: npt.NDArray[np.int64]) -> Callable[[], BatchResult]:
         """See ``Staging.stage``."""
         n = len(sizes)
         watch = _Watch()
@@ -96,13 +96,13 @@ class BatchRunner:
             return lambda: result
         watch.lap("input")
         if samples is None:
-            return lambda: self._run_groups(codec.split(blob, sizes), watch)
+            return lambda: self._run_groups(batch_codec.split(blob, sizes), watch)
         return lambda: self._run_stacked(samples, n, watch)
 
-    def _stack(self, blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> Any | None:
+    def _stack(self, blob: batch_codec.Blob, sizes: npt.NDArray[np.int64]) -> Any | None:
         if self.takes == "list":
             return None
-        samples = codec.stack(blob, sizes)
+        samples = batch_codec.stack(blob, sizes)
         return composite.stack(blob, sizes) if samples is None and self.takes == "inputs" else samples
 
     def _run_stacked(self, samples: object, n: int, watch: _Watch) -> BatchResult:
@@ -134,7 +134,7 @@ class BatchRunner:
                     outputs = self.call(samples)
                     watch.lap("model")
                     result = encode_answers(outputs, len(members))
-                    for i, answer in zip(members, codec.split(result.blob, result.sizes), strict=True):
+                    for i, answer in zip(members, batch_codec.split(result.blob, result.sizes), strict=True):
                         answers[i] = answer
                     errors |= {members[k]: text for k, text in result.errors.items()}
                     watch.lap("output")
@@ -146,7 +146,7 @@ class BatchRunner:
         """Equal for samples that share a call."""
         if self.takes == "list":
             return None
-        header = codec.signature(payload)
+        header = array_codec.signature(payload)
         if header is not None:
             # The size is part of it so that a payload cut short does not keep the whole ones from being stacked.
             return header, len(payload)
@@ -185,9 +185,9 @@ def encode_answers(outputs: Any, n: int) -> BatchResult:
 
     Raises ``ValueError`` unless there are n results, and ``BadInput`` for an array or tensor that cannot be sent.
     """
-    codec.check_count(outputs, n)
-    if codec.is_uniform(outputs):
-        return BatchResult(*codec.encode_batch(outputs, n))
+    batch_codec.check_count(outputs, n)
+    if batch_codec.is_uniform(outputs):
+        return BatchResult(*batch_codec.encode_batch(outputs, n))
     answers: list[memoryview] = []
     errors: dict[int, str] = {}
     for i, output in enumerate(outputs):

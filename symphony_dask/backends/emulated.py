@@ -15,7 +15,7 @@ from symphony_dask.backends.batch import BatchResult
 from symphony_dask.engine.latency_profile import DEFAULT_MAX_BATCH, LatencyProfile
 from symphony_dask.errors import BadInput
 from symphony_dask.units import NS_PER_MS, NS_PER_S
-from symphony_dask.wire import codec
+from symphony_dask.wire import batch_codec, codec
 
 _ANSWER = codec.encode(None)
 
@@ -54,7 +54,7 @@ class Emulated:
         except ValueError as error:
             raise BadInput(str(error)) from None
 
-    def run(self, blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> BatchResult:
+    def run(self, blob: batch_codec.Blob, sizes: npt.NDArray[np.int64]) -> BatchResult:
         """See ``backends.Runner.run``."""
         n = len(sizes)
         sleep_until(time.perf_counter_ns() + round((self.alpha_ms * n + self.beta_ms) * NS_PER_MS))

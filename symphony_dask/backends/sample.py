@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from symphony_dask.errors import BadInput
-from symphony_dask.wire import codec, composite
+from symphony_dask.wire import array_codec, codec, composite
 
 #: The signature where the example tells what samples are made of, and not their shape: it lets everything pass.
 ANY_SHAPE = b""
@@ -15,7 +15,7 @@ def sample_signature(example: object) -> bytes | None:
     None for any other ``example``. Raises ``BadInput``.
     """
     payload = codec.encode(example)
-    return codec.signature(payload) or composite.signature(payload)
+    return array_codec.signature(payload) or composite.signature(payload)
 
 
 def check_sample(model: str, expected: bytes | None, payload: bytes | memoryview) -> None:
@@ -26,7 +26,7 @@ def check_sample(model: str, expected: bytes | None, payload: bytes | memoryview
     """
     if expected is None or expected == ANY_SHAPE:
         return
-    if expected[0] == codec.PLAIN:
+    if expected[0] == array_codec.PLAIN:
         if wrong := composite.mismatch(expected, payload):
             raise BadInput(f"model {model!r} takes {composite.read(expected)}; {wrong}")
         return

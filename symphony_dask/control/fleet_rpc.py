@@ -90,7 +90,7 @@ class Fleets:
         return names
 
     async def fleet(self, fleet: str, report: dict[str, Any] | None = None) -> Reply:
-        """All that a controller has to know (``autoscale.fleet.reconcile.View``). report: what it has to say itself."""
+        """All that a controller has to know (``autoscale.fleet.view.View``). report: what it has to say itself."""
         ledger = self._ledger(fleet)
         if report is not None:
             ledger.set_report(report)

@@ -18,7 +18,7 @@ from distributed import Reschedule
 from symphony_dask.backends.batch import BatchResult, Runner
 from symphony_dask.errors import ModelError
 from symphony_dask.slot.batch_inbox import Batch
-from symphony_dask.wire import codec
+from symphony_dask.wire import batch_codec
 
 #: How long a batch waits for its tasks, s.
 GATHER_S = 1.0
@@ -70,7 +70,7 @@ class GatheringTasks:
         What was lost on the way to the batch has no answer, and no error here.
         """
         payloads: list[Any] = [b""] * len(batch.sizes)
-        for place, payload in zip(batch.present(), codec.split(batch.blob, batch.present_sizes()), strict=True):
+        for place, payload in zip(batch.present(), batch_codec.split(batch.blob, batch.present_sizes()), strict=True):
             payloads[place] = payload
         for place, (sample, _) in self._arrived.items():
             payloads[place] = sample
@@ -81,7 +81,7 @@ class GatheringTasks:
         if present:
             lengths = np.array([len(payloads[i]) for i in present], np.int64)
             result = runner.run([payloads[i] for i in present], lengths)
-            for i, answer in zip(present, codec.split(result.blob, result.sizes), strict=True):
+            for i, answer in zip(present, batch_codec.split(result.blob, result.sizes), strict=True):
                 answers[i] = answer
             errors |= {present[k]: text for k, text in result.errors.items()}
             spent = result.input_ns, result.output_ns

@@ -8,7 +8,7 @@ import numpy as np
 
 from symphony_dask.backends import BatchResult
 from symphony_dask.slot.batch_inbox import Batch
-from symphony_dask.wire import codec
+from symphony_dask.wire import batch_codec
 from symphony_dask.wire.connection import MAX_FRAME_BYTES
 
 #: The largest answer, bytes; the rest of a frame is for its header.
@@ -21,10 +21,10 @@ def no_answers(n: int, error: str = "") -> BatchResult:
 
 def without_too_large(result: BatchResult) -> BatchResult:
     """The answers without those that fit no frame, whose requests fail."""
-    if codec.blob_bytes(result.blob) <= MAX_ANSWER_BYTES:
+    if batch_codec.blob_bytes(result.blob) <= MAX_ANSWER_BYTES:
         return result
     large = np.flatnonzero(result.sizes > MAX_ANSWER_BYTES).tolist()
-    answers = codec.split(result.blob, result.sizes)
+    answers = batch_codec.split(result.blob, result.sizes)
     errors = {i: f"the answer has {len(answers[i])} bytes: the most is {MAX_ANSWER_BYTES}" for i in large}
     answers = [memoryview(b"") if i in errors else answer for i, answer in enumerate(answers)]
     sizes = np.array([len(answer) for answer in answers], np.int64)
@@ -38,6 +38,6 @@ def spread(result: BatchResult, batch: Batch) -> BatchResult:
     sizes[ran] = result.sizes
     blob = result.blob
     if isinstance(blob, list):
-        answers = dict(zip(ran, codec.split(blob, result.sizes), strict=True))
+        answers = dict(zip(ran, batch_codec.split(blob, result.sizes), strict=True))
         blob = [answers.get(i, memoryview(b"")) for i in range(len(sizes))]
     return replace(result, blob=blob, sizes=sizes, errors={ran[i]: text for i, text in result.errors.items()})

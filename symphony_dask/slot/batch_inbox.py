@@ -23,7 +23,7 @@ from symphony_dask.backends import BatchResult
 from symphony_dask.clock import now_ns
 from symphony_dask.errors import BadInput
 from symphony_dask.timeouts import ConnectionTimeouts
-from symphony_dask.wire import codec
+from symphony_dask.wire import batch_codec
 from symphony_dask.wire.connection import MAX_FRAME_BYTES, Connection
 from symphony_dask.wire.directions import CLIENT_TO_WORKER
 from symphony_dask.wire.handshake import accept
@@ -62,7 +62,7 @@ class Batch:
     sizes: Sizes
     clients: npt.NDArray[np.int32]
     ids: npt.NDArray[np.int64]
-    blob: codec.Blob
+    blob: batch_codec.Blob
     received_ns: int
     tasks: Mapping[int, str] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)
@@ -160,7 +160,7 @@ class BatchInbox:
         for i, (key, is_held) in enumerate(zip(owners, held.tolist(), strict=True)):
             if is_held and missing.setdefault(key, i) != i:
                 batch.lost.add(i)  # a client that gives two requests one number sends one payload for it
-        waiting = _Waiting(batch, codec.split(blob, np.where(held, 0, sizes)), missing)
+        waiting = _Waiting(batch, batch_codec.split(blob, np.where(held, 0, sizes)), missing)
         self._waiting[number] = waiting
         loop = asyncio.get_running_loop()
         waiting.ends_s = loop.time() + wait_ns / 1e9 + LONGEST_S
@@ -266,7 +266,7 @@ class BatchInbox:
 
     def answer(self, batch: Batch, result: BatchResult, scheduler: Connection[None]) -> tuple[Records, list[Any]]:
         """Send large answers to their clients; returns the rows of DONE, and the answers left for it."""
-        total = codec.blob_bytes(result.blob)
+        total = batch_codec.blob_bytes(result.blob)
         has_large = total > self.inline_bytes and bool((result.sizes > self.inline_bytes).any())
         if total <= PART_BYTES and not has_large:
             done = make_records(DONE_ROW, len(result.sizes), bytes=result.sizes, link=-1)
@@ -275,7 +275,7 @@ class BatchInbox:
         links = np.full(len(result.sizes), -1, np.int32)
         if int(result.sizes[~large].sum()) > PART_BYTES:
             large = result.sizes > 0
-        parts = codec.split(result.blob, result.sizes)
+        parts = batch_codec.split(result.blob, result.sizes)
         for client in np.unique(batch.clients[large]).tolist():
             link = self._links.get(client)
             if link is not None and link.closed:

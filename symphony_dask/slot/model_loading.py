@@ -14,7 +14,7 @@ from symphony_dask.errors import DeploymentError
 from symphony_dask.slot.executor import Loading, Slot
 from symphony_dask.slot.profiling import is_out_of_memory
 from symphony_dask.text import brief
-from symphony_dask.wire import codec
+from symphony_dask.wire import batch_codec, codec
 
 
 def load_into(slot: Slot, model_id: int, spec: bytes, example: bytes | None, loading: Loading) -> None:
@@ -58,11 +58,11 @@ class BetweenBatches:
     def clock(self) -> int:
         return self._ran_ns
 
-    def run(self, blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> BatchResult:
+    def run(self, blob: batch_codec.Blob, sizes: npt.NDArray[np.int64]) -> BatchResult:
         """See ``backends.Runner.run``."""
         return self._slot.call(self._timed, blob, sizes).result()
 
-    def _timed(self, blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> BatchResult:
+    def _timed(self, blob: batch_codec.Blob, sizes: npt.NDArray[np.int64]) -> BatchResult:
         start = time.perf_counter_ns()
         result = self._runner.run(blob, sizes)
         self._ran_ns += time.perf_counter_ns() - start

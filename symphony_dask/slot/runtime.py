@@ -32,7 +32,7 @@ from symphony_dask.slot.model_loading import BetweenBatches, drop_runner, load_i
 from symphony_dask.slot.profiling import profile_runner
 from symphony_dask.text import LEAST_CHARS, MOST_NAME, bounded, brief, error_text, plain
 from symphony_dask.timeouts import ConnectionTimeouts
-from symphony_dask.wire import codec
+from symphony_dask.wire import batch_codec, codec
 from symphony_dask.wire.connection import Connection
 from symphony_dask.wire.directions import SCHEDULER_TO_WORKER
 from symphony_dask.wire.error_codes import ErrorCode, Failure
@@ -209,7 +209,7 @@ class SlotWorker:
             result = target.runners[model_id].run(memoryview(example), np.array([len(example)], np.int64))
             if result.errors:
                 raise DeploymentError(f"model failed on its example:\n{result.errors[0]}")
-            return codec.form(codec.split(result.blob, result.sizes)[0])
+            return codec.form(batch_codec.split(result.blob, result.sizes)[0])
 
         return await asyncio.wrap_future(target.call(run))
 
@@ -290,7 +290,7 @@ class SlotWorker:
         slot, connection = self.slots[batch.slot], self.connection
         if batch.tasks:
             self.graph_batches.gather(batch.tasks, lambda graph: slot.post(self._run, connection, batch, graph))
-        elif codec.blob_bytes(batch.blob) >= STAGE_BYTES and isinstance(
+        elif batch_codec.blob_bytes(batch.blob) >= STAGE_BYTES and isinstance(
             runner := slot.runners.get(batch.model_id), Staging
         ):
             slot.post_ahead(self._stage, connection, batch, runner)
@@ -369,7 +369,7 @@ class SlotWorker:
             result, n = rest(), len(sizes)
         else:
             result, n = runner.run(batch.blob, sizes) if len(sizes) else no_answers(0), len(sizes)
-        total = codec.blob_bytes(result.blob)
+        total = batch_codec.blob_bytes(result.blob)
         if len(result.sizes) != n or int(np.add.reduce(result.sizes)) != total:
             got = f"{len(result.sizes)} answers of {total} bytes"
             raise ValueError(f"the model's runner gave {got} for {n} requests")

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.errors import BadInput
-from symphony_dask.wire import codec
+from symphony_dask.wire import array_codec, batch_codec, codec
 
 #: No more of an entry's name is shown than so many characters, and no more entries than so many.
 _SHOWN_NAME = 60
@@ -24,7 +24,7 @@ _SHOWN_ENTRIES = 12
 
 
 class Entries(NamedTuple):
-    """kind: "dict", "tuple" or "list". headers: of each entry's array (``codec.signature``), by name or position."""
+    """kind: "dict", "tuple" or "list". headers: the signature of each entry, by name or position."""
 
     kind: str
     headers: tuple[tuple[Any, bytes], ...]
@@ -46,7 +46,7 @@ def entries_of(payload: bytes | memoryview) -> Entries | None:
 
     Scalars of numpy and tensors are arrays here; one that is empty has no entries.
     """
-    if not len(payload) or payload[0] != codec.PLAIN:
+    if not len(payload) or payload[0] != array_codec.PLAIN:
         return None
     try:
         found = codec.parts(payload)
@@ -108,16 +108,16 @@ def mismatch(expected: bytes, payload: bytes | memoryview) -> str:
     return ""
 
 
-def stack(blob: codec.Blob, sizes: npt.NDArray[np.int64]) -> Any | None:
+def stack(blob: batch_codec.Blob, sizes: npt.NDArray[np.int64]) -> Any | None:
     """The n samples of a batch as a dict, or a tuple, of one array or CPU tensor of shape (n, ...) for each entry.
 
     They own their memory. None unless all n >= 1 samples have one signature, dicts in one order.
     """
     n = len(sizes)
-    if n == 0 or not np.all(sizes == sizes[0]) or codec.blob_bytes(blob) != n * int(sizes[0]):
+    if n == 0 or not np.all(sizes == sizes[0]) or batch_codec.blob_bytes(blob) != n * int(sizes[0]):
         return None
     size = int(sizes[0])
-    payloads = codec.split(blob, sizes)
+    payloads = batch_codec.split(blob, sizes)
     entries = entries_of(payloads[0])
     if entries is None:
         return None
@@ -153,7 +153,7 @@ def _column(parts: list[memoryview]) -> npt.NDArray[np.uint8]:
 
 def obstacle(payload: bytes | memoryview) -> str:
     """Why a torch module cannot take a sample, and the remedy; empty for an array or tensor, or for ``entries_of``."""
-    if codec.signature(payload) is not None or entries_of(payload) is not None:
+    if array_codec.signature(payload) is not None or entries_of(payload) is not None:
         return ""
     found = codec.parts(payload)
     items: list[tuple[Any, Any]] = []
@@ -182,7 +182,9 @@ def describe(payload: bytes | memoryview) -> str:
 
 def _made(entries: Entries, columns: list[npt.NDArray[np.uint8]]) -> Any:
     """Names come in alphabetical order, whatever the samples' was: a call looks the same to what compiles it."""
-    made = {name: codec.stacked(header, data) for (name, header), data in zip(entries.headers, columns, strict=True)}
+    made = {
+        name: batch_codec.stacked(header, data) for (name, header), data in zip(entries.headers, columns, strict=True)
+    }
     return {name: made[name] for name, _ in _sorted(entries)} if entries.named else tuple(made.values())
 
 
@@ -207,7 +209,9 @@ class _Template(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _template(entries: Entries) -> _Template:
-    zeros = {name: codec.Part(h, memoryview(bytes(codec.read_header(h).data_bytes))) for name, h in entries.headers}
+    zeros = {
+        name: codec.Part(h, memoryview(bytes(array_codec.read_header(h).data_bytes))) for name, h in entries.headers
+    }
     whole = codec.encode_fields(zeros) if entries.named else codec.encode_entries([*zeros.values()], entries.kind)
     # The entries lie at the end of the payload, one after the other.
     at = len(whole)

@@ -17,7 +17,7 @@ from symphony_dask.gateway.formats.v1 import read_predict
 from symphony_dask.gateway.formats.v2 import read_header_length, read_infer, write_infer
 from symphony_dask.gateway.protocol import MAX_HEAD_BYTES, GatewayProtocol
 from symphony_dask.gateway.refusal import Refusal
-from symphony_dask.wire import codec
+from symphony_dask.wire import array_codec, batch_codec, codec
 from tests.fuzz.mutation import ODD, fields, mutated
 from tests.fuzz.wire import Wire
 
@@ -56,8 +56,8 @@ class Payloads:
                 self._read += 1
             except BadInput:
                 pass
-        codec.signature(data)
-        codec.stack(data * 2, np.array([len(data)] * 2))
+        array_codec.signature(data)
+        batch_codec.stack(data * 2, np.array([len(data)] * 2))
         return data
 
     async def settle(self) -> None:

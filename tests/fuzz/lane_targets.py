@@ -12,7 +12,7 @@ import numpy as np
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.slot.batch_inbox import Batch, BatchInbox
-from symphony_dask.wire import codec
+from symphony_dask.wire import batch_codec
 from symphony_dask.wire.connection import Connection, Message
 from symphony_dask.wire.error_codes import ErrorCode
 from symphony_dask.wire.hello import ClientHello, Hello, LinkHello, WorkerHello
@@ -271,7 +271,7 @@ class AtAWorker:
 
     def _complete(self, batch: Batch) -> None:
         self._completed += 1
-        assert codec.blob_bytes(batch.blob) == int(batch.present_sizes().sum())
+        assert batch_codec.blob_bytes(batch.blob) == int(batch.present_sizes().sum())
 
     def _connect(self) -> None:
         self._connection = self._inbox._listener._accept()

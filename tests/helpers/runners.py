@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from symphony_dask.backends import BatchResult, Runner
-from symphony_dask.wire import codec
+from symphony_dask.wire import batch_codec, codec
 
 
 def run(runner: Runner, *samples: Any) -> BatchResult:
@@ -18,5 +18,5 @@ def run(runner: Runner, *samples: Any) -> BatchResult:
 
 def answers(result: BatchResult) -> list[Any]:
     """The decoded answers, with "failed" for the samples that failed."""
-    payloads = codec.split(result.blob, result.sizes)
+    payloads = batch_codec.split(result.blob, result.sizes)
     return ["failed" if i in result.errors else codec.decode(payload) for i, payload in enumerate(payloads)]

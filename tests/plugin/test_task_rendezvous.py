@@ -16,7 +16,7 @@ from symphony_dask.errors import ModelError
 from symphony_dask.plugin import task_rendezvous
 from symphony_dask.plugin.task_rendezvous import GONE, LATE, GatheringTasks, Rendezvous
 from symphony_dask.slot.batch_inbox import Batch
-from symphony_dask.wire import codec
+from symphony_dask.wire import batch_codec, codec
 
 
 def doubles(batch: list[float]) -> list[float]:
@@ -44,7 +44,7 @@ def run(gathering: GatheringTasks, lane: list[float | None], model: Any = double
 
 
 def answers(result: BatchResult) -> list[Any]:
-    return [codec.decode(p) if len(p) else None for p in codec.split(result.blob, result.sizes)]
+    return [codec.decode(p) if len(p) else None for p in batch_codec.split(result.blob, result.sizes)]
 
 
 def test_a_batch_starts_with_its_last_task_and_each_gets_its_own_answer() -> None:

@@ -21,7 +21,7 @@ from symphony_dask.client.declarations import read
 from symphony_dask.client.model import Model
 from symphony_dask.client.serving import Serving
 from symphony_dask.errors import BadInput, SymphonyError
-from symphony_dask.wire import codec
+from symphony_dask.wire import array_codec, codec
 from symphony_dask.wire.handshake import connect
 from symphony_dask.wire.hello import ClientHello, LinkHello
 from symphony_dask.wire.messages import Data, Op, Submit
@@ -122,7 +122,7 @@ def test_a_payload_is_never_unpickled(marker: Path) -> None:
                     read_payload(payload)
                 except BadInput:
                     pass
-    header = codec.header_of("<f8", (1,)).replace(b"<f8", b"|O8")
+    header = array_codec.header_of("<f8", (1,)).replace(b"<f8", b"|O8")
     with pytest.raises(BadInput, match=r"dtype '\|O8'"):
         codec.decode(header + bytes(8))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from symphony_dask.slot.batch_inbox import Batch, BatchInbox
-from symphony_dask.wire import codec
+from symphony_dask.wire import batch_codec
 from symphony_dask.wire.messages import Data, Execute
 from symphony_dask.wire.records import EXECUTE_ROW, make_column, make_records
 
@@ -42,7 +42,7 @@ def started(main: Callable[[BatchInbox], Any]) -> list[tuple[int, bytes, set[int
         assert not inbox._early
         return batches
 
-    return [(b.number, b"".join(codec.split(b.blob, b.present_sizes())), b.lost) for b in asyncio.run(wrapped())]
+    return [(b.number, b"".join(batch_codec.split(b.blob, b.present_sizes())), b.lost) for b in asyncio.run(wrapped())]
 
 
 def test_a_batch_without_held_payloads_starts_at_once() -> None:

@@ -14,7 +14,7 @@ from symphony_dask.clock import now_ns
 from symphony_dask.slot.batch_inbox import Batch
 from symphony_dask.slot.executor import Slot
 from symphony_dask.slot.runtime import STAGE_BYTES, SlotWorker
-from symphony_dask.wire import codec
+from symphony_dask.wire import batch_codec, codec
 from symphony_dask.wire.messages import Done, IsAside
 from tests.helpers.cluster import wait_until
 from tests.helpers.slots import Answers, Hangs, on_slot, small
@@ -65,7 +65,9 @@ def test_a_large_batch_is_staged_while_the_one_before_runs() -> None:
             assert (done.batch, done.failures) == (number, {})
             sizes = done.rows["bytes"]
             assert np.flatnonzero(sizes).tolist() == ran
-            assert [codec.decode(p) for p in codec.split(blob, sizes[ran])] == [number * STAGE_BYTES / 8] * len(ran)
+            assert [codec.decode(p) for p in batch_codec.split(blob, sizes[ran])] == [number * STAGE_BYTES / 8] * len(
+                ran
+            )
 
     asyncio.run(run())
 
@@ -84,7 +86,7 @@ def test_the_answers_of_a_batch_of_which_one_was_lost_are_those_of_the_others() 
         (done,), (_, blob) = answers.done(), answers.frames[0]
         sizes = done.rows["bytes"]
         assert (done.failures, sizes[1]) == ({}, 0)
-        assert [codec.decode(p) for p in codec.split(blob, sizes[[0, 2]])] == ["3", "3"]
+        assert [codec.decode(p) for p in batch_codec.split(blob, sizes[[0, 2]])] == ["3", "3"]
 
     asyncio.run(run())
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from symphony_dask.errors import BadInput
-from symphony_dask.wire import codec
+from symphony_dask.wire import array_codec, batch_codec, codec
 
 
 def round_trip(obj: Any) -> Any:
@@ -81,12 +81,12 @@ def test_decoding_random_bytes_raises_nothing_but_bad_input(buf: bytes) -> None:
         codec.decode(buf)
     except BadInput:
         pass
-    codec.signature(buf)
+    array_codec.signature(buf)
 
 
 @settings(max_examples=300, deadline=None)
 @given(
-    kind=st.sampled_from([codec.ARRAY, codec.SCALAR, codec.TENSOR]),
+    kind=st.sampled_from([array_codec.ARRAY, array_codec.SCALAR, array_codec.TENSOR]),
     dtype=st.one_of(
         st.sampled_from(["<f4", "|O", "<U3", "<U999999999", "<M8[ns]", "<M8[xx]", "|V0", "float32", "object", "<i3"]),
         st.text(max_size=12),
@@ -218,7 +218,7 @@ def test_a_payload_cut_short_is_refused_with_both_sizes() -> None:
 
 def test_signatures_are_equal_exactly_for_equal_dtype_and_shape() -> None:
     def sign(x: Any) -> bytes | None:
-        return codec.signature(codec.encode(x))
+        return array_codec.signature(codec.encode(x))
 
     assert sign(np.zeros((2, 3))) == sign(np.ones((3, 2)).T)
     assert len({sign(np.zeros((2, 3))), sign(np.zeros((3, 2))), sign(np.zeros((2, 3), "f4")), sign(np.zeros(6))}) == 4
@@ -238,14 +238,14 @@ def joined(*samples: Any) -> tuple[bytes, np.ndarray]:
 
 
 def test_samples_of_one_dtype_and_shape_stack_into_one_writable_array() -> None:
-    batch = codec.stack(*joined(np.array([1, 2], "i2"), np.array([3, 4], "i2"), np.array([5, 6], "i2")))
+    batch = batch_codec.stack(*joined(np.array([1, 2], "i2"), np.array([3, 4], "i2"), np.array([5, 6], "i2")))
     assert same(batch, np.array([[1, 2], [3, 4], [5, 6]], "i2"))
     assert batch.flags.writeable
 
 
 def test_a_batch_of_one_stacks_into_memory_of_its_own() -> None:
     blob, sizes = joined(np.array([7]))
-    batch = codec.stack(blob, sizes)
+    batch = batch_codec.stack(blob, sizes)
     batch[0] = 8
     assert codec.decode(blob).tolist() == [7]
 
@@ -263,26 +263,26 @@ def test_a_batch_of_one_stacks_into_memory_of_its_own() -> None:
     ids=["none", "size", "dtype", "shape", "bytes", "plain"],
 )
 def test_samples_that_differ_or_are_no_arrays_do_not_stack(samples: tuple[Any, ...]) -> None:
-    assert codec.stack(*joined(*samples)) is None
+    assert batch_codec.stack(*joined(*samples)) is None
 
 
 def test_equal_samples_whose_data_do_not_fit_their_header_do_not_stack() -> None:
     payload = codec.encode(np.zeros(2))[:-1]
-    assert codec.stack(payload * 2, np.array([len(payload)] * 2)) is None
+    assert batch_codec.stack(payload * 2, np.array([len(payload)] * 2)) is None
 
 
 def test_split_gives_back_the_payloads_and_refuses_sizes_that_do_not_add_up() -> None:
-    assert [bytes(p) for p in codec.split(b"abcde", np.array([2, 0, 3]))] == [b"ab", b"", b"cde"]
+    assert [bytes(p) for p in batch_codec.split(b"abcde", np.array([2, 0, 3]))] == [b"ab", b"", b"cde"]
     for sizes in ([2, 2], [7, -2]):
         with pytest.raises(BadInput, match="add up"):
-            codec.split(b"abcde", np.array(sizes))
+            batch_codec.split(b"abcde", np.array(sizes))
 
 
 @settings(max_examples=100, deadline=None)
 @given(ARRAYS.filter(lambda a: a.ndim > 0))
 def test_encoding_an_array_as_a_batch_equals_encoding_its_rows(array: np.ndarray) -> None:
-    blob, sizes = codec.encode_batch(array, len(array))
-    rows = [codec.decode(payload) for payload in codec.split(blob, sizes)]
+    blob, sizes = batch_codec.encode_batch(array, len(array))
+    rows = [codec.decode(payload) for payload in batch_codec.split(blob, sizes)]
     assert all(map(same, rows, array))
     if array.ndim > 1:  # A scalar taken from an array loses the array's byte order and string length.
         assert blob == b"".join(map(codec.encode, array))
@@ -301,7 +301,7 @@ def test_encoding_an_array_as_a_batch_equals_encoding_its_rows(array: np.ndarray
 )
 def test_outputs_that_are_not_n_results_are_refused(outputs: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        codec.check_count(outputs, 4)
+        batch_codec.check_count(outputs, 4)
 
 
 def test_importing_the_codec_does_not_import_torch() -> None:
@@ -344,14 +344,14 @@ def test_tensors_stack_into_a_tensor(torch: Any) -> None:
         torch.tensor([1, 2], dtype=torch.bfloat16),
         torch.tensor([3, 4], dtype=torch.bfloat16),
     ]
-    assert torch.equal(codec.stack(*joined(*rows)), torch.stack(rows))
+    assert torch.equal(batch_codec.stack(*joined(*rows)), torch.stack(rows))
 
 
 def test_encoding_a_tensor_as_a_batch_equals_encoding_its_rows(torch: Any) -> None:
     tensor = torch.arange(6.0, dtype=torch.bfloat16).reshape(2, 3)
-    assert bytes(codec.encode_batch(tensor, 2)[0]) == codec.encode(tensor[0]) + codec.encode(tensor[1])
+    assert bytes(batch_codec.encode_batch(tensor, 2)[0]) == codec.encode(tensor[0]) + codec.encode(tensor[1])
     with pytest.raises(ValueError, match=r"shape \(2, 3\) for a batch of 3"):
-        codec.encode_batch(tensor, 3)
+        batch_codec.encode_batch(tensor, 3)
 
 
 def test_tensors_that_are_not_plain_memory_are_refused(torch: Any) -> None:

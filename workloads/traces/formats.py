@@ -16,23 +16,27 @@ import numpy.typing as npt
 import polars as pl
 
 from symphony_dask.errors import BadInput
-from symphony_dask.text import MOST_NAME, brief, shown
+from symphony_dask.text import brief, shown
 from symphony_dask.trace import Names
 from symphony_dask.trace.ordered import Rows
 from symphony_dask.units import NS_PER_S
+from workloads.traces.text_fields import (
+    ISO,
+    MOST_NS,
+    UNITS,
+    count_of,
+    ns_of,
+    ns_of_iso,
+    size_of,
+    unnameable,
+    why_unnameable,
+)
 from workloads.traces.text_lines import BadRows, field_blocks, line_blocks, value
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Digits after the point of each unit, down to ns.
-UNITS = {"s": 9, "ms": 6, "us": 3, "ns": 0}
-ISO = "iso"
-
 _CHUNK_ROWS = 1_000_000
-
-#: Times are below this, ns either way, some 146 years: then their differences are ns in 64 bits too.
-_MOST_NS = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def azure_llm_rows(source: Source) -> Iterator[pl.DataFrame]:
     time, context, generated = (pl.col(f"field {name}") for name in columns)
     for rows in field_blocks(source.path, columns, source.on_progress):
         rows = rows.with_columns(
-            arrival_ns=_iso(time), context_tokens=_count(context), generated_tokens=_count(generated)
+            arrival_ns=ns_of_iso(time), context_tokens=count_of(context), generated_tokens=count_of(generated)
         )
         wrong = (
             pl.when(pl.col("wrong").is_not_null())
@@ -109,14 +113,14 @@ def azure_functions_2021(source: Source) -> Iterator[Rows]:
     columns = ("app", "func", "end_timestamp", "duration")
     app, func, end, duration = (pl.col(f"field {name}") for name in columns)
     for rows in field_blocks(source.path, columns, source.on_progress):
-        rows = rows.with_columns(end_ns=_ns(end, "s", _MOST_NS // 2), duration_ns=_ns(duration, "s", _MOST_NS // 2))
+        rows = rows.with_columns(end_ns=ns_of(end, "s", MOST_NS // 2), duration_ns=ns_of(duration, "s", MOST_NS // 2))
         wrong = (
             pl.when(pl.col("wrong").is_not_null())
             .then(pl.col("wrong"))
             .when((app == "") | (func == ""))
             .then(pl.lit("app or func is empty"))
-            .when(_unnameable(pl.concat_str(app, func, separator="/")))
-            .then(_unnamed("app/func", pl.concat_str(app, func, separator="/")))
+            .when(unnameable(pl.concat_str(app, func, separator="/")))
+            .then(why_unnameable("app/func", pl.concat_str(app, func, separator="/")))
             .when(pl.col("end_ns").is_null())
             .then(pl.format("end_timestamp '{}' is not a number of seconds", value(end)))
             .when(pl.col("duration_ns").is_null() | (pl.col("duration_ns") < 0))
@@ -139,15 +143,15 @@ def azure_functions_2019(source: Source) -> Iterator[Rows]:
     app, function = (pl.col(f"field {name}") for name in columns[:2])
     for rows in field_blocks(source.path, columns, source.on_progress):
         # Counts follow Trigger, to the end of the line.
-        counts = pl.col("fields").list.slice(4).list.eval(_count(pl.element()))
+        counts = pl.col("fields").list.slice(4).list.eval(count_of(pl.element()))
         rows = rows.with_columns(counts=counts)
         wrong = (
             pl.when(pl.col("wrong").is_not_null())
             .then(pl.col("wrong"))
             .when((app == "") | (function == ""))
             .then(pl.lit("HashApp or HashFunction is empty"))
-            .when(_unnameable(pl.concat_str(app, function, separator="/")))
-            .then(_unnamed("HashApp/HashFunction", pl.concat_str(app, function, separator="/")))
+            .when(unnameable(pl.concat_str(app, function, separator="/")))
+            .then(why_unnameable("HashApp/HashFunction", pl.concat_str(app, function, separator="/")))
             .when(pl.col("counts").list.eval(pl.element().is_null()).list.any())
             .then(pl.lit("a count is not a whole number of at least 0"))
         )
@@ -169,7 +173,7 @@ def rate(source: Source) -> Iterator[Rows]:
     """
     second = 0
     for rows in line_blocks(source.path, source.on_progress):
-        rows = rows.with_columns(count=_count(pl.col("text")), second=second + pl.int_range(pl.len()))
+        rows = rows.with_columns(count=count_of(pl.col("text")), second=second + pl.int_range(pl.len()))
         second += rows.height
         wrong = (
             pl.when(pl.col("wrong").is_not_null())
@@ -235,7 +239,7 @@ def csv(source: Source) -> Iterator[Rows]:
 
 def _named(source: Source, rows: pl.DataFrame) -> Rows:
     time = pl.col(f"field {source.time}")
-    arrival_ns = _iso(time) if source.unit == ISO else _ns(time, source.unit)
+    arrival_ns = ns_of_iso(time) if source.unit == ISO else ns_of(time, source.unit)
     what = "a time such as 2023-11-16 18:17:03.98" if source.unit == ISO else f"a number of {source.unit}"
     wrong = (
         pl.when(pl.col("wrong").is_not_null())
@@ -249,10 +253,10 @@ def _named(source: Source, rows: pl.DataFrame) -> Rows:
     if source.model is not None:
         model = pl.col(f"field {source.model}")
         wrong = wrong.when(model.is_null() | (model == "")).then(pl.lit(f"{source.model} is empty"))
-        wrong = wrong.when(_unnameable(model)).then(_unnamed(source.model, model))
+        wrong = wrong.when(unnameable(model)).then(why_unnameable(source.model, model))
     if source.bytes_ is not None:
         size = pl.col(f"field {source.bytes_}")
-        rows = rows.with_columns(bytes=_size(size))
+        rows = rows.with_columns(bytes=size_of(size))
         wrong = wrong.when(pl.col("bytes").is_null()).then(
             pl.format("{} '{}' is not a whole number of at least 0", pl.lit(source.bytes_), value(size))
         )
@@ -330,7 +334,7 @@ def _as_text(source: Source, frame: pl.DataFrame, kinds: dict[str, Any], first: 
     )
     if time.dtype.is_temporal():
         per_unit = {"ns": 1, "us": 1000, "ms": 1_000_000}[time.dtype.time_unit]  # type: ignore[attr-defined]
-        own, most = pl.col(source.time).to_physical(), _MOST_NS // per_unit
+        own, most = pl.col(source.time).to_physical(), MOST_NS // per_unit
         # What has no ns in 64 bits stays a date, and so becomes a bad row.
         ns = pl.when(own.is_between(-most, most)).then((own * per_unit).cast(pl.String))
         frame = frame.with_columns(ns.otherwise(pl.col(f"field {source.time}")).alias(f"field {source.time}"))
@@ -365,49 +369,6 @@ def _spread(
 
 def _codes(names: Names, labels: pl.Series) -> npt.NDArray[np.int32]:
     return names.encode(labels.to_arrow())
-
-
-def _ns(text: pl.Expr, unit: str, most_ns: int = _MOST_NS) -> pl.Expr:
-    """A number of ``unit`` as int64 ns, exactly, or null; more digits than ns have are rounded."""
-    ns = text.cast(pl.Decimal(38, UNITS[unit]), strict=False).to_physical().cast(pl.Int64, strict=False)
-    return pl.when(ns.is_between(-most_ns, most_ns)).then(ns)
-
-
-def _iso(text: pl.Expr) -> pl.Expr:
-    """A time as int64 ns since 1970, or null; UTC unless it ends in an offset such as +02:00."""
-    local = text.str.strip_suffix("Z").str.replace("T", " ", literal=True)
-    offset = local.str.extract(r"([+-]\d\d:?\d\d)$")
-    plain = local.str.replace(r"\s*[+-]\d\d:?\d\d$", "")
-    form = "%Y-%m-%d %H:%M:%S%.f"
-    local_ns = plain.str.to_datetime(form, time_unit="ns", strict=False).dt.epoch("ns")
-    # Beyond the years that ns have in 64 bits they are wrong, and not null.
-    us = plain.str.to_datetime(form, time_unit="us", strict=False).dt.epoch("us")
-    digits = offset.str.replace(":", "", literal=True)
-    minutes = digits.str.slice(1, 2).cast(pl.Int64) * 60 + digits.str.slice(3, 2).cast(pl.Int64)
-    ahead_ns = pl.when(digits.str.starts_with("-")).then(-minutes).otherwise(minutes) * (60 * NS_PER_S)
-    ns = local_ns - ahead_ns.fill_null(0)
-    return pl.when((local_ns.floordiv(1000) == us) & ns.is_between(-_MOST_NS, _MOST_NS)).then(ns)
-
-
-def _unnameable(name: pl.Expr) -> pl.Expr:
-    """Whether no model can have that name (``text.check_name``)."""
-    return name.str.contains(r"[\p{C}[\p{Z}--[ ]]]") | (name.str.len_chars() > MOST_NAME)
-
-
-def _unnamed(what: str, name: pl.Expr) -> pl.Expr:
-    remedy = f"is no name of a model: printable, at most {MOST_NAME} characters"
-    return pl.format("{} '{}' {}", pl.lit(what), value(name), pl.lit(remedy))
-
-
-def _count(text: pl.Expr) -> pl.Expr:
-    """``text`` as an int32 of at least 0, or null."""
-    number = text.cast(pl.Int32, strict=False)
-    return pl.when(number >= 0).then(number)
-
-
-def _size(text: pl.Expr) -> pl.Expr:
-    number = text.cast(pl.Int64, strict=False)
-    return pl.when(number >= 0).then(number)
 
 
 def names_of_columns(format_name: str, given: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from symphony_dask.gateway.formats.tensors import ITEM_BYTES, NUMPY, OF_NUMPY, Tensor, array_of
 from symphony_dask.gateway.refusal import Refusal, bad
-from symphony_dask.wire import codec
+from symphony_dask.wire import array_codec, codec
 
 #: One request holds at most so many samples.
 MAX_SAMPLES = 4096
@@ -57,8 +57,8 @@ class Port(NamedTuple):
         left = len(shape) - len(self.shape)
         if not self.any_shape or self.kind != "array" or not self.shape or left not in (0, 1):
             return self
-        kind, dtype, _, _ = codec.read_header(self.header)
-        header = codec.header_of(dtype if kind == codec.TENSOR else dtype.str, shape[left:], kind)
+        kind, dtype, _, _ = array_codec.read_header(self.header)
+        header = array_codec.header_of(dtype if kind == array_codec.TENSOR else dtype.str, shape[left:], kind)
         return self._replace(shape=shape[left:], header=header)
 
     @property
@@ -108,7 +108,7 @@ def _port(form: list[Any], name: str) -> Port:
     if form[0] in _PLAIN:
         return Port(name, _PLAIN[form[0]], (), form[0])
     if form[0] == "array" and (datatype := datatype_of(form[1])):
-        return Port(name, datatype, codec.read_header(form[1]).shape, "array", bytes(form[1]))
+        return Port(name, datatype, array_codec.read_header(form[1]).shape, "array", bytes(form[1]))
     what = codec.describe(form[1]) if form[0] == "array" else form[0]
     raise _NoDatatype(f"{name!r} is {what}, which has no datatype in the protocol")
 
@@ -116,8 +116,8 @@ def _port(form: list[Any], name: str) -> Port:
 @lru_cache(maxsize=1024)
 def datatype_of(header: bytes) -> str:
     """The datatype of arrays with this signature; empty if there is none, or not in this byte order."""
-    layout = codec.read_header(header)
-    return _TORCH.get(layout.dtype, "") if layout.kind == codec.TENSOR else OF_NUMPY.get(layout.dtype.str, "")
+    layout = array_codec.read_header(header)
+    return _TORCH.get(layout.dtype, "") if layout.kind == array_codec.TENSOR else OF_NUMPY.get(layout.dtype.str, "")
 
 
 # Requests
@@ -240,9 +240,11 @@ def _any_rows(tensor: Tensor, n: int) -> list[Any]:
             return list(tensor.data)
         return [tensor.data[i * size : (i + 1) * size] for i in range(n)]
     if tensor.datatype == "BF16":
-        header = codec.header_of("bfloat16", shape, codec.TENSOR)
+        header = array_codec.header_of("bfloat16", shape, array_codec.TENSOR)
     else:
-        header = codec.header_of(NUMPY[tensor.datatype], shape, codec.ARRAY if shape else codec.SCALAR)
+        header = array_codec.header_of(
+            NUMPY[tensor.datatype], shape, array_codec.ARRAY if shape else array_codec.SCALAR
+        )
     size = len(tensor.data) // n
     return [codec.Part(header, tensor.data[i * size : (i + 1) * size]) for i in range(n)]
 
@@ -310,12 +312,12 @@ def _stacked(name: str, first: codec.Part, answers: Sequence[memoryview], batche
 
 
 def _tensor(name: str, header: bytes, n: int, data: Any, batched: bool) -> Tensor:
-    shape = codec.read_header(header).shape
+    shape = array_codec.read_header(header).shape
     whole = (n, *shape) if batched else shape
     if datatype := datatype_of(header):
         return Tensor(name, datatype, whole, data)
-    layout = codec.read_header(header)
-    if layout.kind != codec.TENSOR:
+    layout = array_codec.read_header(header)
+    if layout.kind != array_codec.TENSOR:
         values = np.frombuffer(data, layout.dtype)
         if layout.dtype.kind == "S":
             return Tensor(name, "BYTES", whole, values.tolist())

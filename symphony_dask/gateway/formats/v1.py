@@ -21,7 +21,7 @@ from symphony_dask.gateway.formats.tensors import Tensor, array_of, check_name, 
 from symphony_dask.gateway.formats.v2 import read_json
 from symphony_dask.gateway.refusal import bad
 from symphony_dask.text import shown
-from symphony_dask.wire import codec
+from symphony_dask.wire import array_codec, codec
 
 _REQUEST = ("instances", "inputs", "signature_name", "parameters")
 
@@ -126,7 +126,9 @@ def _guess(name: str, value: object) -> Any:
     else:
         datatype = "INT64" if isinstance(flat, int) and not _has_fraction(value) else "FP32"
     values = numbers(name, datatype, value)
-    header = codec.header_of(values.dtype.str, values.shape, codec.ARRAY if values.shape else codec.SCALAR)
+    header = array_codec.header_of(
+        values.dtype.str, values.shape, array_codec.ARRAY if values.shape else array_codec.SCALAR
+    )
     return codec.Part(header, memoryview(values.tobytes()))
 
 

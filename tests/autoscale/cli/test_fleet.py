@@ -18,8 +18,8 @@ from autoscale.cli.orphans import orphans
 from autoscale.cli.up import up
 from autoscale.fleet.controller import Controller, fixed
 from autoscale.fleet.fleet import Launch
-from autoscale.fleet.reconcile import Settings
 from autoscale.fleet.scheduler_view import DaskCluster
+from autoscale.fleet.view import Settings
 from autoscale.providers.local import LocalFleet
 from symphony_dask.cli.commands.status import status
 from tests.helpers.aws.controller_process import fleet as ec2_fleet

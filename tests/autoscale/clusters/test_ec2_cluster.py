@@ -23,7 +23,7 @@ import autoscale
 from autoscale.clusters.ec2_cluster import stack_outputs, zones_of
 from autoscale.clusters.scheduler_process import SchedulerProcess, tls_options
 from autoscale.fleet.fleet import Launch
-from autoscale.fleet.reconcile import Settings
+from autoscale.fleet.view import Settings
 from autoscale.providers.ec2 import Ec2Fleet
 from infra.worker import tls
 from symphony_dask import Serving

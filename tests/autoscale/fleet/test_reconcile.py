@@ -12,23 +12,8 @@ from hypothesis import strategies as st
 
 from autoscale.fleet.act import step
 from autoscale.fleet.fleet import Instance, Launch, Offer
-from autoscale.fleet.reconcile import (
-    INTERRUPTED,
-    SURPLUS,
-    Action,
-    Drain,
-    Draining,
-    Intent,
-    Memory,
-    Plan,
-    Retire,
-    Settings,
-    Terminate,
-    Undrain,
-    View,
-    Worker,
-    plan,
-)
+from autoscale.fleet.reconcile import INTERRUPTED, SURPLUS, Action, Drain, Plan, Retire, Terminate, Undrain, plan
+from autoscale.fleet.view import Draining, Intent, Memory, Settings, View, Worker
 from tests.helpers.aws.fleet_world import BIG, SMALL, SMALL_B, Clock, FakeCloud, FakeScheduler
 
 NOW_S = 10_000.0

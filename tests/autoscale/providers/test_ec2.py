@@ -27,7 +27,7 @@ from autoscale.fleet.fleet import (
     Throttled,
     Unanswered,
 )
-from autoscale.fleet.reconcile import Memory
+from autoscale.fleet.view import Memory
 from autoscale.providers.ec2 import Ec2Fleet, SpotNotices
 from symphony_dask.errors import BadInput
 from tests.helpers.aws.controller_process import QUICK, fleet

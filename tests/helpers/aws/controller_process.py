@@ -8,7 +8,7 @@ from multiprocessing.managers import BaseManager
 from typing import Any
 
 from autoscale.fleet.controller import Controller, fixed
-from autoscale.fleet.reconcile import Settings
+from autoscale.fleet.view import Settings
 from autoscale.providers.ec2 import Ec2Fleet
 from tests.helpers.aws.ec2 import ENVIRONMENT, REGION, TEMPLATE, ZONES
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from autoscale.fleet.act import Step, step
-from autoscale.fleet.reconcile import Memory, Settings
 from autoscale.fleet.scheduler_view import DaskCluster
+from autoscale.fleet.view import Memory, Settings
 from autoscale.providers.local import LocalFleet
 from symphony_dask.client.model import Model
 from symphony_dask.errors import RequestError

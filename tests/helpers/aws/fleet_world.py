@@ -23,7 +23,7 @@ from autoscale.fleet.fleet import (
     Throttled,
     Unanswered,
 )
-from autoscale.fleet.reconcile import Draining, Intent, View, Worker
+from autoscale.fleet.view import Draining, Intent, View, Worker
 from symphony_dask.control.launch_ledger import Ledger
 
 SMALL = Offer("small", "a", "on-demand", 1, 1.0)
