@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dask.config
 import numpy as np
 import pytest
-from distributed.comm.addressing import get_address_host
 
 from symphony_dask.client.model import Model
 from symphony_dask.client.serving import Serving
@@ -20,12 +18,11 @@ from symphony_dask.client.transfer import Direct
 from symphony_dask.errors import BadInput, PayloadLost
 from symphony_dask.wire import codec
 from symphony_dask.wire.connection import Connection, Message
-from symphony_dask.wire.handshake import connect
-from symphony_dask.wire.hello import ClientHello, Welcome
-from symphony_dask.wire.messages import Cancel, Data, Op, Place, Result, Submit
-from symphony_dask.wire.records import SUBMIT_ROW, make_column, make_records
+from symphony_dask.wire.hello import Welcome
+from symphony_dask.wire.messages import Data
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
+from tests.helpers.lane.raw_client import RawClient, with_raw_client
 
 LIMIT_S = 60
 QUICK = "0.1,0.5"
@@ -230,158 +227,6 @@ def test_a_worker_that_accepts_and_says_nothing_is_given_up_soon() -> None:
 
 
 # What breaks
-
-
-class RawClient:
-    """A client on the lane by hand, which brings payloads only if asked to."""
-
-    def __init__(self) -> None:
-        self.placed: list[Place] = []
-        self.ended: list[tuple[int, int]] = []
-        self.errors: list[str] = []
-        self.lost = False
-        self.connection: Connection[None]
-
-    def frame(self, connection: Connection[None], op: int, fields: list[Any], blob: memoryview) -> None:
-        if op == Op.PLACE:
-            self.placed.append(Place.decode(fields, blob))
-        else:
-            assert op == Op.RESULT
-            result = Result.decode(fields, blob)
-            self.ended += [(request, outcome) for request, _, _, outcome in result.rows.tolist()]
-            self.errors += [failure.text for failure in result.failures.values()]
-
-    def submit(self, model: Model, n: int, *, payload: bytes = b"", held_bytes: int = 0, slo_ns: int = 0) -> None:
-        """n requests with ``payload``, or that hold so many bytes."""
-        size = held_bytes or len(payload)
-        held = held_bytes > 0
-        rows = make_records(SUBMIT_ROW, n, id=range(n), slo=slo_ns, bytes=size, model=model._id, held=held)
-        self.connection.send(Submit(rows), payload * n)
-
-    def bring(self, size: int, payload: bytes) -> None:
-        """Send a payload for request 0, as what it was asked for, and say that it has ``size``."""
-        data = Data(self.placed[0].batch, 0, make_column([0]), make_column([size]))
-        self.connection.send(data, payload)
-
-
-def with_raw_client(serving: Serving, main: Callable[[RawClient], Awaitable[None]]) -> None:
-    async def wrapped() -> None:
-        info = await asyncio.to_thread(serving.client.sync, serving.client.scheduler.symphony_info)
-        hello = ClientHello(token=info["token"])
-        raw = RawClient()
-        host = get_address_host(serving.client.scheduler.address)
-        raw.connection, _ = await connect(
-            host, info["port"], hello, raw.frame, lambda *lost: setattr(raw, "lost", True), peer=None, timeout_s=LIMIT_S
-        )
-        async with asyncio.timeout(LIMIT_S):
-            await main(raw)
-        raw.connection.close()
-
-    asyncio.run(wrapped())
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    while not condition():  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
-
-
-def test_a_client_that_dies_before_its_payload_came_leaves_the_slot_to_others(serving: Serving, deploy: Deploy) -> None:
-    model = deploy(models.double, profile=QUICK, max_batch=1)
-
-    async def main(raw: RawClient) -> None:
-        raw.submit(model, 4, held_bytes=LARGE)
-        await until(lambda: len(raw.placed) == 4)
-        raw.connection.close()
-
-    with_raw_client(serving, main)
-    wait_until(lambda: outcomes(serving, model) == {"cancelled": 4}, "the end of its requests")
-    futures = model.map(arrays(10))
-    assert concurrent.futures.wait(futures, LIMIT_S).not_done == set()
-    assert outcomes(serving, model) == {"ok": 10, "cancelled": 4}
-
-
-def test_a_payload_that_never_comes_ends_its_request_alone(serving: Serving, deploy: Deploy) -> None:
-    model = deploy(models.double, profile=QUICK, max_batch=8)
-
-    async def main(raw: RawClient) -> None:
-        raw.submit(model, 2, held_bytes=LARGE, slo_ns=100_000_000)
-        await until(lambda: raw.placed)
-        answer = await asyncio.to_thread(lambda: model.submit(np.ones(2)).result(LIMIT_S))
-        assert answer.tolist() == [2.0, 2.0]
-        await until(lambda: len(raw.ended) == 2)
-        assert "did not reach worker" in raw.errors[0]
-
-    with_raw_client(serving, main)
-    assert outcomes(serving, model) == {"ok": 1, "failed": 2}
-
-
-def test_the_time_that_a_payload_takes_is_allowed_for_in_the_control_latency(serving: Serving, deploy: Deploy) -> None:
-    model = deploy(models.double, profile=QUICK)
-    sample = codec.encode(np.ones(2))
-
-    def control() -> dict[str, int]:
-        return {address: worker["control_ns"] for address, worker in serving.status()["workers"].items()}
-
-    async def main(raw: RawClient) -> None:
-        before = await asyncio.to_thread(control)
-        raw.submit(model, 1, held_bytes=len(sample))
-        await until(lambda: raw.placed)
-        await asyncio.sleep(0.3)  # what is measured
-        raw.bring(len(sample), sample)
-        await until(lambda: raw.ended)
-        after = await asyncio.to_thread(control)
-        assert any(after[address] > before[address] for address in after)
-
-    with_raw_client(serving, main)
-    assert outcomes(serving, model) == {"ok": 1}
-
-
-def test_a_payload_of_another_size_than_said_does_not_run(serving: Serving, deploy: Deploy) -> None:
-    model = deploy(models.double, profile=QUICK)
-
-    async def main(raw: RawClient) -> None:
-        raw.submit(model, 1, held_bytes=LARGE)
-        await until(lambda: raw.placed)
-        raw.bring(3, b"abc")
-        await until(lambda: raw.ended)
-
-    with_raw_client(serving, main)
-    assert outcomes(serving, model) == {"failed": 1}
-    assert len(serving.status()["workers"]) == 2
-
-
-def test_a_client_that_sends_malformed_data_is_cut_off_and_not_the_worker(serving: Serving, deploy: Deploy) -> None:
-    model = deploy(models.double, profile=QUICK)
-
-    async def main(raw: RawClient) -> None:
-        raw.submit(model, 1, held_bytes=LARGE)
-        await until(lambda: raw.placed)
-        raw.bring(4, b"abc")
-        await until(lambda: raw.lost)
-
-    with_raw_client(serving, main)
-    wait_until(lambda: outcomes(serving, model) == {"cancelled": 1}, "the end of its request")
-    assert model.submit(np.ones(1)).result(LIMIT_S).tolist() == [2.0]
-    assert [w["serving"] for w in serving.status()["workers"].values()] == [1, 1]
-
-
-def test_a_large_request_cancelled_before_it_is_fetched_is_counted_as_cancelled(
-    serving: Serving, deploy: Deploy
-) -> None:
-    model = deploy(models.double, profile=QUICK)
-
-    async def main(raw: RawClient) -> None:
-        raw.submit(model, 2, held_bytes=4)
-        await until(lambda: raw.placed)
-        raw.connection.send(Cancel(make_column([0, 1])))
-        for place in raw.placed:
-            raw.connection.send(Data(place.batch, 0, place.ids, make_column([-1] * len(place.ids))))
-        await asyncio.to_thread(
-            wait_until, lambda: sum(outcomes(serving, model).values()) == 2, "the outcomes of both requests"
-        )
-
-    with_raw_client(serving, main)
-    assert outcomes(serving, model) == {"cancelled": 2}
 
 
 def test_requests_of_a_killed_worker_bring_their_payloads_to_another(tmp_path: Path) -> None:

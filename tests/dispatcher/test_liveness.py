@@ -25,7 +25,7 @@ from symphony_dask.wire.messages import Answer, Aside, Done, Execute, IsAside, O
 from symphony_dask.wire.records import DONE_ROW, SUBMIT_ROW, make_column, make_records
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
-from tests.helpers.lane import Raw
+from tests.helpers.lane.frames import Raw
 from tests.helpers.models import Gate
 
 LIMIT_S = 30

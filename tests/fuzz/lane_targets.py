@@ -21,7 +21,7 @@ from symphony_dask.wire.messages import Cancel, Data, Done, Execute, Op, Pong, R
 from symphony_dask.wire.records import DONE_ROW, EXECUTE_ROW, SUBMIT_ROW, Records, make_column, make_records
 from tests.fuzz.mutation import fields, mutated, records, value
 from tests.fuzz.wire import Wire, feed, frames
-from tests.helpers.lane import frame, raw_frame
+from tests.helpers.lane.frames import frame, raw_frame
 
 _S = 10**9
 

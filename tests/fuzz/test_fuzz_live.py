@@ -25,7 +25,7 @@ from tests.fuzz.lane_targets import client_frame, data_frame
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.gateway_process import GatewayProcess, tensor
-from tests.helpers.lane import frame
+from tests.helpers.lane.frames import frame
 
 #: Connections that are left open, so that there are always some that have not ended.
 OPEN = 30

@@ -12,17 +12,15 @@ import numpy as np
 import polars as pl
 import pytest
 from dask.base import tokenize
-from distributed import Client, KilledWorker
+from distributed import Client
 
 import symphony_dask
 from symphony_dask.backends import Emulated
-from symphony_dask.client.model import Model
 from symphony_dask.client.serving import ModelRef, Serving
 from symphony_dask.errors import (
     BadInput,
     DeadlineExceeded,
     ModelError,
-    NoGPUWorker,
     NotServing,
     Overloaded,
     Undeployed,
@@ -30,21 +28,15 @@ from symphony_dask.errors import (
 )
 from symphony_dask.trace import open_run
 from tests.helpers import models
-from tests.helpers.cluster import Cluster, wait_until
+from tests.helpers.cluster import wait_until
+from tests.helpers.graph_tasks import expect, sample, threads_of
 from tests.helpers.models import Gate
-from tests.helpers.serving import EAGER, LIMIT_S, PLACES, QUICK, Deploy, in_flight, occupy, outcomes, queued
-
-#: Dask checks its own invariants after every event.
-CHECKED = {**EAGER, "DASK_DISTRIBUTED__SCHEDULER__VALIDATE": "true", "DASK_DISTRIBUTED__WORKER__VALIDATE": "true"}
+from tests.helpers.serving import LIMIT_S, PLACES, QUICK, Deploy, in_flight, occupy, outcomes, queued
 
 
 @pytest.fixture
 def client(serving: Serving) -> Client:
     return serving.client
-
-
-def sample(i: float) -> Any:
-    return np.array([float(i)])
 
 
 def first(array: Any) -> float:
@@ -59,20 +51,6 @@ def wait_for(path: str) -> str:
     while not Path(path).exists():
         time.sleep(0.002)
     return path
-
-
-def expect(serving: Serving, model: Model, ended: dict[str, int]) -> None:
-    """A result comes over Dask's connections, its outcome over the lane: either may be first."""
-    wait_until(lambda: outcomes(serving, model) == ended, f"outcomes {ended}")
-
-
-def threads_of(client: Client) -> set[tuple[int, int]]:
-    """Of each worker: how many tasks Dask runs at once there, and how many held ones are there."""
-
-    def look(dask_worker: Any) -> tuple[int, int]:
-        return dask_worker.state.nthreads, len(dask_worker.plugins["symphony"].rendezvous._lent)
-
-    return set(client.run(look).values())
 
 
 # What a task of a model is
@@ -381,91 +359,3 @@ def test_recorded_requests_add_up(client: Client, serving: Serving, deploy: Depl
     counts = dict(rows["outcome"].cast(pl.String).value_counts().iter_rows())
     assert counts == {"ok": 60, "dropped": 5}
     assert rows["client"].n_unique() == 2
-
-
-# Clusters of their own
-
-
-def test_a_killed_worker_costs_no_result(tmp_path: Path) -> None:
-    gate = Gate(tmp_path)
-    with Cluster(2, settings=CHECKED) as cluster, Serving(cluster.client()) as serving:
-        client = serving.client
-        wait_until(lambda: len(serving.status()["workers"]) == 2, "two workers on the lane", 60)
-        model = serving.deploy("gated", gate.model(), slo="60s", profile=QUICK, max_batch=8)
-        folder = serving.record(str(tmp_path / "run"))
-        futures = client.map(model, client.map(sample, range(100)))
-        wait_until(lambda: in_flight(serving) == 4, "two batches at each worker")
-        cluster.workers[0].kill()
-        wait_until(lambda: len(serving.status()["workers"]) == 1, "the loss of the worker")
-        gate.open()
-        assert [a[0] for a in client.gather(futures)] == [2.0 * i for i in range(100)]
-        wait_until(lambda: in_flight(serving) == 0, "the last answer")
-        ended = outcomes(serving, model)
-        serving.stop_recording()
-        rows = open_run(folder).requests.collect()
-        assert sum(ended.values()) == rows.height >= 100
-        assert ended["ok"] >= 100
-
-        # And results that were in the memory of a lost worker are computed again.
-        cluster.add_worker()
-        wait_until(lambda: len(serving.status()["workers"]) == 2, "another worker", 60)
-        wait_until(lambda: all(w.get("serving") for w in serving.status()["workers"].values()), "which serves")
-        cluster.workers[1].kill()
-        wait_until(lambda: len(client.scheduler_info()["workers"]) == 1, "the loss of the other")
-        assert [a[0] for a in client.gather(futures)] == [2.0 * i for i in range(100)]
-        cluster.workers[2].kill()
-        wait_until(lambda: not serving.status()["workers"], "the loss of the last")
-        lost = client.submit(ModelRef("gated"), sample(1), pure=False)
-        assert isinstance(lost.exception(LIMIT_S), NoGPUWorker)
-
-
-def test_a_sample_that_takes_long_to_fetch_gets_into_a_later_batch() -> None:
-    def hurry(dask_worker: Any) -> None:
-        from symphony_dask.plugin import task_rendezvous
-
-        task_rendezvous.GATHER_S = 0.05
-
-    with Cluster(1, settings=CHECKED) as cluster, Serving(cluster.client()) as serving:
-        client = serving.client
-        wait_until(lambda: len(serving.status()["workers"]) == 1, "a worker on the lane", 60)
-        cluster.add_worker(gpu=False)
-        wait_until(lambda: len(client.scheduler_info()["workers"]) == 2, "a worker without GPU", 60)
-        model = serving.deploy("values", models.values, slo="60s", profile=QUICK)
-        client.run(hurry)
-        (far,) = client.scheduler_info()["workers"].keys() - serving.status()["workers"].keys()
-        samples = client.map(models.SlowToLoad, [{"value": float(i)} for i in range(3)], workers=[far])
-        assert client.gather(client.map(model, samples)) == [0.0, 1.0, 2.0]
-        wait_until(lambda: outcomes(serving, model)["ok"] == 3, "three answers")
-
-
-def test_tasks_whose_workers_were_lost_too_often_err_as_any_task(tmp_path: Path) -> None:
-    gate = Gate(tmp_path)
-    settings = {**CHECKED, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
-    with Cluster(2, settings=settings) as cluster, Serving(cluster.client()) as serving:
-        client = serving.client
-        wait_until(lambda: len(serving.status()["workers"]) == 2, "two workers on the lane", 60)
-        model = serving.deploy("gated", gate.model(), slo="60s", profile=QUICK, max_batch=8)
-        futures = client.map(model, [sample(i) for i in range(50)])
-        wait_until(lambda: in_flight(serving) == 4, "two batches at each worker")
-        cluster.workers[0].kill()
-        wait_until(lambda: len(serving.status()["workers"]) == 1, "the loss of the worker")
-        gate.open()
-        wait_until(lambda: all(f.done() for f in futures), "the end of all tasks")
-        lost = [f for f in futures if f.status == "error"]
-        assert {type(f.exception()) for f in lost} == {KilledWorker}
-        assert 0 < len(lost) <= 16
-        expect(serving, model, {"ok": 50 - len(lost), "cancelled": len(lost)})
-
-
-def test_a_worker_whose_lane_breaks_costs_no_result(tmp_path: Path) -> None:
-    gate = Gate(tmp_path)
-    with Cluster(2, settings=CHECKED) as cluster, Serving(cluster.client()) as serving:
-        client = serving.client
-        wait_until(lambda: len(serving.status()["workers"]) == 2, "two workers on the lane", 60)
-        model = serving.deploy("gated", gate.model(), slo="60s", profile=QUICK, max_batch=8)
-        futures = client.map(model, [sample(i) for i in range(50)])
-        wait_until(lambda: in_flight(serving) == 4, "two batches at each worker")
-        client.run(models.break_lane, workers=[next(iter(client.scheduler_info()["workers"]))])
-        gate.open()
-        assert [a[0] for a in client.gather(futures)] == [2.0 * i for i in range(50)]
-        wait_until(lambda: threads_of(client) == {(1, 0)}, "workers with their own threads only")

@@ -5,28 +5,22 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from symphony_dask.backends.emulated import Emulated
-from symphony_dask.client import model as model_module
 from symphony_dask.client import session
 from symphony_dask.client.model import Model
 from symphony_dask.client.serving import Serving
 from symphony_dask.errors import (
     BadInput,
-    ConnectionLost,
     DeadlineExceeded,
-    DeploymentError,
     ModelError,
-    NoGPUWorker,
     Overloaded,
-    RequestError,
     Undeployed,
     UnknownModel,
 )
@@ -34,19 +28,7 @@ from symphony_dask.trace import open_run
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.models import Gate
-from tests.helpers.serving import EAGER, LIMIT_S, PLACES, QUICK, Deploy, occupy, outcomes, queued
-
-
-def serves(serving: Serving) -> bool:
-    return any(worker.get("serving") for worker in serving.status()["workers"].values())
-
-
-@pytest.fixture
-def held(serving: Serving, deploy: Deploy, gate: Gate) -> tuple[Model, list[Any]]:
-    """A model of one request a batch that answers once the gate opens, and its requests in every place."""
-    model = deploy(gate.model(), profile=QUICK, max_batch=1)
-    return model, occupy(serving, model)
-
+from tests.helpers.serving import LIMIT_S, PLACES, QUICK, Deploy, occupy, outcomes, queued
 
 # What can be served
 
@@ -289,92 +271,6 @@ def test_undeploying_ends_queued_requests_and_later_ones(
     assert [f.result(LIMIT_S).tolist() for f in futures] == [[2.0 * i] for i in range(PLACES)]
 
 
-# What is refused
-
-
-def test_a_slo_that_cannot_be_read_is_refused(serving: Serving, deploy: Deploy) -> None:
-    with pytest.raises(BadInput, match="slo '25 parsecs' cannot be read"):
-        serving.deploy("refused", Emulated(1, 1), slo="25 parsecs")
-    with pytest.raises(BadInput, match="parsecs"):
-        deploy(Emulated(0.1, 1)).submit(b"", slo="25 parsecs")
-
-
-def test_a_slo_that_one_request_alone_cannot_meet_is_refused(serving: Serving) -> None:
-    with pytest.raises(BadInput, match=r"SLO 5ms of model 'refused' cannot be met: one request alone takes 12ms"):
-        serving.deploy("refused", Emulated(2, 10), slo="5ms")
-    assert not serving.status()["loading"]
-
-
-@pytest.mark.parametrize(
-    ("model", "options", "match"),
-    [
-        (Emulated(1, 1), {"max_batch": 0}, "max_batch=0"),
-        (Emulated(1, 1), {"queue_limit": 1.5}, "queue_limit=1.5"),
-        (Emulated(1, 1), {"timeout": "soon"}, "timeout 'soon'"),
-        (models.double, {}, "neither profile nor example"),
-        (models.double, {"profile": "fast"}, "profile 'fast' cannot be read"),
-        (models.double, {"example": object()}, "object"),
-        (17, {"profile": QUICK}, "cannot serve a int"),
-    ],
-)
-def test_a_deployment_that_makes_no_sense_is_refused(
-    serving: Serving, model: Any, options: dict[str, Any], match: str
-) -> None:
-    with pytest.raises(BadInput, match=match):
-        serving.deploy("refused", model, slo="1s", **options)
-
-
-def test_a_sample_of_another_shape_is_refused_when_it_is_submitted(deploy: Deploy) -> None:
-    model = deploy(models.double, example=np.zeros((3, 4), np.float32), profile=QUICK)
-    with pytest.raises(BadInput, match=r"takes float32 \(3, 4\); got float64 \(2,\)"):
-        model.submit(np.zeros(2))
-
-
-def test_a_sample_too_large_to_send_is_refused(deploy: Deploy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_module, "MAX_SAMPLE_BYTES", 1000)
-    with pytest.raises(BadInput, match=r"a sample of 1001 bytes.*the most is 1000"):
-        deploy(Emulated(0.1, 1)).submit(b"x" * 1000)
-
-
-def test_a_model_that_is_not_deployed_is_unknown(serving: Serving) -> None:
-    with pytest.raises(UnknownModel, match="'nobody'"):
-        serving.model("nobody")
-    with pytest.raises(UnknownModel, match="'nobody'"):
-        serving.undeploy("nobody")
-
-
-def test_a_loader_that_raises_fails_the_deployment_with_its_traceback(serving: Serving) -> None:
-    with pytest.raises(DeploymentError, match=r"(?s)in load_nothing.*FileNotFoundError: no weights here"):
-        serving.deploy("refused", models.load_nothing, slo="1s", profile=QUICK)
-
-
-def test_a_module_that_does_not_take_its_example_fails_the_deployment(serving: Serving) -> None:
-    with pytest.raises(DeploymentError, match=r"(?s)failed on its example, float32 \(5,\).*mat1 and mat2"):
-        serving.deploy("refused", models.linear(), slo="1s", example=np.zeros(5, np.float32))
-
-
-def test_a_deployment_that_fails_does_not_disturb_what_is_served(
-    serving: Serving, held: tuple[Model, list[Any]], gate: Gate
-) -> None:
-    model, futures = held
-    with pytest.raises(DeploymentError):  # while the slots' threads wait for the gate
-        serving.deploy("refused", models.load_nothing, slo="1s", profile=QUICK)
-    gate.open()
-    assert model.submit(np.array([1.0])).result(LIMIT_S).tolist() == [2.0]
-    assert [f.result(LIMIT_S).tolist() for f in futures] == [[2.0 * i] for i in range(PLACES)]
-    assert outcomes(serving, model) == {"ok": PLACES + 1}
-    assert [w["serving"] for w in serving.status()["workers"].values()] == [1, 1]
-
-
-def test_deployments_at_once_do_not_fail_each_other(serving: Serving, deploy: Deploy) -> None:
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        bad = pool.submit(serving.deploy, "refused", models.load_nothing, slo="1s", profile=QUICK)
-        good = pool.submit(deploy, models.double, profile=QUICK)
-        assert good.result(LIMIT_S)(np.array([1.0])).tolist() == [2.0]
-        with pytest.raises(DeploymentError):
-            bad.result(LIMIT_S)
-
-
 # Observation
 
 
@@ -434,155 +330,3 @@ def test_the_counts_of_a_recording_add_up(serving: Serving, deploy: Deploy, gate
     assert summary.failed == sum(f.outcome == "failed" for f in futures)
     served = (summary.ok, summary.late, summary.dropped, summary.rejected, summary.failed, summary.cancelled)
     assert sum(served) == 34
-
-
-# Connections
-
-
-def test_closing_the_lane_ends_pending_requests_and_asking_opens_it_again(
-    cluster: Cluster, held: tuple[Model, list[Any]], gate: Gate
-) -> None:
-    model, _ = held
-    other = Serving(cluster.client())
-    theirs = Model(model.name, model._id, model.slo_ns, {}, None, other._lane)
-    future = theirs.submit(np.array([1.0]))
-    other.close()
-    with pytest.raises(ConnectionLost, match=r"closed by Serving.close\(\)"):
-        future.result(LIMIT_S)
-    with pytest.raises(ConnectionLost, match=r"make a new Serving\(client\)"):
-        theirs.submit(np.array([1.0]))
-    other.status()
-    again = theirs.submit(np.array([5.0]))
-    gate.open()
-    assert again.result(LIMIT_S).tolist() == [10.0]
-    other.close()
-
-
-def test_closing_the_dask_client_ends_pending_requests(cluster: Cluster, held: tuple[Model, list[Any]]) -> None:
-    model, _ = held
-
-    async def main() -> list[Any]:
-        client = await Client(cluster.address, asynchronous=True, set_as_default=False)
-        other = await Serving(client)
-        theirs = Model(model.name, model._id, model.slo_ns, {}, None, other._lane)
-        futures.append(theirs.submit(np.array([1.0])))
-        await other.status()
-        await client.close()
-        return [theirs]
-
-    # The event loop of a synchronous client ends with the last client of the process; this one ends by itself.
-    futures: list[Any] = []
-    (theirs,) = asyncio.run(main())
-    with pytest.raises(ConnectionLost, match="Dask client was closed"):
-        futures[0].result(LIMIT_S)
-    for _ in range(2):
-        with pytest.raises(ConnectionLost):
-            theirs.submit(np.array([1.0])).result(LIMIT_S)
-
-
-def test_a_worker_whose_lane_breaks_comes_back_and_answers(
-    serving: Serving, held: tuple[Model, list[Any]], gate: Gate
-) -> None:
-    model, futures = held
-    serving.client.run(models.break_lane)
-    wait_until(lambda: queued(serving, model) == PLACES, "every request back in the queue")
-    gate.open()
-    assert [f.result(LIMIT_S).tolist() for f in futures] == [[2.0 * i] for i in range(PLACES)]
-    assert outcomes(serving, model) == {"ok": PLACES}
-
-
-def test_a_killed_scheduler_ends_pending_requests_as_connection_lost(gate: Gate) -> None:
-    with Cluster(1, settings=EAGER) as cluster:
-        serving = Serving(cluster.client())
-        model = serving.deploy("m", gate.model(), slo="60s", profile=QUICK, timeout="60s")
-        futures = model.map([np.array([1.0])] * 10)
-        cluster.scheduler.kill()
-        assert concurrent.futures.wait(futures, LIMIT_S).not_done == set()
-        assert {type(f.exception()) for f in futures} == {ConnectionLost}
-        with pytest.raises(ConnectionLost):
-            model.submit(np.array([1.0])).result(LIMIT_S)
-        serving.close()
-
-
-def test_serving_installs_itself_once_and_a_deployment_waits_for_a_worker() -> None:
-    with Cluster(1, gpu=False, preload=False, settings=EAGER) as cluster:
-        clients = [cluster.client(), cluster.client()]
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            first, second = pool.map(Serving, clients)
-            with pytest.raises(NoGPUWorker, match=r'no worker with a GPU resource.*--resources "GPU=1"'):
-                first.deploy("m", Emulated(0.1, 1), slo="60s", timeout="50ms")
-            waiting = pool.submit(first.deploy, "m", Emulated(0.1, 1), slo="60s", timeout="60s")
-            wait_until(lambda: "m" in second.status()["loading"], "the deployment, seen by the other client")
-            cluster.add_worker(gpu=True)
-            model = waiting.result(60)
-        assert model.submit(b"").result(LIMIT_S) is None
-
-
-def test_requests_and_deployments_without_a_worker_end_and_the_next_worker_serves() -> None:
-    with Cluster(1, settings=EAGER) as cluster:
-        serving = Serving(cluster.client())
-        model = serving.deploy("m", Emulated(0.1, 1), slo="60s")
-        cluster.workers[-1].kill()
-        wait_until(lambda: not serving.status()["workers"], "the loss of the worker")
-        with pytest.raises(NoGPUWorker, match="no worker serves model 'm'"):
-            model.submit(b"").result(LIMIT_S)
-        with pytest.raises(NoGPUWorker):
-            serving.deploy("n", Emulated(0.1, 1), slo="60s", timeout="50ms")
-        cluster.add_worker()
-        wait_until(lambda: serves(serving), "another worker", 60)
-        assert model.submit(b"").result(LIMIT_S) is None
-
-
-def test_a_worker_that_dies_while_it_loads_fails_the_deployment() -> None:
-    with Cluster(1, settings=EAGER) as cluster:
-        serving = Serving(cluster.client())
-        model = serving.deploy("m", Emulated(0.1, 1), slo="60s")
-        with pytest.raises(DeploymentError, match="came up on no worker"):
-            serving.deploy("n", models.die_on_load, slo="60s", profile=QUICK)
-        cluster.add_worker()
-        wait_until(lambda: serves(serving), "another worker", 60)
-        assert model.submit(b"").result(LIMIT_S) is None
-        assert list(serving.status()["models"]) == ["m"]
-
-
-def test_uvloop_serves_small_and_large_payloads() -> None:
-    pytest.importorskip("uvloop")
-    with Cluster(1, settings={**EAGER, "DASK_DISTRIBUTED__ADMIN__EVENT_LOOP": "uvloop"}) as cluster:
-        loop = cluster.client().run_on_scheduler(lambda: type(asyncio.get_running_loop()).__module__)
-        assert loop.startswith("uvloop")
-        with Serving(cluster.client()) as serving:
-            model = serving.deploy("m", partial(models.double), slo="60s", profile=QUICK)
-            for size in (1, 100_000):
-                futures = model.map([np.full(size, i, np.float64) for i in range(50)])
-                for i, future in enumerate(futures):
-                    assert (future.result(LIMIT_S) == 2 * i).all()
-
-
-def test_a_local_cluster_of_processes_serves() -> None:
-    with (
-        LocalCluster(
-            n_workers=1, threads_per_worker=1, processes=True, resources={"GPU": 1}, dashboard_address=None
-        ) as local,
-        Client(local, set_as_default=False) as client,
-        Serving(client) as serving,
-    ):
-        model = serving.deploy("m", partial(models.double), slo="60s", profile=QUICK)
-        serving.set_policy("eager")
-        assert model(np.array([2.0])).tolist() == [4.0]
-        with pytest.raises(RequestError):
-            model.submit("text is not doubled", slo="1us").result(LIMIT_S)
-
-
-# Readiness
-
-
-def test_a_cluster_that_serves_is_ready(serving: Serving, deploy: Deploy) -> None:
-    assert serving.wait_ready() == 2
-    assert serving.wait_ready(deploy(models.double, profile=QUICK).name, gpus=2) == 2
-
-
-def test_what_a_cluster_lacks_is_named(serving: Serving) -> None:
-    with pytest.raises(NoGPUWorker, match=r"2 of 3 GPU slots serve after 0\.01 s"):
-        serving.wait_ready(gpus=3, timeout="10ms")
-    with pytest.raises(UnknownModel, match=r"model 'nothing' is not deployed after 0\.01 s"):
-        serving.wait_ready("nothing", timeout="10ms")

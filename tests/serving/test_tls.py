@@ -25,7 +25,7 @@ from symphony_dask.wire.messages import Op
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.gateway_process import GatewayProcess, tensor
-from tests.helpers.lane import frame, raw_frame
+from tests.helpers.lane.frames import frame, raw_frame
 
 pytest.importorskip("cryptography")
 pytest.importorskip("uvicorn")

@@ -26,7 +26,7 @@ from symphony_dask.wire.hello import ClientHello, LinkHello, Welcome, WorkerHell
 from symphony_dask.wire.listener import Listener
 from symphony_dask.wire.messages import Data, Op
 from symphony_dask.wire.records import make_column
-from tests.helpers.lane import Raw, frame, raw_frame
+from tests.helpers.lane.frames import Raw, frame, raw_frame
 
 TOKEN = "5" * 32
 

@@ -33,9 +33,18 @@ from symphony_dask.wire.messages import (
     Result,
     Resume,
     Submit,
+    in_parts,
 )
-from symphony_dask.wire.records import DONE_ROW, EXECUTE_ROW, RESULT_ROW, SUBMIT_ROW, make_column, make_records
-from tests.helpers.lane import fields_of, frame
+from symphony_dask.wire.records import (
+    DONE_ROW,
+    EXECUTE_ROW,
+    RESULT_ROW,
+    SUBMIT_ROW,
+    make_column,
+    make_records,
+    read_column,
+)
+from tests.helpers.lane.frames import fields_of, frame
 
 TOKEN = "0123456789abcdef"
 #: The frames of each version of the lane, in hexadecimal digits, by the names of ``EXAMPLES``.
@@ -287,3 +296,17 @@ def test_sizes_that_do_not_fit_the_payloads_are_refused(made: Any, ids: list[int
     (_, *fields), blob = fields_of(frame(made(*head, make_column(ids), make_column(sizes)), b"ab"))
     with pytest.raises(BadInput, match="2 bytes: they must fit each other"):
         made.decode(fields, blob)
+
+
+def test_payloads_go_into_frames_that_end_with_the_one_that_fills_them() -> None:
+    mib = 1 << 20
+    found = list(in_parts([mib, 20 * mib, -1, 15 * mib, mib, 3]))
+    assert [(part.start, part.stop) for part in found] == [(0, 2), (2, 5), (5, 6)]
+    assert list(in_parts([])) == []
+
+
+def test_a_column_is_little_endian_bytes() -> None:
+    assert make_column([1, -1]).tobytes() == b"\x01" + bytes(7) + b"\xff" * 8
+    assert read_column(make_column([2**62, -5]).tobytes()).tolist() == [2**62, -5]
+    with pytest.raises(BadInput, match="cannot be read as int64"):
+        read_column(b"1234567")
