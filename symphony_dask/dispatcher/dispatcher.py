@@ -79,7 +79,7 @@ from symphony_dask.wire.messages import (
     Submit,
     in_parts,
 )
-from symphony_dask.wire.records import RESULT_ROW, Records, make_column, make_records
+from symphony_dask.wire.records import NO_COLUMN, RESULT_ROW, Records, make_records
 
 logger = logging.getLogger(__name__)
 
@@ -112,9 +112,6 @@ class LocalClient(ClientEnd, Protocol):
 
     def dispatched(self, address: str, requests: list[int]) -> list[str]:
         """Requests have left for a worker in one batch: the names under which it waits for them; does not raise."""
-
-
-_NO_IDS = make_column([])
 
 
 class Dispatcher:
@@ -908,7 +905,7 @@ class Dispatcher:
         connection = self._clients.get(answer.client)
         if connection is not None and connection is not self._local:
             connection.send(answer, blob)
-            connection.send(Place(-1, *worker.lane, _NO_IDS))
+            connection.send(Place(-1, *worker.lane, NO_COLUMN))
 
     def _tell_workers_gone(self, client: Client) -> None:
         """Have no worker wait for what a client that is gone has kept."""
@@ -947,9 +944,8 @@ class Dispatcher:
             self._come_back(connection, batch)
             return
         slots = flight.slots
-        misfit = f"lane DONE of batch {batch} has {len(answers)} answers that do not fit {len(slots)} requests"
         if len(answers) != len(slots):
-            raise BadInput(misfit)
+            raise BadInput(f"lane DONE of batch {batch} has {len(answers)} answers for {len(slots)} requests")
         failures: dict[int, Failure] = {}
         if raised:
             texts = bounded({i: failure.text for i, failure in raised.items()})
@@ -968,7 +964,8 @@ class Dispatcher:
             keep=self.log is not None or self.tracing is not None,
         )
         if settled is None:
-            raise BadInput(f"{misfit} and {len(blob)} bytes")
+            text = f"lane DONE of batch {batch} has {len(answers)} answers that do not fit {len(slots)} requests"
+            raise BadInput(f"{text} and {len(blob)} bytes")
         del self._flights[batch]
         self._busy_ns[flight.gpu] += run_ns
         one_way = max(0, now - flight.dispatch_ns - held_ns) // 2
@@ -1042,7 +1039,7 @@ class Dispatcher:
         for c in np.unique(owners).tolist():
             connection = self._clients.get(c)
             if connection is not None:
-                connection.send(Place(-1, *worker.lane, _NO_IDS))
+                connection.send(Place(-1, *worker.lane, NO_COLUMN))
 
     def _end(
         self,

@@ -39,7 +39,7 @@ from symphony_dask.wire.error_codes import ErrorCode, Failure
 from symphony_dask.wire.handshake import connect
 from symphony_dask.wire.hello import WorkerHello
 from symphony_dask.wire.messages import Aside, Data, Done, Execute, Gone, IsAside
-from symphony_dask.wire.records import make_column
+from symphony_dask.wire.records import NO_COLUMN, make_column
 from symphony_dask.wire.rpc_replies import checked
 
 logger = logging.getLogger(__name__)
@@ -392,6 +392,6 @@ class SlotWorker:
             i: Failure(ErrorCode.TASK_LATE if i in result.late else ErrorCode.MODEL_ERROR, text)
             for i, text in result.errors.items()
         }
-        held_ns, lost = now_ns() - batch.received_ns, make_column(sorted(batch.lost))
+        held_ns, lost = now_ns() - batch.received_ns, make_column(sorted(batch.lost)) if batch.lost else NO_COLUMN
         done = (batch.number, batch.slot, times.queued_ns, times.run_ns, held_ns, rows, failures, lost, times.spent_ns)
         connection.send(Done(*done), *parts)

@@ -187,10 +187,15 @@ class Execute(NamedTuple):
     @classmethod
     def decode(cls, fields: list[Any], blob: memoryview) -> Execute:
         batch, slot, model_id, rows, wait_ns, tasks = fields_of("EXECUTE", fields, 6)
-        whole("EXECUTE", "batch", batch)
-        whole("EXECUTE", "slot", slot, 0, MOST_31)
-        whole("EXECUTE", "model", model_id, 0, MOST_31)
-        whole("EXECUTE", "wait", wait_ns, 0, MOST_NS)
+        try:  # one look at all: a frame for each batch has to be read soon
+            wrong = (batch | wait_ns) >> 60 or (slot | model_id) >> 31
+        except TypeError:  # one is no whole number
+            wrong = 1
+        if wrong:
+            whole("EXECUTE", "batch", batch)
+            whole("EXECUTE", "slot", slot, 0, MOST_31)
+            whole("EXECUTE", "model", model_id, 0, MOST_31)
+            whole("EXECUTE", "wait", wait_ns, 0, MOST_NS)
         records = read_records(rows, EXECUTE_ROW)
         if tasks or type(tasks) is not dict:
             check_texts("EXECUTE", tasks, len(records))
@@ -223,16 +228,16 @@ class Done(NamedTuple):
     @classmethod
     def decode(cls, fields: list[Any], blob: memoryview) -> Done:
         batch, slot, queued_ns, run_ns, held_ns, rows, failures, lost, spent_ns = fields_of("DONE", fields, 9)
-        whole("DONE", "batch", batch)
-        whole("DONE", "slot", slot, 0, MOST_31)
         if type(spent_ns) is not list or len(spent_ns) != 3:
             raise bad_field("DONE", "times spent", spent_ns, "give three")
         input_ns, infer_ns, output_ns = spent_ns
         try:
-            wrong = (queued_ns | run_ns | held_ns | input_ns | infer_ns | output_ns) >> 60
+            wrong = (batch | queued_ns | run_ns | held_ns | input_ns | infer_ns | output_ns) >> 60 or slot >> 31
         except TypeError:  # one is no whole number
             wrong = 1
         if wrong:
+            whole("DONE", "batch", batch)
+            whole("DONE", "slot", slot, 0, MOST_31)
             for time_ns in (queued_ns, run_ns, held_ns, *spent_ns):
                 whole("DONE", "time", time_ns, 0, MOST_NS)
         records = read_records(rows, DONE_ROW)

@@ -41,6 +41,9 @@ RESULT_ROW = np.dtype([("id", "<i8"), ("bytes", "<i8"), ("link", "<i4"), ("outco
 
 _COLUMN = np.dtype("<i8")
 
+#: A column of nothing.
+NO_COLUMN: Column = np.empty(0, _COLUMN)
+
 
 def make_records(dtype: np.dtype[Any], n: int, **fields: object) -> Records:
     """n records of a message; fields not given are 0."""
@@ -70,6 +73,8 @@ def read_column(data: object) -> Column:
     """The column in a field; raises ``BadInput`` if its bytes do not make whole entries."""
     if type(data) is not bytes:
         raise BadInput(f"lane column is a {type(data).__name__}: it must be bytes of int64")
+    if not data:
+        return NO_COLUMN
     try:
         return np.frombuffer(data, _COLUMN)
     except ValueError as error:
