@@ -24,7 +24,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, NoReturn, Protocol, TypeVar, cast
 
 import msgpack
 import numpy as np
@@ -58,6 +58,7 @@ CLOSE_S = 10.0
 SILENCE_S = 30
 
 _PREFIX = struct.Struct("<II")
+_PREFIX_BYTES = _PREFIX.size
 
 #: Bytes that one read takes at most, but for large frames.
 _READ_BYTES = 1 << 16
@@ -105,7 +106,7 @@ class Connection(asyncio.BufferedProtocol, Generic[P]):
         self._large: memoryview | None = None
         self._small = np.empty(_READ_BYTES, np.uint8).data
         self._filled = 0
-        self._needed = _PREFIX.size
+        self._needed = _PREFIX_BYTES
         self._out: deque[Buffer] = deque()
         self._unsent = 0
         self._flush_due = False
@@ -171,23 +172,24 @@ class Connection(asyncio.BufferedProtocol, Generic[P]):
             # Strangers may send as many as they like: a line for each, not a page.
             logger.warning(text, self.describe(), type(error).__name__, error, exc_info=self.peer is not None)
             self.close()
-            self._filled, self._needed = 0, _PREFIX.size
+            self._filled, self._needed = 0, _PREFIX_BYTES
 
     def _take_frames(self, data: memoryview) -> int:
         """Hand on the whole frames that ``data`` begins with; returns where the rest starts."""
-        at = 0
-        while not self.closed and len(data) - at >= _PREFIX.size:
-            end = at + self._frame_bytes(data, at)
-            if end > len(data):
+        at, size = 0, len(data)
+        while not self.closed and size - at >= _PREFIX_BYTES:
+            header_bytes, blob_bytes = _PREFIX.unpack_from(data, at)
+            blob_at = at + _PREFIX_BYTES + header_bytes
+            end = blob_at + blob_bytes
+            if end > size:
                 break
-            header_bytes, _ = _PREFIX.unpack_from(data, at)
-            start = at + _PREFIX.size
-            header = data[start : start + header_bytes]
-            fields = msgpack.unpackb(header, strict_map_key=False, max_array_len=_MAX_LIST)
+            if end - at > self.limit_bytes:
+                self._refuse_size(end - at)
+            fields = msgpack.unpackb(data[at + _PREFIX_BYTES : blob_at], strict_map_key=False, max_array_len=_MAX_LIST)
             if type(fields) is not list or not fields:
                 raise BadInput(f"lane frame begins with a {type(fields).__name__}: it must be a list with an op")
             at = end
-            self._on_frame(self, fields[0], fields[1:], data[start + header_bytes : end])
+            self._on_frame(self, fields[0], fields[1:], data[blob_at:end])
         return at
 
     def _keep(self, rest: memoryview) -> None:
@@ -195,7 +197,7 @@ class Connection(asyncio.BufferedProtocol, Generic[P]):
         if self.closed:  # TLS may still deliver some; it is written over
             rest = rest[:0]
         self._filled = len(rest)
-        self._needed = self._frame_bytes(rest, 0) if len(rest) >= _PREFIX.size else _PREFIX.size
+        self._needed = self._frame_bytes(rest, 0) if len(rest) >= _PREFIX_BYTES else _PREFIX_BYTES
         if self._needed > _LARGE_BYTES:
             self._large = np.empty(self._needed, np.uint8).data
             self._large[: len(rest)] = rest
@@ -216,11 +218,14 @@ class Connection(asyncio.BufferedProtocol, Generic[P]):
 
     def _frame_bytes(self, data: memoryview, at: int) -> int:
         header_bytes, blob_bytes = _PREFIX.unpack_from(data, at)
-        total: int = _PREFIX.size + header_bytes + blob_bytes
+        total: int = _PREFIX_BYTES + header_bytes + blob_bytes
         if total > self.limit_bytes:
-            self.close()
-            raise BadInput(f"lane frame of {total} bytes: the most is {self.limit_bytes}")
+            self._refuse_size(total)
         return total
+
+    def _refuse_size(self, total: int) -> NoReturn:
+        self.close()
+        raise BadInput(f"lane frame of {total} bytes: the most is {self.limit_bytes}")
 
     def send(self, message: Message, *blobs: Buffer) -> None:
         """Send a message in a frame at the end of this tick; does nothing once the connection is closed.
@@ -235,10 +240,10 @@ class Connection(asyncio.BufferedProtocol, Generic[P]):
             self._hang_up()
             return
         header = msgpack.packb(message.encode())
-        blob_bytes = sum(map(len, blobs))
+        blob_bytes = len(blobs[0]) if len(blobs) == 1 else sum(map(len, blobs))
         self._out.append(_PREFIX.pack(len(header), blob_bytes) + header)
         self._out.extend(blobs)
-        self._unsent += _PREFIX.size + len(header) + blob_bytes
+        self._unsent += _PREFIX_BYTES + len(header) + blob_bytes
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
