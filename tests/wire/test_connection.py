@@ -92,6 +92,22 @@ def test_send_delivers_over_tcp(frames: list[Frame]) -> None:
     asyncio.run(main())
 
 
+def test_a_message_that_cannot_be_written_spoils_none_after_it() -> None:
+    async def main() -> None:
+        server, sender = Server(), Server()
+        async with listening(server.accept) as port:
+            _, connection = await asyncio.get_running_loop().create_connection(sender.accept, "127.0.0.1", port)
+            for field in (object(), 1 << 70, "\ud800"):
+                with pytest.raises((TypeError, OverflowError, UnicodeEncodeError)):
+                    connection.send(Raw(Op.CANCEL, "well", field))
+            connection.send(Raw(Op.CANCEL, 7))
+            await until(lambda: server.frames)
+            connection.close()
+        assert server.frames == [(Op.CANCEL, [7], b"")]
+
+    asyncio.run(main())
+
+
 def test_frames_of_one_tick_leave_in_one_write() -> None:
     async def main() -> None:
         writes: list[bytes] = []
