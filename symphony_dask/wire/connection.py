@@ -200,7 +200,7 @@ class Connection(asyncio.BufferedProtocol, Generic[P]):
         if self.closed:  # TLS may still deliver some; it is written over
             rest = rest[:0]
         self._filled = len(rest)
-        self._needed = self._frame_bytes(rest, 0) if len(rest) >= _PREFIX_BYTES else _PREFIX_BYTES
+        self._needed = self._frame_bytes(rest) if len(rest) >= _PREFIX_BYTES else _PREFIX_BYTES
         if self._needed > _LARGE_BYTES:
             self._large = np.empty(self._needed, np.uint8).data
             self._large[: len(rest)] = rest
@@ -219,8 +219,9 @@ class Connection(asyncio.BufferedProtocol, Generic[P]):
             self._frame_at, self._frame_s = began_at, 0.0
         return self._filled, self._frame_s
 
-    def _frame_bytes(self, data: memoryview, at: int) -> int:
-        header_bytes, blob_bytes = _PREFIX.unpack_from(data, at)
+    def _frame_bytes(self, data: memoryview) -> int:
+        """How long the frame is that ``data`` begins with."""
+        header_bytes, blob_bytes = _PREFIX.unpack_from(data)
         total: int = _PREFIX_BYTES + header_bytes + blob_bytes
         if total > self.limit_bytes:
             self._refuse_size(total)

@@ -9,26 +9,12 @@ import pytest
 
 from symphony_dask.client.declarations import Action, Running, options_of, plan, read
 from symphony_dask.errors import BadInput
-
-QUICK = "0.1,0.5"
-DOUBLE = {"model": "tests.helpers.models:double", "slo": 60 * 10**9, "profile": QUICK}
-FILE = f"""
-models:
-  net:
-    model: tests.helpers.models:double
-    slo: 60s
-    profile: {QUICK}
-  emulated:
-    emulated: 0.1,1
-    slo: 1s
-    memory: 1KiB
-    pinned: true
-"""
+from tests.helpers.models import DECLARED, DECLARED_DOUBLE
 
 
 def test_a_file_is_read_into_comparable_values() -> None:
-    assert read(FILE) == {
-        "net": DOUBLE,
+    assert read(DECLARED) == {
+        "net": DECLARED_DOUBLE,
         "emulated": {"emulated": "0.1,1", "slo": 10**9, "memory": 1024, "pinned": True},
     }
 
@@ -75,16 +61,16 @@ def test_an_example_of_several_inputs_is_declared_by_names_or_as_a_list() -> Non
 
 
 def test_what_is_to_be_done_follows_from_what_serves() -> None:
-    old = {**DOUBLE, "slo": 10**9}
+    old = {**DECLARED_DOUBLE, "slo": 10**9}
     running = {
-        "same": Running("1", DOUBLE),
+        "same": Running("1", DECLARED_DOUBLE),
         "other": Running("1", old),
-        "gone": Running("3", DOUBLE),
+        "gone": Running("3", DECLARED_DOUBLE),
         "programs": Running("1", None),
     }
-    wanted = {"new": DOUBLE, "same": DOUBLE, "other": DOUBLE}
+    wanted = {"new": DECLARED_DOUBLE, "same": DECLARED_DOUBLE, "other": DECLARED_DOUBLE}
     assert plan(wanted, running) == [
-        Action("deploy", "new", {key: (None, value) for key, value in DOUBLE.items()}),
+        Action("deploy", "new", {key: (None, value) for key, value in DECLARED_DOUBLE.items()}),
         Action("keep", "same"),
         Action("update", "other", {"slo": (10**9, 60 * 10**9)}),
         Action("undeploy", "gone"),
@@ -95,20 +81,23 @@ def test_what_is_to_be_done_follows_from_what_serves() -> None:
 @pytest.mark.parametrize(
     ("wanted", "what"),
     [
-        ({**DOUBLE, "slo": 7, "canary": 0.1}, "keep"),
-        ({**DOUBLE, "slo": 7, "canary": 0.5}, "share"),
-        ({**DOUBLE, "slo": 7}, "promote"),
-        (DOUBLE, "rollback"),
-        ({**DOUBLE, "slo": 8, "canary": 0.1}, "update"),
+        ({**DECLARED_DOUBLE, "slo": 7, "canary": 0.1}, "keep"),
+        ({**DECLARED_DOUBLE, "slo": 7, "canary": 0.5}, "share"),
+        ({**DECLARED_DOUBLE, "slo": 7}, "promote"),
+        (DECLARED_DOUBLE, "rollback"),
+        ({**DECLARED_DOUBLE, "slo": 8, "canary": 0.1}, "update"),
     ],
 )
 def test_a_canary_is_changed_promoted_or_taken_away(wanted: dict[str, Any], what: str) -> None:
-    running = Running("1", DOUBLE, "2", {**DOUBLE, "slo": 7, "canary": 0.1}, 0.1)
+    running = Running("1", DECLARED_DOUBLE, "2", {**DECLARED_DOUBLE, "slo": 7, "canary": 0.1}, 0.1)
     assert [action.what for action in plan({"m": wanted}, {"m": running})] == [what]
 
 
 def test_what_cannot_be_done_is_refused_before_anything_is() -> None:
     with pytest.raises(BadInput, match="its first version cannot be a canary"):
-        plan({"m": {**DOUBLE, "canary": 0.1}}, {})
+        plan({"m": {**DECLARED_DOUBLE, "canary": 0.1}}, {})
     with pytest.raises(BadInput, match="is to change, and version '1' of it serves already"):
-        plan({"m": {**DOUBLE, "version": "1"}}, {"m": Running("1", {**DOUBLE, "version": "1", "slo": 7})})
+        plan(
+            {"m": {**DECLARED_DOUBLE, "version": "1"}},
+            {"m": Running("1", {**DECLARED_DOUBLE, "version": "1", "slo": 7})},
+        )

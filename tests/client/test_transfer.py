@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,10 @@ from symphony_dask.wire.messages import Data
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
 from tests.helpers.lane.raw_client import RawClient, with_raw_client
+from tests.helpers.serving import EAGER, QUICK, Deploy, outcomes
 
 LIMIT_S = 60
-QUICK = "0.1,0.5"
-EAGER = {"DASK_SYMPHONY__POLICY": "eager"}
 LARGE = 150_000
-
-Deploy = Callable[..., Model]
 
 
 def arrays(n: int) -> list[Any]:
@@ -40,11 +37,6 @@ def arrays(n: int) -> list[Any]:
 def lane_bytes(serving: Serving) -> int:
     """What has passed through the scheduler's lane, both ways."""
     return sum(serving.status()["lane"].values())
-
-
-def outcomes(serving: Serving, model: Model) -> dict[str, int]:
-    counts: dict[str, int] = serving.status()["models"][model.name]["outcomes"]
-    return {name: n for name, n in counts.items() if n}
 
 
 def links(serving: Serving) -> list[Connection[int]]:

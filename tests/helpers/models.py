@@ -373,3 +373,19 @@ def sixty_mib(batch: Any) -> list[Any]:
     import numpy as np
 
     return [np.zeros(60 << 20, np.uint8) for _ in batch]
+
+
+#: A model as ``symphony apply`` reads it, and a file that declares it and another.
+DECLARED_DOUBLE = {"model": "tests.helpers.models:double", "slo": 60 * 10**9, "profile": "0.1,0.5"}
+DECLARED = """
+models:
+  net:
+    model: tests.helpers.models:double
+    slo: 60s
+    profile: 0.1,0.5
+  emulated:
+    emulated: 0.1,1
+    slo: 1s
+    memory: 1KiB
+    pinned: true
+"""

@@ -15,22 +15,9 @@ from symphony_dask.cli.commands.apply import apply
 from symphony_dask.client.serving import Serving
 from tests.helpers import models
 from tests.helpers.cluster import Cluster
+from tests.helpers.models import DECLARED
 
 X = np.array([1.0])
-QUICK = "0.1,0.5"
-DOUBLE = {"model": "tests.helpers.models:double", "slo": 60 * 10**9, "profile": QUICK}
-FILE = f"""
-models:
-  net:
-    model: tests.helpers.models:double
-    slo: 60s
-    profile: {QUICK}
-  emulated:
-    emulated: 0.1,1
-    slo: 1s
-    memory: 1KiB
-    pinned: true
-"""
 
 
 def run(*arguments: Any) -> Any:
@@ -40,7 +27,7 @@ def run(*arguments: Any) -> Any:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "serving.yaml"
-    path.write_text(FILE)
+    path.write_text(DECLARED)
     return path
 
 
@@ -64,7 +51,7 @@ def test_a_file_is_applied_once_and_changes_are_applied(cluster: Cluster, servin
     assert serving.model("net")(X).tolist() == [2.0]
     again = run(file, *where)
     assert again.stdout.splitlines() == ["= keep net", "= keep emulated", "nothing to do"]
-    file.write_text(FILE.replace("slo: 60s", "slo: 59s").split("  emulated")[0])
+    file.write_text(DECLARED.replace("slo: 60s", "slo: 59s").split("  emulated")[0])
     changed = run(file, *where, "--yes")
     assert changed.stdout.splitlines() == ["~ update net", "    slo: 60s -> 59s", "- undeploy emulated"]
     assert [(m, v["version"]) for m, v in serving.status()["models"].items() if m == "net"] == [("net", "2")]
