@@ -19,6 +19,7 @@ import symphony_dask
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("symphony_dask", "workloads", "autoscale", "infra")
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+SCRIPTS = sorted(p for p in ROOT.glob(".ci/*") if p.is_file()) + sorted(ROOT.glob("infra/*.sh"))
 FORMS = sorted(p for p in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if p.name != "config.yml")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -157,3 +158,12 @@ def test_each_module_begins_with_what_it_does() -> None:
         if sentence is None:
             wrong.append(f"{path.relative_to(ROOT)}: {text[:60]!r}")
     assert wrong == []
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name)
+def test_what_a_script_does_as_it_ends_leaves_its_exit_status_alone(path: Path) -> None:
+    """``set -e`` holds in a trap, too: a cleanup that fails turns a run that passed into one that failed."""
+    for line in re.findall(r"^trap .* EXIT$", path.read_text(), re.MULTILINE):
+        for status in (0, 1):
+            script = f"set -euo pipefail; work=$(mktemp -d); {line}; exit {status}"
+            assert subprocess.run(["bash", "-c", script]).returncode == status, line
