@@ -266,6 +266,19 @@ def test_samples_that_differ_or_are_no_arrays_do_not_stack(samples: tuple[Any, .
     assert batch_codec.stack(*joined(*samples)) is None
 
 
+@pytest.mark.parametrize("others", [(2**45,), (2**46,), (2**61,), (2**62 - 1,), (2**31, 2**31), (2**23, 2**23, 4)])
+@pytest.mark.parametrize("kind", ["|u1", "<f8"])
+def test_empty_samples_of_vast_shapes_are_read_and_stacked_or_refused(kind: str, others: tuple[int, ...]) -> None:
+    header = array_codec._make_header(array_codec.ARRAY, kind, (0, *others))
+    try:
+        assert codec.decode(header).shape == (0, *others)
+    except BadInput:
+        assert codec.decode(array_codec._make_header(array_codec.ARRAY, kind, (0, 2**30))).shape == (0, 2**30)
+    for n in (1, 2, 4096):
+        stacked = batch_codec.stack(header * n, np.full(n, len(header)))
+        assert stacked is None or stacked.shape == (n, 0, *others)
+
+
 def test_equal_samples_whose_data_do_not_fit_their_header_do_not_stack() -> None:
     payload = codec.encode(np.zeros(2))[:-1]
     assert batch_codec.stack(payload * 2, np.array([len(payload)] * 2)) is None
