@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from workloads.baselines import clipper, clockwork, nexus, replica_timeout, shepherd
+from workloads.baselines import clipper, clockwork, nexus, offline, replica_timeout, shepherd
 from workloads.simulation.result import SimModel, Simulated
 
 #: (models, gpus, arrivals_ns, choices) -> what became of the requests. arrivals_ns: (n,) ns, in order; choices: (n,)
@@ -21,4 +21,5 @@ BASELINES: dict[str, Baseline] = {
     "shepherd": shepherd.shepherd,
     "replica-timeout": replica_timeout.replica_timeout,
     "clipper": clipper.clipper,
+    "offline": offline.offline,
 }

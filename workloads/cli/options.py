@@ -18,7 +18,7 @@ PROFILE = '"ALPHA,BETA" in ms (a batch of b requests takes ALPHA * b + BETA)'
 
 #: The names, for help that loads neither the engine nor the baselines.
 ENGINE_POLICIES = "deferred, adaptive, eager, latest, timeout, target"
-BASELINES = "clockwork, nexus, shepherd, replica-timeout, clipper"
+BASELINES = "clockwork, nexus, shepherd, replica-timeout, clipper, offline"
 
 POPULARITIES = click.Choice(["equal", "zipf"])
 

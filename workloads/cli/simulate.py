@@ -65,7 +65,7 @@ def simulate(options: SimulateOptions, as_json: bool) -> None:
 
 def simulated(options: SimulateOptions) -> dict[str, Any]:
     """What became of the requests, and how long reading and simulating took; raises ``BadInput``."""
-    from workloads.compare.policies import compile_policies, scheduler
+    from workloads.compare.policies import check_size, compile_policies, scheduler
     from workloads.simulation.workload import read_workload
 
     gpus, profile, by_class = fleet_of(options.gpus_text, options.profile_texts)
@@ -75,6 +75,7 @@ def simulated(options: SimulateOptions) -> dict[str, Any]:
     read_s = time.perf_counter() - began
     if not isinstance(gpus, int):
         require_profiles(gpus, profile, set.intersection(*(set(model.profiles) for model in work.models)))
+    check_size(options.policy, len(work.arrivals_ns), gpus, len(work.models))
     compile_policies([options.policy])  # not simulation, so not timed
     began = time.perf_counter()
     result = scheduler(options.policy, slos_ns=work.slos_ns, noise=options.noise, seed=options.seed)(

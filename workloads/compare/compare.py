@@ -15,8 +15,8 @@ import polars as pl
 from symphony_dask.errors import BadInput
 from symphony_dask.names import name_list
 from workloads.compare.cells import CELL_SCHEMA, Cell
-from workloads.compare.goodput import Found, Mix, over_seeds, search
-from workloads.compare.policies import compile_policies, scheduler
+from workloads.compare.goodput import Found, Mix, expected_requests, over_seeds, search
+from workloads.compare.policies import check_size, compile_policies, scheduler
 from workloads.simulation.process_pool import OnProgress, no_progress, run_all
 
 #: The policy that the others are compared with, and the two whose better it should not fall behind.
@@ -83,6 +83,8 @@ def searches(
     for cell in cells:
         bound_hz = cell.bound_hz()
         span_s = seconds or (cell.span_s(bound_hz, requests) if bound_hz > 0 else 0.0)
+        for policy in policies:
+            check_size(policy, expected_requests(bound_hz, span_s), cell.gpus, cell.models)
         found += [Search(cell, policy, seed, bound_hz, span_s) for policy in policies for seed in range(seeds)]
     return found
 

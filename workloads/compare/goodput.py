@@ -18,7 +18,7 @@ from symphony_dask.errors import BadInput
 from symphony_dask.units import NS_PER_S
 from workloads.baselines.nexus import CannotPlace
 from workloads.compare.bound import BoundModel, goodput_bound
-from workloads.compare.policies import scheduler
+from workloads.compare.policies import check_size, scheduler
 from workloads.simulation.fleet import Gpus
 from workloads.simulation.result import SimModel
 from workloads.simulation.simulate import Scheduler
@@ -124,8 +124,15 @@ def goodput(
     bound_hz = goodput_bound(mix, gpus).bound_hz
     if bound_hz == 0:
         return Goodput(0.0, 0.0, 0.0, 0.0, 0.0)
+    if isinstance(policy, str):
+        check_size(policy, expected_requests(bound_hz, seconds), gpus, len(models))
     drawn = [Mix(parts, shape, seed) for seed in range(seeds)]
     return over_seeds([search(simulated, models, gpus, mix, bound_hz, seconds, attainment) for mix in drawn], bound_hz)
+
+
+def expected_requests(bound_hz: float, seconds: float) -> int:
+    """How many a search simulates at most, but where bursts are served far beyond the bound."""
+    return math.ceil(1.5 * bound_hz * seconds)
 
 
 def over_seeds(found: Sequence[Found], bound_hz: float) -> Goodput:

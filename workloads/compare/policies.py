@@ -13,7 +13,7 @@ from symphony_dask.engine.engine import POLICIES
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
 from symphony_dask.units import NS_PER_S
-from workloads.baselines import BASELINES
+from workloads.baselines import BASELINES, offline
 from workloads.simulation.fleet import Gpus, groups
 from workloads.simulation.result import SimModel, Simulated
 from workloads.simulation.simulate import Ints, Scheduler, Slots, simulate
@@ -41,6 +41,12 @@ def scheduler(policy: str, **options: Any) -> Scheduler:
         return BASELINES[policy](alike, sum(group.number for group in given), arrivals_ns, choices)
 
     return baseline
+
+
+def check_size(policy: str, requests: int, gpus: Gpus, models: int) -> None:
+    """Raise ``BadInput`` for a cell that the policy takes too long for: before a search finds out step by step."""
+    if policy == "offline":
+        offline.check_size(requests, sum(group.number for group in groups(gpus)), models)
 
 
 def compile_policies(policies: Iterable[str]) -> None:
