@@ -25,6 +25,7 @@ from symphony_dask.backends.emulated import Emulated
 from symphony_dask.backends.named import Exported, Imported, ImportedFunction, TorchScript
 from symphony_dask.config import parse_memory
 from symphony_dask.control.deployments import check_share, check_version
+from symphony_dask.engine.batching import PREFER
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
 from symphony_dask.text import did_you_mean, shown
@@ -67,6 +68,12 @@ def _flag(value: object) -> bool:
     return value
 
 
+def _prefer(value: object) -> str:
+    if value not in PREFER:
+        raise BadInput(f"{value!r:.60}: write {' or '.join(PREFER)}")
+    return str(value)
+
+
 def _example(value: object) -> Any:
     sample(value)
     return value
@@ -89,7 +96,13 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "memory": lambda value: parse_memory(value, "memory"),
     "pinned": _flag,
     "canary": check_share,
+    "prefer": _prefer,
+    "max_delay": lambda value: parse_duration_ns(value, "max_delay"),
+    "policy": _text,
 }
+
+#: Keys whose values are ns.
+_DURATIONS = {"slo", "max_delay"}
 
 _KINDS: dict[str, Callable[[str], Any]] = {
     "model": Imported,
@@ -220,7 +233,7 @@ class Action:
 def _shown(key: str, value: Any) -> str:
     if value is None:
         return "(none)"
-    return format_duration(value) if key == "slo" else str(value)
+    return format_duration(value) if key in _DURATIONS else str(value)
 
 
 def plan(wanted: Mapping[str, Declared], running: Mapping[str, Running]) -> list[Action]:
@@ -271,7 +284,8 @@ def model_of(declared: Declared) -> Any:
 def options_of(declared: Declared) -> dict[str, Any]:
     """The other arguments of ``Serving.deploy``."""
     options = {key: value for key, value in declared.items() if key not in _KINDS}
-    options["slo"] = Seconds(declared["slo"] / NS_PER_S)
+    for key in _DURATIONS & options.keys():
+        options[key] = Seconds(declared[key] / NS_PER_S)
     if "example" in declared:
         options["example"] = sample(declared["example"])
     if "collate" in declared:

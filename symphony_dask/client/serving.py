@@ -29,6 +29,7 @@ from symphony_dask.client.session import Session
 from symphony_dask.client.stages import Series, Stage, as_stage, from_plain, models_of, to_plain
 from symphony_dask.client.user_functions import UserFunction
 from symphony_dask.clock import now_ns
+from symphony_dask.engine.batching import PREFER
 from symphony_dask.engine.latency_profile import DEFAULT_MAX_BATCH, LatencyProfile
 from symphony_dask.engine.queue_limits import DEFAULT_QUEUE_LIMIT
 from symphony_dask.errors import (
@@ -116,6 +117,9 @@ class Serving:
         pinned: bool = False,
         force: bool = False,
         declared: dict[str, Any] | None = None,
+        prefer: str = "latency",
+        max_delay: str | Seconds | None = None,
+        policy: str | None = None,
     ) -> Any:
         """Load ``model`` on the GPU workers and serve it under ``name``; returns a ``Model`` when it is ready.
 
@@ -151,6 +155,11 @@ class Serving:
         pinned: stay loaded in at least one slot.
         force: also where ``example`` is no sample of the version that serves now, whose clients would fail.
         declared: what a file says of it; see ``symphony apply``.
+        prefer: "latency": a batch starts at once while fewer GPUs are at work than the load needs; "gpus": it waits for
+            its window, as late as its SLO allows, so that batches are large and the load takes the least GPU time.
+        max_delay: how long a request waits at most, such as "5ms", before its batch is to start on a GPU that is free;
+            the batch takes what came by then. By default as long as its SLO allows.
+        policy: a scheduling policy of its own, in place of the cluster's (``set_policy``), such as "eager".
 
         Warns if the SLO is so near l(1) that the network leaves nothing of it.
 
@@ -159,6 +168,8 @@ class Serving:
         slo_ns = parse_duration_ns(slo, "slo")
         timeout_s = parse_duration_ns(timeout, "timeout") / 1e9
         check_name("model name", name)
+        if prefer not in PREFER:
+            raise BadInput(f"prefer={prefer!r:.60}: choose {' or '.join(PREFER)}")
         for what, value in (("max_batch", max_batch), ("queue_limit", queue_limit)):
             if not isinstance(value, int) or value < 1:
                 raise BadInput(f"{what}={value!r}: give a whole number, at least 1")
@@ -192,6 +203,7 @@ class Serving:
             "signature": None if example is None else sample_signature(example) if collate is None else ANY_SHAPE,
             "declared": declared,
             "force": bool(force),
+            "batching": [policy, prefer, None if max_delay is None else parse_duration_ns(max_delay, "max_delay")],
         }
         return self._sync(self._change, name, "deploy", request)
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from symphony_dask.dispatcher.run_log import label
+from symphony_dask.engine.batching import AS_ALL, Batching
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.wire import codec
 
@@ -35,6 +36,7 @@ class Deployment:
     pinned: bool = False
     signature: bytes | None = None
     declared: dict[str, Any] | None = None
+    batching: Batching = AS_ALL
     profiles: dict[str, LatencyProfile] = field(default_factory=dict)
     answer: list[Any] | None = None  #: the form of an answer (``codec.form``), once the example has had one
     load_ns: int = 0  #: of the last load, with all that it took

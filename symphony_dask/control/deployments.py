@@ -245,6 +245,7 @@ class Deployments:
             deployment.profiles,
             queue_limit=deployment.queue_limit,
             version=deployment.version,
+            batching=deployment.batching,
         )
         self._loader.serve(deployment)
 

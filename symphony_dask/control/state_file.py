@@ -16,6 +16,7 @@ import msgpack
 
 from symphony_dask.control.deployment import Deployment, State
 from symphony_dask.control.deployments import Versions
+from symphony_dask.engine.batching import Batching
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
 
@@ -23,7 +24,7 @@ _FORMAT = 1
 
 _PLAIN = (
     "model_id", "name", "spec", "slo_ns", "max_batch", "queue_limit", "example", "version", "memory", "pinned",
-    "signature", "declared", "load_ns",
+    "signature", "declared", "load_ns", "batching",
 )  # fmt: skip
 
 
@@ -114,4 +115,6 @@ def _restored(stored: dict[str, Any] | None, state: State) -> Deployment | None:
         return None
     given = LatencyProfile.from_dict(stored["given"]) if stored["given"] is not None else None
     profiles = {c: LatencyProfile.from_dict(p) for c, p in stored["profiles"].items()}
-    return Deployment(**{name: stored[name] for name in _PLAIN}, given=given, profiles=profiles, state=state)
+    plain = {name: stored[name] for name in _PLAIN if name != "batching"}
+    batching = Batching(*stored.get("batching", ()))  # files of earlier versions have none
+    return Deployment(**plain, batching=batching, given=given, profiles=profiles, state=state)

@@ -44,6 +44,7 @@ from symphony_dask.dispatcher.run_log import Flight, RunLog, ServedModel
 from symphony_dask.dispatcher.sessions import FIRST_ROUND_TRIP_NS, Client, ClientEnd, Session, Worker, worker_of
 from symphony_dask.dispatcher.timer import Timer
 from symphony_dask.dispatcher.tracing import Tracing
+from symphony_dask.engine.batching import AS_ALL, Batching
 from symphony_dask.engine.engine import NEVER, Engine
 from symphony_dask.engine.journal import dump
 from symphony_dask.engine.latency_profile import LatencyProfile
@@ -223,6 +224,7 @@ class Dispatcher:
         *,
         queue_limit: int = DEFAULT_QUEUE_LIMIT,
         version: str = "1",
+        batching: Batching = AS_ALL,
     ) -> ServedModel:
         """Serve a model under an id from ``new_model_id``; requests to a name's number follow ``route``.
 
@@ -232,7 +234,9 @@ class Dispatcher:
         tables = {self._gpu_class(c): p.latency_ns()[: max_batch + 2] for c, p in profiles.items()}
         anywhere = next(iter(tables.values()))
         tables |= {int(c): anywhere for c in np.flatnonzero(self.engine.state.present) if c not in tables}
-        index = self.engine.add_model(now_ns(), slo_ns=slo_ns, latency_ns=tables, queue_limit=queue_limit)
+        index = self.engine.add_model(
+            now_ns(), slo_ns=slo_ns, latency_ns=tables, queue_limit=queue_limit, batching=batching
+        )
         model = ServedModel(name, model_id, index, slo_ns, dict(profiles), version)
         self.models[model_id] = model
         self._by_index[index] = model

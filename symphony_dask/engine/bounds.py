@@ -35,6 +35,7 @@ from symphony_dask.engine.state import (
     QUEUED,
     READY,
     REMOVED,
+    RULES,
     UNUSED,
     Profiles,
     State,
@@ -103,6 +104,7 @@ def _check_scalars(s: State) -> None:
         "live_gpus": gpus, "n_slow": gpus, "policy": max(POLICIES.values()), "exact": 1, "fleet_changed": 1,
         "opened": 1, "crowded": 1, "evicted_model": models - 1, "n_ineligible": models * gpus, "observed": 1,
         "waiting": 1.0, "slack_share": MOST_SHARE, "fraction": 1.0, "seq": LATEST, "next_batch": LATEST,
+        "rules": RULES, "adaptive": 1, "packed": MOST_INT, "virtual_work": _HUGE, "needed": MOST_GPUS,
     }.items():  # fmt: skip
         within(name, s.g[name], 0, most)
     within("evicted", s.g["evicted"], -1, requests - 1)
@@ -129,11 +131,13 @@ def _check_records(s: State, p: Profiles) -> None:
     for name, low, high in (
         ("state", UNUSED, REMOVED), ("n", 0, requests), ("skipped", 0, requests), ("first", -1, requests - 1),
         ("first_raised", -1, requests - 1), ("raised", 0, requests), ("target", 0, entries - 2),
+        ("virtual_n", 0, entries - 2), ("own_policy", 0, 1 + max(POLICIES.values())), ("prefers_gpus", 0, 1),
+        ("delay", 0, LONGEST + 1),
         ("max_batch", 0, entries - 2), ("gpu_class", 0, classes - 1), ("in_flight", 0, gpus * DEPTH), ("dirty", 0, 1),
         ("under", 0, 1), ("urgent", 0, 1), ("slo", 0, LONGEST), ("limit", 0, MOST_INT), ("rate_n", 0, MOST_INT),
         ("excess", 0, _HUGE), ("rate", 0, _HUGE), ("used", -_HUGE, _HUGE), ("served", 0, _HUGE), ("dropped", 0, _HUGE),
         *((name, -LATEST, LATEST) for name in ("key", "open", "close", "ready_since", "rate_since", "first_at")),
-        ("last_at", -LATEST, LATEST), ("try_at", -LATEST, LATEST),
+        ("virtual_first", -LATEST, LATEST), ("last_at", -LATEST, LATEST), ("try_at", -LATEST, LATEST),
     ):  # fmt: skip
         within(f"{name} of a model", s.mod[name], low, high)
     for name, low, high in (

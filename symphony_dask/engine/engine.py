@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.engine import bounds, compiled_calls, kernels
+from symphony_dask.engine.batching import AS_ALL, PREFER, Batching
 from symphony_dask.engine.compiled_calls import ArrayTable
 from symphony_dask.engine.events import Journal
 from symphony_dask.engine.policy import eligibility, speed_tracking, trials, window
@@ -62,6 +63,30 @@ class Removal(NamedTuple):
 
     requeued: Slots
     ended: Slots
+
+
+def check_batching(batching: Batching) -> None:
+    """Raise ``ValueError`` unless a model can have it."""
+    if batching.policy is not None:
+        _parse_policy(batching.policy)
+    if batching.prefer not in PREFER:
+        raise ValueError(f"prefer={batching.prefer!r:.60}: choose {' or '.join(PREFER)}")
+    if batching.max_delay_ns is not None:
+        bounds.within("max_delay_ns", batching.max_delay_ns, 0, bounds.LONGEST)
+
+
+def _parse_policy(name: str) -> tuple[int, float]:
+    """The number of a policy and the fraction of "timeout"; raises ``ValueError``."""
+    base, bracket, rest = name.partition("(")
+    fraction = 0.5
+    if base == "timeout" and bracket:
+        try:
+            fraction = float(rest.removesuffix(")"))
+        except ValueError:
+            fraction = -1.0
+    if base not in POLICIES or (bracket and base != "timeout") or not 0.0 <= fraction <= 1.0:
+        raise ValueError(f"policy {name!r:.60} is unknown: choose one of {', '.join(POLICIES)}, or timeout(FRACTION)")
+    return POLICIES[base], fraction
 
 
 class Engine:
@@ -126,24 +151,41 @@ class Engine:
 
     @policy.setter
     def policy(self, name: str) -> None:
-        base, bracket, rest = name.partition("(")
-        fraction = 0.5
-        if base == "timeout" and bracket:
-            try:
-                fraction = float(rest.removesuffix(")"))
-            except ValueError:
-                fraction = -1.0
-        if base not in POLICIES or (bracket and base != "timeout") or not 0.0 <= fraction <= 1.0:
-            raise ValueError(
-                f"policy {name!r:.60} is unknown: choose one of {', '.join(POLICIES)}, or timeout(FRACTION)"
-            )
+        code, fraction = _parse_policy(name)
         self._note("policy", 0, data=name.encode())
-        self.state.g["policy"] = POLICIES[base]
+        self.state.g["policy"] = code
         self.state.g["fraction"] = fraction
         self.state.g["fleet_changed"] = 1  # every window is to be drawn again
 
+    def set_batching(self, now: int, model: int, batching: Batching) -> None:
+        """Say how a model's batches are formed, in place of what was said before. A delay is counted from a request's
+        deadline less the model's SLO.
+        """
+        policy, prefer, max_delay_ns = batching
+        self._check_served(model)
+        check_batching(batching)
+        own, fraction = (-1, 0.0) if policy is None else _parse_policy(policy)
+        self._note(
+            "batching", now, model, PREFER.index(prefer), -1 if max_delay_ns is None else max_delay_ns,
+            data=(policy or "").encode(),
+        )  # fmt: skip
+        mod = self.state.mod
+        limits = [] if max_delay_ns is None else [max_delay_ns]
+        if own == window.TIMEOUT:
+            limits.append(int(fraction * int(mod["slo"][model])))
+        mod["own_policy"][model] = own + 1
+        mod["prefers_gpus"][model] = PREFER.index(prefer)
+        mod["delay"][model] = 1 + min(limits) if limits else 0
+        self.state.g["fleet_changed"] = 1
+
     def add_model(
-        self, now: int, *, slo_ns: int, latency_ns: Mapping[int, Ints], queue_limit: int = DEFAULT_QUEUE_LIMIT
+        self,
+        now: int,
+        *,
+        slo_ns: int,
+        latency_ns: Mapping[int, Ints],
+        queue_limit: int = DEFAULT_QUEUE_LIMIT,
+        batching: Batching = AS_ALL,
     ) -> int:
         """Take in a model; returns its index, the lowest unused one.
 
@@ -169,6 +211,8 @@ class Engine:
         for c, table in latency_ns.items():
             self._set_table(m, c, table)
         kernels.add_model(self.state, now, m, slo_ns, max_batch, queue_limit)
+        if batching != AS_ALL:
+            self.set_batching(now, m, batching)
         return m
 
     def update_profile(self, now: int, model: int, gpu_class: int, latency_ns: Ints) -> None:

@@ -18,6 +18,7 @@ An engine with a ``journal`` adds a row to it for each call that changes it, (op
     admit           one_way_ns, margin_ns, served, blob bytes       records of a frame (from the host, ``admit``)
     cancel          slot
     completed       gpu, batch, start_ns, end_ns
+    batching        model, prefers_gpus, delay                      the name of its own policy, or nothing
     step            batches, drops                                  what was decided: batches, members, drops
 
 served is 1 + care_ns, or 0 if there is no GPU. Times are the engine's own.
@@ -35,11 +36,13 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.engine import bounds, request_kernels
+from symphony_dask.engine.batching import PREFER, Batching
 from symphony_dask.engine.engine import Engine
 from symphony_dask.engine.state import (
     BATCH,
     DEPTH,
     EVICTED,
+    OLDER_SCALARS,
     Profiles,
     State,
     aside_words,
@@ -79,6 +82,9 @@ def load(data: bytes) -> Engine:
     state = make_state(requests, models, gpus, classes, max_batch)
     profiles = make_profiles(models, classes, max_batch)
     own = (*state, *profiles)
+    if given[0] == OLDER_SCALARS:  # recorded before ``rules``: what it lacks is 0
+        arrays[0] += bytes(state.g.nbytes - OLDER_SCALARS)
+        given[0] = state.g.nbytes
     if [array.nbytes for array in own] != given:
         raise ValueError(_OTHER)
     for array, raw in zip(own, arrays, strict=True):
@@ -167,6 +173,9 @@ class Replayer:
         elif op == "add_model":
             tables = np.frombuffer(data, np.int64).reshape(c, -1)
             engine.add_model(now, slo_ns=a, latency_ns={int(t[0]): t[1:] for t in tables}, queue_limit=b)
+        elif op == "batching":
+            delay_ns = c if c >= 0 else None
+            engine.set_batching(now, a, Batching(data.decode() or None, PREFER[b == 1], delay_ns))
         elif op == "update_profile":
             engine.update_profile(now, a, b, np.frombuffer(data, np.int64))
         elif op == "remove_model":

@@ -11,7 +11,7 @@ from symphony_dask.engine import deadline_queue, matching
 from symphony_dask.engine.native import heap
 from symphony_dask.engine.native.arrays import Int32s, Int64s, Records
 from symphony_dask.engine.native.compiled import compiled, inlined, wide
-from symphony_dask.engine.policy import eligibility, fairness, speed_tracking, trials, window
+from symphony_dask.engine.policy import eligibility, fairness, packing, speed_tracking, trials, window
 from symphony_dask.engine.state import (
     ABSENT,
     BUSY,
@@ -80,6 +80,8 @@ def submit_one(s: State, now: int, m: int, deadline: int, request: int, priority
     req.state = QUEUED
     g.seq += 1
     mod.rate_n += 1
+    if g.adaptive == 1:
+        packing.arrived(s, m, deadline, now)
     appended = deadline_queue.insert(s, m, slot)
     if not (appended and mod.dirty == 0 and priority == 0 and _may_wait(s) and window.absorb(s, m, now)):
         _mark(s, m)
@@ -90,7 +92,11 @@ def submit_one(s: State, now: int, m: int, deadline: int, request: int, priority
 def _may_wait(s: State) -> bool:
     """Whether nothing but its own window can let a model start (rule 4)."""
     g = s.g[0]
-    return bool(g.policy == window.DEFERRED or heap.size(s.open) == 0 or g.waiting < matching.FULL_SHARE / 100)
+    if heap.size(s.open) == 0:
+        return True
+    if g.rules > 0:
+        return bool(g.adaptive == 0 or (g.waiting < matching.FULL_SHARE / 100 and not packing.has_room(s)))
+    return bool(g.policy == window.DEFERRED or g.waiting < matching.FULL_SHARE / 100)
 
 
 @compiled
@@ -197,6 +203,7 @@ def completed(s: State, p: Profiles, now: int, g: int, batch: int, start: int, e
                 in_time = end <= s.req[s.fly[ran.row, 0]].deadline
                 trials.ended(s, m, now, end - start, int(ran.end - ran.start), in_time)
             matching.finish(s, g, i)
+            s.g[0].opened = 1  # adaptive: a model with fewer batches at GPUs may start with a smaller one
             free_at = end
             for j in range(gpu.n_flight):
                 flight = s.flight[base + j]
@@ -214,10 +221,13 @@ def completed(s: State, p: Profiles, now: int, g: int, batch: int, start: int, e
 def _follow_fleet(s: State) -> None:
     """The set of GPUs changed: windows follow the fastest class present, targets the number of GPUs."""
     s.g[0].fleet_changed = 0
+    s.g[0].adaptive = 0
     for m in range(len(s.mod)):
         mod = s.mod[m]
         if mod.state == UNUSED or mod.state == REMOVED:
             continue
+        if s.g[0].rules > 0 and window.policy_of(s, m) == window.ADAPTIVE:
+            s.g[0].adaptive = 1
         best = int(NEVER)
         for c in range(len(s.present)):
             one = int(s.lat[m, c, 1])
@@ -333,6 +343,10 @@ def add_model(s: State, now: int, m: int, slo: int, max_batch: int, limit: int) 
     mod.under = 0
     mod.urgent = 0
     mod.try_at = now
+    mod.virtual_n = 0
+    mod.own_policy = 0
+    mod.prefers_gpus = 0
+    mod.delay = 0
     mod.state = IDLE
     s.g[0].fleet_changed = 1
 
@@ -375,6 +389,7 @@ def advance(s: State, now: int) -> None:
     if out.fleet_changed == 1:
         _follow_fleet(s)
     if now - out.ticked_at >= fairness.TICK_NS:
+        packing.tick(s, now - out.ticked_at)
         fairness.tick(s, now)
     m = due(s, now)
     while m >= 0:
@@ -389,9 +404,12 @@ def advance(s: State, now: int) -> None:
         matching.place_gpu(s, g, now)
     if out.n_slow > 0 and out.probe_at <= now:
         matching.probe(s, now)
-    matching.match(s, now)
-    if out.policy == window.ADAPTIVE:
-        matching.start_early(s, now)
+    if out.adaptive == 1:
+        matching.match_adaptively(s, now)
+    else:
+        matching.match(s, now)
+        if out.policy == window.ADAPTIVE:
+            matching.start_early(s, now)
     out.opened = 0
 
 
@@ -407,7 +425,7 @@ def step(s: State, now: int) -> int:
 def next_event(s: State) -> int:
     """When ``advance`` has something to do if nothing else happens; NEVER when it has not."""
     out = s.g[0]
-    adaptive = out.policy == window.ADAPTIVE
+    adaptive = out.adaptive == 1 or out.policy == window.ADAPTIVE
     if out.n_dirty > 0 or out.fleet_changed == 1:
         return 0
     if out.opened == 1 and (

@@ -1,19 +1,21 @@
 """Matches models with GPUs: which model gets which GPU when, and where the GPUs stand.
 
 Rule 1. A model is ready inside its window; a GPU is open when it could start a batch without waiting.
-Rule 2. While there are both, the ready model whose window closes first gets the open GPU of the lowest rank that can
-        run it (``eligibility``). In overload some go before the others (``fairness``).
+Rule 2. While there are both, the ready model whose batch, as it would be dispatched now, must start first gets the open
+        GPU of the lowest rank that can run it (``eligibility``). In overload some go before the others (``fairness``).
 Rule 3. A GPU holds at most DEPTH batches; its predicted free time follows from l(b) and is corrected by completions.
-Rule 4. Policy adaptive only. ``waiting`` is the smoothed share of batches that had to wait for a GPU after their window
-        opened, drops counting as such: 0 while GPUs are plenty, and then this is the paper's rule. While GPUs are idle
-        and no window is open, a model starts early if its opening is at most (waiting / FULL_SHARE) SLOs away; of such
-        models the one whose window closes first. It must hold HOLD * i/(n + 1) target batches, where i of its batches
-        are at GPUs and n >= 1 is how many GPUs its load needs: each further GPU takes a larger batch, because a model
-        that spans several would otherwise settle into small batches that keep all busy, as buses bunch.
+Rule 4. Policy adaptive only. Beside ready models others may start before their window: all of them while fewer GPUs are
+        at work than deferral would use (``packing``); and where GPUs are short, those whose opening is at most
+        (waiting / FULL_SHARE) SLOs away. ``waiting`` is the smoothed share of batches that had to wait for a GPU after
+        their window opened, drops counting as such: 0 while GPUs are plenty. A model that has batches at GPUs must hold
+        enough requests for one more (``packing``, rule 4). Who of all these gets a GPU says ``ranking``.
 Rule 5. A slow GPU (``speed_tracking``) is used last, and its batches leave to faster ones the requests that it cannot
         serve in time. So that it is noticed when it is fast again, every PROBE_NS it gets what it can serve of the
         batch whose window opens next.
 Rule 6. A request that only estimates refuse is tried now and then on an idle GPU (``trials``).
+
+States that were recorded before ``state.RULES`` are led by the rules of then: ready models in the order in which their
+windows close, and ``start_early`` in place of rule 4.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from __future__ import annotations
 from symphony_dask.engine import deadline_queue
 from symphony_dask.engine.native import heap
 from symphony_dask.engine.native.compiled import compiled, inlined, wide
-from symphony_dask.engine.policy import eligibility, priorities, speed_tracking, trials, window
+from symphony_dask.engine.policy import eligibility, packing, priorities, ranking, speed_tracking, trials, window
 from symphony_dask.engine.state import (
     ABSENT,
     BUSY,
@@ -38,10 +40,12 @@ from symphony_dask.engine.state import (
     State,
 )
 
-#: Adaptive (rule 4): the share of waiting batches at which a model may start a whole SLO early, how much of a target
-#: batch the last GPU that a model needs is held for, and how many entries of the pending heap are looked at: its first
-#: three levels. Found by simulation over the grid of docs/results.md.
-FULL_SHARE, HOLD, LOOK = 0.002, 1.4, 21
+#: Adaptive (rule 4): the share of waiting batches at which a model may start a whole SLO early, and how many entries of
+#: the pending heap are looked at: its first three levels. Found by simulation over the grid of docs/results.md.
+FULL_SHARE, LOOK = 0.002, 21
+
+#: Of the rules of before: how much of a target batch the last GPU that a model needs was held for.
+FORMER_HOLD = 1.4
 
 #: How often slow GPUs are tried, ns (rule 5).
 PROBE_NS = 500_000_000
@@ -176,30 +180,47 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
 
 
 @inlined
+def _place(s: State, now: int, m: int) -> bool:
+    """Give the model's batch to the open GPU of the lowest rank that can run it; False if there is none."""
+    aside = len(s.mod)
+    n = 0
+    placed = False
+    while heap.size(s.open) > 0 and not placed:
+        g = heap.top(s.open)
+        heap.remove(s.open, g)
+        placed = (s.g[0].n_ineligible == 0 or eligibility.can_run(s, m, g)) and _dispatch(s, now, m, g)
+        if not placed:
+            s.aside[aside + n] = g
+            n += 1
+    for i in range(n):
+        g = wide(s.aside[aside + i])
+        heap.push(s.open, s.gpu, g, s.gpu[g].rank)
+    return placed
+
+
+@inlined
 def match(s: State, now: int) -> None:
-    n_models = len(s.mod)
-    aside_models = 0
+    n = 0
     while heap.size(s.ready) + heap.size(s.urgent) > 0 and heap.size(s.open) > 0:
         m = heap.top(s.urgent) if heap.size(s.urgent) > 0 else heap.top(s.ready)
-        aside_gpus = 0
-        placed = False
-        while heap.size(s.open) > 0 and not placed:
-            g = heap.top(s.open)
-            heap.remove(s.open, g)
-            placed = (s.g[0].n_ineligible == 0 or eligibility.can_run(s, m, g)) and _dispatch(s, now, m, g)
-            if not placed:
-                s.aside[n_models + aside_gpus] = g
-                aside_gpus += 1
-        for i in range(aside_gpus):
-            g = wide(s.aside[n_models + i])
-            heap.push(s.open, s.gpu, g, s.gpu[g].rank)
-        if placed:
+        if _place(s, now, m):
             window.refresh(s, m, now)
         else:
-            heap.remove(s.urgent if s.mod[m].urgent == 1 else s.ready, m)
-            s.aside[aside_models] = m
-            aside_models += 1
-    for i in range(aside_models):
+            n = _put_aside(s, m, n)
+    _put_back(s, n)
+
+
+@inlined
+def _put_aside(s: State, m: int, n: int) -> int:
+    """Take a READY model that no open GPU can serve out of its heap; returns how many are aside."""
+    heap.remove(s.urgent if s.mod[m].urgent == 1 else s.ready, m)
+    s.aside[n] = m
+    return n + 1
+
+
+@inlined
+def _put_back(s: State, n: int) -> None:
+    for i in range(n):
         m = wide(s.aside[i])
         heap.push(s.urgent if s.mod[m].urgent == 1 else s.ready, s.mod, m, s.mod[m].key)
 
@@ -218,7 +239,7 @@ def _match_all(s: State, now: int) -> None:
 
 @compiled
 def start_early(s: State, now: int) -> None:
-    """Rule 4, after ``_match``; leaves in ``early_at`` when time alone will let the next model start."""
+    """After ``match``, by the rules of before; leaves in ``early_at`` when time alone will let the next model start."""
     out = s.g[0]
     out.early_at = NEVER
     if out.waiting < FULL_SHARE / 100:
@@ -229,7 +250,7 @@ def start_early(s: State, now: int) -> None:
         for i in range(min(LOOK, heap.size(s.pending))):
             m = int(s.pending[heap.ROOT + i, heap.ITEM])
             mod = s.mod[m]
-            if mod.n < HOLD * mod.target * mod.in_flight / (mod.excess + 2.0):
+            if mod.n < FORMER_HOLD * mod.target * mod.in_flight / (mod.excess + 2.0):
                 continue
             if out.n_ineligible > 0 and eligibility.first_open(s, m) < 0:
                 continue
@@ -253,6 +274,61 @@ def start_early(s: State, now: int) -> None:
         window.look(s, best, now)
         if s.mod[best].state == READY:  # what a slower GPU left may be due
             _match_all(s, now)
+
+
+@compiled
+def _candidates(s: State, now: int) -> int:
+    """Put the models that may start now in order (``ranking``); returns how many there are.
+
+    Leaves in ``early_at`` when time alone will let the next one start.
+    """
+    out = s.g[0]
+    n = 0
+    for i in range(min(ranking.LOOK, heap.size(s.ready))):
+        n = ranking.put(s, n, int(s.ready[heap.ROOT + i, heap.ITEM]), now)
+    room = packing.has_room(s)
+    out.early_at = NEVER
+    if s.gpu[heap.top(s.open)].slow == 1 or not (room or out.waiting >= FULL_SHARE / 100):
+        return n
+    for i in range(min(LOOK, heap.size(s.pending))):
+        m = int(s.pending[heap.ROOT + i, heap.ITEM])
+        if (
+            window.policy_of(s, m) != window.ADAPTIVE
+            or not packing.is_large(s, m)
+            or (out.n_ineligible > 0 and eligibility.first_open(s, m) < 0)
+        ):
+            continue
+        at = int(s.mod[m].open - int(out.waiting / FULL_SHARE * s.mod[m].slo))
+        if room and s.mod[m].prefers_gpus == 0:
+            at = now
+        if at > now:
+            out.early_at = min(out.early_at, at)
+        elif n < ranking.MOST:
+            n = ranking.put(s, n, m, now)
+    return n
+
+
+@compiled
+def match_adaptively(s: State, now: int) -> None:
+    """``match`` for policy adaptive (rule 4)."""
+    out = s.g[0]
+    n_aside = 0
+    out.early_at = NEVER
+    while heap.size(s.open) > 0:
+        if heap.size(s.urgent) > 0:
+            m = heap.top(s.urgent)
+        else:
+            n = _candidates(s, now)
+            if n == 0:
+                break
+            m = ranking.first(s, n, now)
+        if _place(s, now, m):
+            window.look(s, m, now)
+        elif s.mod[m].state == READY:
+            n_aside = _put_aside(s, m, n_aside)
+        else:
+            break
+    _put_back(s, n_aside)
 
 
 @compiled

@@ -31,6 +31,13 @@ ONE = 1 << 16
 #: Levels of the deadline queues' skip lists; 4**LEVELS requests of one model are found in O(log n).
 LEVELS = 6
 
+#: The rules that an engine decides by: 1 since the order of ready models follows the batch as it would be dispatched.
+#: A state that was recorded before has 0, and is led by the rules of then.
+RULES = 1
+
+#: Words of scratch in the scalars.
+SCRATCH = 160
+
 #: At most this many batches are at a GPU: one that runs and one that waits for it there.
 DEPTH = 2
 
@@ -88,6 +95,14 @@ MODEL = np.dtype(
         ("under", "i4"),  #: 1: in overload, and uses less GPU time than others (``fairness``)
         ("urgent", "i4"),  #: 1: stands in the heap ``urgent`` instead of ``ready`` while it is READY
         ("try_at", "i8"),  #: from when on a request that estimates refuse is tried, ns (``trials``)
+        ("virtual_first", "i8"),  #: earliest deadline of the batch that deferral would be forming (``packing``), and
+        ("virtual_n", "i4"),  #: how many requests it has
+        (
+            "own_policy",
+            "i1",
+        ),  #: the number of its own policy and 1, or 0 where it has that of all (``window.policy_of``)
+        ("prefers_gpus", "i1"),  #: 1: it waits for its window where that saves GPU time (``packing``)
+        ("delay", "i8"),  #: ns and 1 after which its head waits no longer for a window, or 0
     ],
     align=True,
 )
@@ -164,9 +179,19 @@ SCALARS = np.dtype(
         ("evicted_model", "i4"),
         ("crowded", "i4"),  #: 1: requests are dropped
         ("n_ineligible", "i4"),  #: pairs of a model and a GPU that cannot run it (``eligibility``)
+        # Behind these, what states that were recorded before (``OLDER_SCALARS``) do not have.
+        ("rules", "i4"),  #: ``RULES``, or 0 in a state that was recorded before they changed
+        ("adaptive", "i4"),  #: 1: some model's policy is adaptive, by the rules of today
+        ("packed", "i4"),  #: on how many GPUs batches start without waiting for their window (``packing``)
+        ("virtual_work", "i8"),  #: GPU time of the batches of deferral since the last tick, ns, and
+        ("needed", "f8"),  #: how many GPUs they keep busy, smoothed (``packing``)
+        ("scratch", "i4", (SCRATCH,)),  #: of ``ranking``
     ],
     align=True,
 )
+
+#: Bytes of ``SCALARS`` up to its field ``rules``.
+OLDER_SCALARS = 168
 
 
 #: A request that had to make room for one of higher priority.
@@ -296,6 +321,8 @@ def make_state(requests: int, models: int, gpus: int, classes: int, max_batch: i
     state.slots[:] = np.arange(requests - 1, -1, -1)
     state.g["n_slots"] = requests
     state.g["evicted"] = -1
+    state.g["rules"] = RULES
+    state.g["packed"] = 1
     state.gpu["slowdown"] = 1.0
     state.mod["first"] = state.mod["first_raised"] = -1
     return state

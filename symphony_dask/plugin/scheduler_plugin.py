@@ -11,7 +11,7 @@ import asyncio
 import gc
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,8 @@ from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.dispatcher.request_table import RequestTable
 from symphony_dask.dispatcher.sessions import Worker
 from symphony_dask.dispatcher.tracing import Tracing
-from symphony_dask.engine.engine import POLICIES
+from symphony_dask.engine.batching import Batching
+from symphony_dask.engine.engine import POLICIES, check_batching
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.engine.request_kernels import LATENCY_BINS
 from symphony_dask.errors import BadInput, DeploymentError, NotServing, SymphonyError
@@ -399,18 +400,24 @@ class SymphonyPlugin(SchedulerPlugin):
         signature: bytes | None = None,
         declared: dict[str, Any] | None = None,
         force: bool = False,
+        batching: Sequence[Any] = (),
     ) -> Reply:
         try:
             check_name("model name", name)  # of a client that does not
         except BadInput as error:
             return failure(error)
+        formed = Batching(*batching)
+        try:
+            check_batching(formed)
+        except (ValueError, AttributeError, TypeError) as error:
+            return failure(BadInput(f"model {name!r}: {plain(error)}{did_you_mean(str(formed.policy), POLICIES)}"))
         if name in self.pipelines.declared:
             text = f"model {name!r} has the name of a pipeline: choose another name, or undeploy the pipeline"
             return failure(BadInput(text))
         given = LatencyProfile.from_dict(profile) if profile is not None else None
         deployment = Deployment(
             self.dispatcher.new_model_id(), name, spec, slo_ns, max_batch, queue_limit, example, given,
-            memory=memory, pinned=pinned, signature=signature, declared=declared,
+            memory=memory, pinned=pinned, signature=signature, declared=declared, batching=formed,
         )  # fmt: skip
         return await self._changed(self.deployments.deploy(deployment, version, canary, timeout_s, force), name)
 

@@ -35,6 +35,8 @@ def test_a_file_is_read_into_comparable_values() -> None:
         ("models: {net: {model: 'a:b', slo: 25ms}}", "neither profile nor example"),
         ("models: {net: {emulated: '1,1', slo: fast}}", "model 'net', slo: slo 'fast' cannot be read"),
         ("models: {net: {emulated: '1,1', slo: 1s, pinned: 1}}", "pinned: 1: write true or false"),
+        ("models: {net: {emulated: '1,1', slo: 1s, prefer: speed}}", "prefer: 'speed': write latency or gpus"),
+        ("models: {net: {emulated: '1,1', slo: 1s, max_delay: soon}}", "max_delay: max_delay 'soon' cannot be read"),
         ("models: {net: {emulated: '1,1', slo: 1s, canary: 2}}", "canary: canary=2"),
         ("models: {net: {emulated: '1,1', slo: 1s, max_batch: 0}}", "max_batch: 0"),
         ("models: {net: {model: 'a:b', slo: 1s, example: 'float99:3'}}", "example: example 'float99:3'"),
@@ -44,6 +46,13 @@ def test_a_file_is_read_into_comparable_values() -> None:
 def test_what_makes_no_sense_is_named(text: str, match: str) -> None:
     with pytest.raises(BadInput, match=match):
         read(text)
+
+
+def test_how_batches_are_formed_is_declared() -> None:
+    net = read("models: {net: {emulated: '1,1', slo: 1s, prefer: gpus, max_delay: 5ms, policy: timeout(0.3)}}")["net"]
+    assert net["max_delay"] == 5_000_000
+    options = options_of(net)
+    assert (options["prefer"], options["max_delay"], options["policy"]) == ("gpus", 0.005, "timeout(0.3)")
 
 
 def test_an_example_of_several_inputs_is_declared_by_names_or_as_a_list() -> None:

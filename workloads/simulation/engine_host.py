@@ -105,7 +105,9 @@ class Host:
 
     def _add_model(self, now: int, m: int) -> None:
         slo_ns, limit = self.models[m].slo_ns, self.queue_limit
-        slot = self.engine.add_model(now, slo_ns=slo_ns, latency_ns=self.tables[m], queue_limit=limit)
+        slot = self.engine.add_model(
+            now, slo_ns=slo_ns, latency_ns=self.tables[m], queue_limit=limit, batching=self.models[m].batching
+        )
         self.ids.slot[m] = slot
         self.ids.model[slot] = m
 

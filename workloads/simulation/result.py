@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from symphony_dask.engine.batching import AS_ALL, Batching
 from symphony_dask.engine.latency_profile import LONGEST_NS, LatencyProfile
 from symphony_dask.errors import BadInput
 from symphony_dask.trace.schema import Outcome
@@ -26,12 +27,14 @@ class SimModel:
     """A model as simulations take it.
 
     profile: l(b) on every GPU class that ``profiles`` does not name; profiles: l(b) by class.
+    batching: how its batches are formed, where that is not as the simulation's policy says. Baselines do not know it.
     """
 
     name: str
     profile: LatencyProfile
     slo_ns: int
     profiles: Mapping[str, LatencyProfile] = field(default_factory=dict, hash=False)
+    batching: Batching = AS_ALL
 
     def profile_on(self, gpu_class: str) -> LatencyProfile:
         return self.profiles.get(gpu_class, self.profile)

@@ -71,7 +71,9 @@ class Stepwise:
         self._ids = Ids(np.empty(len(models), np.int32), np.empty(len(models), np.int32), np.empty(most_gpus, np.int32))
         for m, model in enumerate(models):
             table = {0: tables[m][0]}
-            slot = self.engine.add_model(self.now_ns, slo_ns=model.slo_ns, latency_ns=table, queue_limit=queue_limit)
+            slot = self.engine.add_model(
+                self.now_ns, slo_ns=model.slo_ns, latency_ns=table, queue_limit=queue_limit, batching=model.batching
+            )
             self._ids.slot[m] = slot
             self._ids.model[slot] = m
         self._models, self._most_gpus = len(models), most_gpus

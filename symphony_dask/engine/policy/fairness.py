@@ -58,6 +58,8 @@ def tick(s: State, now: int) -> None:
             mod = s.mod[m]
             if mod.state == UNUSED or mod.state == REMOVED:
                 continue
+            if g.crowded != was and g.rules > 0:
+                window.retarget(s, m)
             under = 1 if mod.used < level else 0
             changed = under != mod.under or under == 1 or g.crowded != was
             mod.under = under

@@ -135,7 +135,8 @@ def test_causes_add_up_to_the_outcomes_of_a_crowded_run(tmp_path: Path) -> None:
             assert sum(row["requests"] for row in rows) == getattr(run.summary(), outcome)
             assert sum(row["share"] for row in rows) == pytest.approx(1 if rows else 0)
             assert all(sum(row["models"].values()) == row["requests"] for row in rows)
-        assert top(run, "dropped")[0]["cause"] == "all-busy"
+        # Adaptive gives an idle GPU to the larger of two batches that cannot both be in time.
+        assert top(run, "dropped")[0]["cause"] in ("all-busy", "not-taken")[: 2 if policy == "adaptive" else 1]
 
 
 def test_each_request_of_a_crowded_run_can_be_explained(tmp_path: Path) -> None:

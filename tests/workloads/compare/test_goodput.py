@@ -88,12 +88,13 @@ def test_a_scheduler_that_meets_no_rate_has_goodput_zero() -> None:
 
 
 def test_the_papers_rule_comes_within_the_bound_and_beats_eager_on_one_model() -> None:
-    deferred = goodput(alike(25, 1), 8, seconds=5.0)
+    deferred = goodput(alike(25, 1), 8, policy="deferred", seconds=5.0)
     eager = goodput(alike(25, 1), 8, policy="eager", seconds=5.0)
     assert 5_200 < deferred.goodput_hz < deferred.high_hz < deferred.bound_hz
     assert 3_600 < eager.goodput_hz < 4_100
     assert deferred.mean_batch > 15 > 6 > eager.mean_batch
-    assert deferred == goodput(alike(25, 1), 8, seconds=5.0)
+    assert deferred == goodput(alike(25, 1), 8, policy="deferred", seconds=5.0)
+    assert goodput(alike(25, 1), 8, seconds=5.0).goodput_hz > deferred.goodput_hz
 
 
 def test_one_seed_has_no_spread_to_tell() -> None:

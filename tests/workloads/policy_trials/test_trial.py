@@ -77,7 +77,7 @@ def test_the_policy_sees_what_the_live_sampler_tells():
     assert model.rate_hz == {1.0: 100.0, 10.0: 100.0, 30.0: 100.0, 60.0: 100.0}
     assert model.gpu_seconds_per_request == {"gpu": pytest.approx(10e-3 / 5)}
     assert (fleet.ready, fleet.booting, fleet.draining) == (1, 0, 0)
-    assert 0.1 < signals.gpus[0].busy < 0.6
+    assert 0.1 < signals.gpus[0].busy < 0.7  # one GPU starts batches at once, and they are small
 
 
 def test_requests_without_a_gpu_are_bad():

@@ -62,8 +62,9 @@ def test_priorities_that_are_all_alike_change_nothing() -> None:
 def test_a_request_evicted_from_a_full_queue_counts_as_rejected() -> None:
     arrivals_ns = np.array([0, 1, 2], np.int64)
     result = simulate(
-        [SimModel("m", RESNET, 25 * MS)], 1, arrivals_ns, np.zeros(3, np.int32), queue_limit=2, priorities=[0, 0, 1]
-    )
+        [SimModel("m", RESNET, 25 * MS)], 1, arrivals_ns, np.zeros(3, np.int32),
+        policy="deferred", queue_limit=2, priorities=[0, 0, 1],
+    )  # fmt: skip
     assert result.outcome.tolist() == [Outcome.OK, Outcome.REJECTED, Outcome.OK]
     assert result.decided_ns[1] == 2
 

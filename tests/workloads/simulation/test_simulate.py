@@ -48,7 +48,7 @@ def same(a: SimulatedRun, b: SimulatedRun) -> bool:
 
 
 def test_a_lone_request_leaves_at_its_frontrun_and_ends_one_step_before_its_deadline() -> None:
-    result = run(0)  # 25 - l(2) = 18, and 18 + l(1) = 24
+    result = run(0, policy="deferred")  # 25 - l(2) = 18, and 18 + l(1) = 24
     assert result.batch_start_ns.tolist() == [18 * MS]
     assert result.finish_ns.tolist() == [24 * MS]
     assert result.outcome.tolist() == [Outcome.OK]
@@ -56,7 +56,7 @@ def test_a_lone_request_leaves_at_its_frontrun_and_ends_one_step_before_its_dead
 
 
 def test_two_requests_are_one_batch() -> None:
-    result = run(0, 10)  # 25 - l(3) = 17, and 17 + l(2) = 24
+    result = run(0, 10, policy="deferred")  # 25 - l(3) = 17, and 17 + l(2) = 24
     assert result.batch_size.tolist() == [2]
     assert result.batch_start_ns.tolist() == [17 * MS]
     assert result.finish_ns.tolist() == [24 * MS, 24 * MS]
@@ -81,13 +81,13 @@ def test_a_request_that_cannot_be_in_time_is_dropped_and_has_no_batch() -> None:
 
 
 def test_a_full_queue_rejects() -> None:
-    result = run(0, 1, 2, queue_limit=2)
+    result = run(0, 1, 2, policy="deferred", queue_limit=2)
     assert result.outcome.tolist() == [Outcome.OK, Outcome.OK, Outcome.REJECTED]
     assert result.decided_ns[2] == 2 * MS
 
 
 def test_network_latency_moves_the_decision_ahead() -> None:
-    result = run(0, control_ns=2 * MS, reply_ns=3 * MS)
+    result = run(0, policy="deferred", control_ns=2 * MS, reply_ns=3 * MS)
     # Due at 25 - 3 = 22; 22 - l(2) - 2 = 13; starts 2 later and ends at 15 + l(1).
     assert result.batch_dispatch_ns.tolist() == [13 * MS]
     assert result.batch_start_ns.tolist() == [15 * MS]
@@ -129,7 +129,7 @@ def test_noise_too_small_to_move_an_end_gives_what_no_noise_gives(control_ns: in
 
 
 def test_noise_lengthens_batches_by_its_factor_and_not_on_average() -> None:
-    result = crowd(noise=0.1)
+    result = crowd(noise=0.1, policy="deferred")
     took = result.batch_end_ns - result.batch_start_ns
     factors = took / (result.batch_planned_end_ns - result.batch_planned_start_ns)
     assert factors.mean() == pytest.approx(1, abs=0.03)

@@ -88,7 +88,8 @@ def test_a_request_is_dropped_when_there_is_no_gpu_and_served_when_there_is_one(
 
 def test_what_waits_and_runs_is_told():
     # l(1) = 6 ms; a window of 20 ms opens at 20 - l(2) = 13 ms.
-    sim = Stepwise(MODELS[:1], np.array([0, S], np.int64), np.zeros(2, np.int32), np.full(2, 20 * MS), most_gpus=1)
+    options = {"policy": "deferred", "most_gpus": 1}
+    sim = Stepwise(MODELS[:1], np.array([0, S], np.int64), np.zeros(2, np.int32), np.full(2, 20 * MS), **options)
     sim.add_gpu()
     sim.run_until(10 * MS)
     assert (sim.queued().tolist(), sim.ongoing().tolist()) == ([1], [1])
