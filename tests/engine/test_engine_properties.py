@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from symphony_dask.engine.batching import PREFER, Batching
 from symphony_dask.engine.engine import NEVER, NO_MODEL, POLICIES
 from tests.helpers.engines.books import Books
 from tests.helpers.engines.engines import ns, table
@@ -168,6 +169,13 @@ def set_policy(books: Books, draw: Draw) -> None:
     books.set_policy(draw(POLICY_NAMES))
 
 
+def set_batching(books: Books, draw: Draw) -> None:
+    if books.models:
+        policy = draw(st.none() | POLICY_NAMES)
+        delay_ns = draw(st.none() | st.integers(0, 60).map(ns))
+        books.set_batching(pick(draw, books.models), Batching(policy, draw(st.sampled_from(PREFER)), delay_ns))
+
+
 TRAFFIC = (
     [submit] * 12 + [drop_all_then_make_room] + [follow_next_event] * 8 + [advance] * 6 + [complete] * 8 + [cancel] * 2
 )
@@ -180,6 +188,7 @@ RARE = [
     set_control,
     set_control_of_a_gpu,
     set_policy,
+    set_batching,
 ]
 FLEET = [add_gpu, add_gpu, drain_gpu, remove_gpu, add_model, remove_model]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from symphony_dask.engine.batching import AS_ALL, Batching
 from symphony_dask.engine.engine import NEVER, QUEUE_FULL, Engine, Ints
 from symphony_dask.engine.policy import speed_tracking
 from symphony_dask.engine.state import DEPTH, READY
@@ -27,6 +28,7 @@ class Model:
     tables: dict[int, Ints]
     max_batch: int
     limit: int
+    batching: Batching = AS_ALL
 
 
 @dataclass
@@ -124,6 +126,9 @@ class Books:
     def _leaves_to_faster_ones(self, model: Model, g: int) -> bool:
         return bool(self._on(model, g)[1] > self._fastest(model)[1])
 
+    def _policy(self, model: Model) -> str:
+        return model.batching.policy or self.policy
+
     def _rank(self, g: int) -> tuple[bool, int, int]:
         return self.engine.is_slow(g), self.gpus[g].rank, g
 
@@ -183,7 +188,7 @@ class Books:
             if able and other.is_open(self.now) and self._rank(o) < self._rank(g) and not probe:
                 alone = self.now + other.control + self._on(model, o)[1]
                 assert alone > last, "an open GPU of lower rank was passed over"
-        if self.policy == "deferred" and not probe:
+        if self._policy(model) == "deferred" and not probe:
             assert row["window_open"] <= self.now or len(queue) >= model.max_batch, "dispatched before its window"
 
         for slot in slots:
@@ -237,11 +242,14 @@ class Books:
         closes = first - latency[min(target, len(rest))] - self.control
         lead = int(mod["under"]) * int(self.engine.state.g["lead"][0])
         opens = first - latency[b + 1] - self.control - self.slack - lead
-        if self.policy == "latest":
+        policy, delay, slo = self._policy(model), model.batching.max_delay_ns, int(mod["slo"])
+        if policy == "latest":
             opens = closes
-        elif self.policy == "timeout":
-            opens = min(closes, first - int(mod["slo"]) + int(0.5 * mod["slo"]))
-        at_once = self.policy == "eager" or (self.policy == "target" and len(rest) >= target)
+        elif policy == "timeout":
+            opens = min(closes, first - slo + int(0.5 * slo))
+        if delay is not None:
+            opens = min(opens, first - slo + delay)
+        at_once = policy == "eager" or (policy == "target" and len(rest) >= target)
         assert mod["open"] == opens
         assert mod["close"] == closes
         assert ready == (at_once or b == model.max_batch or self.now >= opens)
@@ -380,6 +388,10 @@ class Books:
     def set_control_of(self, g: int, control: int) -> None:
         self.engine.set_control(self.now, control, g)
         self.gpus[g].control = control
+
+    def set_batching(self, m: int, batching: Batching) -> None:
+        self.engine.set_batching(self.now, m, batching)
+        self.models[m].batching = batching
 
     def set_policy(self, policy: str) -> None:
         """Also has every window drawn again."""
