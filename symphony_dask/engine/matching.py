@@ -233,7 +233,7 @@ def _give(s: State, now: int, m: int, g: int) -> bool:
 
 @compiled
 def _match_all(s: State, now: int) -> None:
-    """``_match``, not inlined."""
+    """``match``, not inlined."""
     match(s, now)
 
 

@@ -134,7 +134,7 @@ def mutate(gateway: GatewayProcess, names: list[str], requests: int) -> set[int]
 
 @pytest.mark.slow
 def test_generated_requests_are_answered_as_documented(gateway: GatewayProcess, names: list[str]) -> None:
-    assert fuzz(gateway, names, 15) > 10
+    assert fuzz(gateway, names, 15) > 50
 
 
 def test_requests_with_bytes_changed_are_answered(gateway: GatewayProcess, names: list[str]) -> None:

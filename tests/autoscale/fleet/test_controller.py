@@ -129,5 +129,5 @@ def test_a_controller_killed_at_fifty_random_points_orphans_nothing_and_passes_n
     print(found)
     check(found)
     assert found["kills"] == 50
-    assert found["launched"] > 5  # fewer where the machine is slow
+    assert found["launched"] > 10
     assert {"before RunInstances", "done RunInstances"} & found["points"]
