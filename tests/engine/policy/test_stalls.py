@@ -64,7 +64,9 @@ def check(policy: str, gpus: int, slos: list[float], room: float, load: float, s
         back, until = stall.end + 500, following - max(slos)
         ok, n = in_time(w, back, until)
         expected, _ = in_time(without, back, until)
-        assert ok >= expected - max(1, 0.04 * n), f"{ok} of {n} in time from {back} to {until} ms, without {expected}"
+        # Where the GPUs have too little time without a stall, too, a few requests more or less are chance.
+        chance = max(1, 0.04 * n + 0.2 * (n - expected))
+        assert ok >= expected - chance, f"{ok} of {n} in time from {back} to {until} ms, without {expected}"
 
 
 @pytest.mark.parametrize("policy", ["adaptive", "deferred", "eager"])
