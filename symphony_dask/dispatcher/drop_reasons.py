@@ -6,7 +6,7 @@ one knows which of the two to change.
 
 from __future__ import annotations
 
-from symphony_dask.engine.policy.trials import LEAST_NS
+from symphony_dask.engine.policy.trials import TENTH_NS
 from symphony_dask.units import format_duration
 
 
@@ -34,7 +34,7 @@ def why_dropped(
         return f"no GPU can answer within {whose}: {profile}, and {network}: give more time"
     if planned_ns > left_ns:
         observed = f"its batches took {planned_ns / max(1, declared_ns):.2f} times that, {format_duration(planned_ns)}"
-        trials = f"a request is tried every {format_duration(LEAST_NS)} or more to see whether that still holds"
+        trials = f"a request is tried every {format_duration(TENTH_NS)} or more to see whether that still holds"
         remedy = "measure the profile anew (deploy with example=), or raise the SLO"
         return f"estimates say that no GPU can answer within {whose}: {profile}, {observed}; {trials}: {remedy}"
     return f"no GPU could answer within {whose}: add GPUs, offer fewer requests, or raise the SLO"

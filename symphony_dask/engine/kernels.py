@@ -199,9 +199,8 @@ def completed(s: State, p: Profiles, now: int, g: int, batch: int, start: int, e
             ran = s.flight[base + i]
             m = wide(ran.model)
             speed_tracking.observe(s, p, now, g, m, int(ran.n), end - start, ran.tried == 1)
-            if ran.tried == 1:
-                in_time = end <= s.req[s.fly[ran.row, 0]].deadline
-                trials.ended(s, m, now, end - start, int(ran.end - ran.start), in_time)
+            in_time = end <= s.req[s.fly[ran.row, 0]].deadline
+            trials.ended(s, m, g, now, end - start, int(ran.end - ran.start), in_time, ran.tried == 1)
             matching.finish(s, g, i)
             s.g[0].opened = 1  # adaptive: a model with fewer batches at GPUs may start with a smaller one
             free_at = end
@@ -342,7 +341,7 @@ def add_model(s: State, now: int, m: int, slo: int, max_batch: int, limit: int) 
     mod.dropped = 0.0
     mod.under = 0
     mod.urgent = 0
-    mod.try_at = now
+    mod.try_at = NEVER if speed_tracking.new_rules(s) else now
     mod.virtual_n = 0
     mod.own_policy = 0
     mod.prefers_gpus = 0
@@ -394,7 +393,7 @@ def advance(s: State, now: int) -> None:
     m = due(s, now)
     while m >= 0:
         if s.mod[m].state != UNUSED and s.mod[m].state != REMOVED:
-            if trials.is_refused(s, m, now):
+            if trials.is_wanted(s, m, now):
                 matching.try_refused(s, now, m)
             window.refresh(s, m, now)
         m = due(s, now)

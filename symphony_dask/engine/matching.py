@@ -12,7 +12,8 @@ Rule 4. Policy adaptive only. Beside ready models others may start before their 
 Rule 5. A slow GPU (``speed_tracking``) is used last, and its batches leave to faster ones the requests that it cannot
         serve in time. So that it is noticed when it is fast again, every PROBE_NS it gets what it can serve of the
         batch whose window opens next.
-Rule 6. A request that only estimates refuse is tried now and then on an idle GPU (``trials``).
+Rule 6. A request that only estimates refuse is tried now and then on an idle GPU, and one of a model of which nothing
+        is in time starts at once there (``trials``).
 
 States that were recorded before ``state.RULES`` are led by the rules of then: ready models in the order in which their
 windows close, and ``start_early`` in place of rule 4.
@@ -116,9 +117,11 @@ def settle(s: State, g: int, now: int) -> None:
 
 
 @inlined
-def _dispatch(s: State, now: int, m: int, g: int) -> bool:
+def _dispatch(s: State, now: int, m: int, g: int, trying: bool) -> bool:
     """Give the model's batch to the GPU, which is in no heap; False when no request could meet its deadline there, and
     none is to be tried.
+
+    trying: whether one may be.
     """
     gpu = s.gpu[g]
     mod = s.mod[m]
@@ -134,7 +137,7 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     size = priorities.form_chosen(s, m, latency, start, keep) if chosen else window.form(s, m, latency, start)
     tried = 0
     if size == 0:
-        if not trials.is_due(s, m, g, now):
+        if not trying or not trials.is_due(s, m, g, now):
             return False
         size, tried, chosen = 1, 1, False
     out = s.g[0]
@@ -173,7 +176,7 @@ def _dispatch(s: State, now: int, m: int, g: int) -> bool:
     mod.in_flight += 1
     mod.used += row.end - start
     mod.served += size
-    mod.try_at = now + trials.LEAST_NS
+    trials.dispatched(s, m, now)
     gpu.state = ABSENT
     place_gpu(s, g, now)
     return True
@@ -188,13 +191,17 @@ def _place(s: State, now: int, m: int) -> bool:
     while heap.size(s.open) > 0 and not placed:
         g = heap.top(s.open)
         heap.remove(s.open, g)
-        placed = (s.g[0].n_ineligible == 0 or eligibility.can_run(s, m, g)) and _dispatch(s, now, m, g)
+        placed = (s.g[0].n_ineligible == 0 or eligibility.can_run(s, m, g)) and _dispatch(
+            s, now, m, g, not speed_tracking.new_rules(s)
+        )
         if not placed:
             s.aside[aside + n] = g
             n += 1
     for i in range(n):
         g = wide(s.aside[aside + i])
         heap.push(s.open, s.gpu, g, s.gpu[g].rank)
+    if not placed and speed_tracking.new_rules(s) and trials.may_try(s, m, now):
+        placed = try_refused(s, now, m)
     return placed
 
 
@@ -226,9 +233,9 @@ def _put_back(s: State, n: int) -> None:
 
 
 @compiled
-def _give(s: State, now: int, m: int, g: int) -> bool:
+def _give(s: State, now: int, m: int, g: int, trying: bool) -> bool:
     """``_dispatch``, not inlined."""
-    return bool(_dispatch(s, now, m, g))
+    return bool(_dispatch(s, now, m, g, trying))
 
 
 @compiled
@@ -268,7 +275,7 @@ def start_early(s: State, now: int) -> None:
         if s.gpu[g].slow == 1:
             return
         heap.remove(s.open, g)
-        if not _give(s, now, best, g):
+        if not _give(s, now, best, g, not speed_tracking.new_rules(s)):
             heap.push(s.open, s.gpu, g, s.gpu[g].rank)
             return
         window.look(s, best, now)
@@ -343,17 +350,20 @@ def probe(s: State, now: int) -> None:
         if s.g[0].n_ineligible > 0 and not eligibility.can_run(s, m, g):
             continue
         heap.remove(s.open, g)
-        if _give(s, now, m, g):
+        if _give(s, now, m, g, not speed_tracking.new_rules(s)):
             window.look(s, m, now)
         else:
             heap.push(s.open, s.gpu, g, gpu.rank)
 
 
 @compiled
-def try_refused(s: State, now: int, m: int) -> None:
-    """Rule 6, for a model whose first request is about to be dropped."""
+def try_refused(s: State, now: int, m: int) -> bool:
+    """Rule 6: whether the first request of a model that would else wait, or be dropped, went to an idle GPU."""
     g = trials.idle_gpu(s, m, now)
-    if g >= 0:
-        heap.remove(s.open, g)
-        if not _give(s, now, m, g):
-            heap.push(s.open, s.gpu, g, s.gpu[g].rank)
+    if g < 0:
+        return False
+    heap.remove(s.open, g)
+    if _give(s, now, m, g, True):
+        return True
+    heap.push(s.open, s.gpu, g, s.gpu[g].rank)
+    return False

@@ -16,8 +16,12 @@ Rule 5. What acts is the estimate and 2 % more: batches planned too short are la
 Rule 6. A GPU slower than its class by more than SLOW ranks behind all that are not, until it is below NOT_SLOW. Here
         one model is enough, since nothing is refused.
 
-A pair is two words of ``State.aside``, behind the bits of ``eligibility``: ratio << 6 | how often it was heard, and
-when it was last, in units of TENTH_NS. The ratio is in units of 1/ONE.
+Rule 7. Of a pair that is known (HEARD), a batch that took over OUTLIER times as long as estimated is taken for a stall
+        and teaches nothing, unless the one before did too.
+
+A pair is two words of ``State.aside``, behind the bits of ``eligibility``: odd << 30 | rest << 27 | ratio << 6 | how
+often it was heard, and when it was last, in units of TENTH_NS. The ratio is in units of 1/ONE; odd: the last batch was
+taken for a stall; rest: how long trials pause.
 """
 
 from __future__ import annotations
@@ -35,6 +39,9 @@ ABOVE, BELOW = 0.02, 0.05
 
 #: A batch counts as at most so many times longer or shorter than planned.
 OUTLIER = 3.0
+
+#: A batch that took less than this share of what was planned shows an estimate to be wrong.
+FASTER = 0.9
 
 #: Bounds of all estimates.
 LEAST, MOST = 0.25, 16.0
@@ -59,8 +66,20 @@ TENTH_NS = 100_000_000
 #: Of a row or a column of pairs, at most so many are read for each batch, by and large.
 _READ = 16
 
-_HEARD_BITS = 6
+_HEARD_BITS, _RATIO_BITS, _REST_BITS = 6, 21, 3
 _MOST_HEARD = (1 << _HEARD_BITS) - 1
+_MOST_RATIO = (1 << _RATIO_BITS) - 1
+_REST_AT = _HEARD_BITS + _RATIO_BITS
+_ODD_AT = _REST_AT + _REST_BITS
+
+#: The longest rest of a pair (``rest``).
+MOST_REST = (1 << _REST_BITS) - 1
+
+
+@inlined
+def new_rules(s: State) -> bool:
+    """Whether the engine goes by the rules of today: not where a run is replayed that was recorded before."""
+    return bool(s.g[0].rules > 0)
 
 
 @compiled
@@ -110,7 +129,35 @@ def heard(s: State, m: int, g: int, now: int) -> int:
 
 @inlined
 def _ratio(s: State, m: int, g: int) -> float:
-    return float(int(s.aside[pairs_at(s, m, g)]) >> _HEARD_BITS) / ONE
+    return float(int(s.aside[pairs_at(s, m, g)]) >> _HEARD_BITS & _MOST_RATIO) / ONE
+
+
+@inlined
+def rest(s: State, m: int, g: int) -> int:
+    """How long trials of a model on a GPU pause (``trials``): 0 and 1 are none, up to MOST_REST it is ``rest_ns``."""
+    return int(s.aside[pairs_at(s, m, g)]) >> _REST_AT & MOST_REST
+
+
+@inlined
+def set_rest(s: State, m: int, g: int, code: int) -> None:
+    at = pairs_at(s, m, g)
+    s.aside[at] = int(s.aside[at]) & ~(MOST_REST << _REST_AT) | code << _REST_AT
+
+
+@inlined
+def rest_ns(code: int) -> int:
+    """How long a rest above 1 is at least, ns; it is less than TENTH_NS longer."""
+    return TENTH_NS << (code - 2)
+
+
+@inlined
+def is_rested(s: State, m: int, g: int, now: int) -> bool:
+    """Whether a model was not heard on a GPU since its rest began, and not in this tenth of a second."""
+    if heard(s, m, g, now) == 0:
+        return True
+    code = rest(s, m, g)
+    tenths = 0 if code < 2 else rest_ns(code) // TENTH_NS
+    return bool(_tenths(now) - s.aside[pairs_at(s, m, g) + 1] > tenths)
 
 
 @inlined
@@ -168,13 +215,23 @@ def observe(s: State, p: Profiles, now: int, g: int, m: int, n: int, took: int, 
     times = heard(s, m, g, now)
     ratio = _ratio(s, m, g) if times > 0 else p.drift[m, c]
     seen = took / given
+    resting = 0
+    odd = False
+    if new_rules(s) and times > 0:
+        resting = 0 if seen < FASTER * ratio else rest(s, m, g)
+        odd = seen > OUTLIER * ratio and times >= HEARD and int(s.aside[at]) >> _ODD_AT == 0
     if tried and seen < ratio:
         ratio = seen
         times = max(times, HEARD - 1)
-    else:
+    elif not odd:
         error = min(max(seen / ratio, 1.0 / OUTLIER), OUTLIER) - 1.0
         ratio *= 1.0 + (max(STEP, 1.0 / (times + 3)) if error > 0.0 else STEP) * error
-    s.aside[at] = int(_bounded(ratio) * ONE + 0.5) << _HEARD_BITS | min(times + 1, _MOST_HEARD)
+    s.aside[at] = (
+        int(_bounded(ratio) * ONE + 0.5) << _HEARD_BITS
+        | min(times + 1, _MOST_HEARD)
+        | resting << _REST_AT
+        | (1 if odd else 0) << _ODD_AT
+    )
     s.aside[at + 1] = _tenths(now)
     p.unread[m, c] += 1
     if p.unread[m, c] * _READ >= len(s.gpu) or tried:

@@ -51,6 +51,16 @@ def test_a_stall_counts_as_three_times_what_was_planned() -> None:
     assert planned(engine, 7000) == pytest.approx(6 * (1 + 2 / 3) * 1.02, abs=0.01)
 
 
+def test_a_stall_of_a_gpu_that_is_known_teaches_nothing_and_two_batches_in_a_row_do() -> None:
+    engine = observer()
+    for i in range(5):
+        serve(engine, 50 * i, 6)
+    serve(engine, 300, 600)
+    assert planned(engine, 1000) == 6
+    engine.completed(ns(1600), 0, 6, ns(1000), ns(1600))
+    assert planned(engine, 2000) == pytest.approx(6 * (1 + 2 / 9) * 1.02, abs=0.01)  # after six
+
+
 def test_the_drift_follows_after_five_batches() -> None:
     engine = observer()
     for i in range(4):

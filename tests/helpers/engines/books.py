@@ -84,6 +84,7 @@ class Books:
         self.queued: dict[int, Request] = {}
         self.flying: dict[int, Request] = {}
         self.outcomes: dict[int, str] = {}
+        self.starving: set[int] = set()  #: models none of whose requests was in time of late (``trials``)
 
     def wait(self, span: int) -> None:
         self.now += span
@@ -134,6 +135,7 @@ class Books:
 
     def advance(self) -> None:
         due = self.engine.next_event()
+        self.starving = {m for m in self.models if self.engine.state.mod["try_at"][m] <= self.now}
         decisions = self.engine.advance(self.now)
         batches = decisions.batches.copy()
         members = decisions.members.tolist()
@@ -182,7 +184,8 @@ class Books:
         assert (m, g) not in self.unable, "a GPU was given a model that it cannot run"
         # What windows' estimates would have dropped goes to an idle GPU, which may be of a higher rank.
         refused = self.now + self.control + self._fastest(model)[1] > self.queued[queue[0]].deadline
-        probe = tried or refused or self.engine.is_slow(g)
+        starving = not self.exact and m in self.starving and len(flights) == 1
+        probe = tried or refused or starving or self.engine.is_slow(g)
         for o, other in self.gpus.items():
             able = (m, o) not in self.unable
             if able and other.is_open(self.now) and self._rank(o) < self._rank(g) and not probe:
