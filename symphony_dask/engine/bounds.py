@@ -18,6 +18,7 @@ from symphony_dask.engine.latency_profile import LONGEST_NS
 from symphony_dask.engine.native import memory
 from symphony_dask.engine.native.arrays import Int64s
 from symphony_dask.engine.native.heap import ITEM, KEY, ROOT
+from symphony_dask.engine.policy.packing import MOST_HELD
 from symphony_dask.engine.policy.window import POLICIES
 from symphony_dask.engine.queue_limits import MOST_PRIORITY
 from symphony_dask.engine.state import (
@@ -132,7 +133,7 @@ def _check_records(s: State, p: Profiles) -> None:
         ("state", UNUSED, REMOVED), ("n", 0, requests), ("skipped", 0, requests), ("first", -1, requests - 1),
         ("first_raised", -1, requests - 1), ("raised", 0, requests), ("target", 0, entries - 2),
         ("virtual_n", 0, entries - 2), ("own_policy", 0, 1 + max(POLICIES.values())), ("prefers_gpus", 0, 1),
-        ("delay", 0, LONGEST + 1),
+        ("delay", 0, LONGEST + 1), ("large_at", 0, MOST_HELD),
         ("max_batch", 0, entries - 2), ("gpu_class", 0, classes - 1), ("in_flight", 0, gpus * DEPTH), ("dirty", 0, 1),
         ("under", 0, 1), ("urgent", 0, 1), ("slo", 0, LONGEST), ("limit", 0, MOST_INT), ("rate_n", 0, MOST_INT),
         ("excess", 0, _HUGE), ("rate", 0, _HUGE), ("used", -_HUGE, _HUGE), ("served", 0, _HUGE), ("dropped", 0, _HUGE),

@@ -21,6 +21,7 @@ from symphony_dask.engine.state import (
     IN_FLIGHT,
     NEVER,
     OPEN,
+    PENDING,
     QUEUED,
     REMOVED,
     UNUSED,
@@ -83,19 +84,20 @@ def submit_one(s: State, now: int, m: int, deadline: int, request: int, priority
     if g.adaptive == 1:
         packing.arrived(s, m, deadline, now)
     appended = deadline_queue.insert(s, m, slot)
-    if not (appended and mod.dirty == 0 and priority == 0 and _may_wait(s) and window.absorb(s, m, now)):
+    if not (appended and mod.dirty == 0 and priority == 0 and _may_wait(s, m) and window.absorb(s, m, now)):
         _mark(s, m)
     return slot
 
 
 @inlined
-def _may_wait(s: State) -> bool:
-    """Whether nothing but its own window can let a model start (rule 4)."""
+def _may_wait(s: State, m: int) -> bool:
+    """Whether nothing but its window can let a model start (rule 4)."""
     g = s.g[0]
     if heap.size(s.open) == 0:
         return True
     if g.rules > 0:
-        return bool(g.adaptive == 0 or (g.waiting < matching.FULL_SHARE / 100 and not packing.has_room(s)))
+        may_start = g.adaptive == 1 and s.mod[m].n >= s.mod[m].large_at
+        return bool(not may_start or (g.waiting < matching.FULL_SHARE / 100 and not packing.has_room(s)))
     return bool(g.policy == window.DEFERRED or g.waiting < matching.FULL_SHARE / 100)
 
 
@@ -387,8 +389,10 @@ def advance(s: State, now: int) -> None:
     out = s.g[0]
     if out.fleet_changed == 1:
         _follow_fleet(s)
+        out.early_at = now
     if now - out.ticked_at >= fairness.TICK_NS:
         packing.tick(s, now - out.ticked_at)
+        out.early_at = now
         fairness.tick(s, now)
     m = due(s, now)
     while m >= 0:
@@ -396,6 +400,8 @@ def advance(s: State, now: int) -> None:
             if trials.is_wanted(s, m, now):
                 matching.try_refused(s, now, m)
             window.refresh(s, m, now)
+            if out.adaptive == 1 and s.mod[m].state == PENDING and heap.size(s.open) > 0:
+                out.early_at = min(out.early_at, matching.early_start(s, m, now, packing.has_room(s)))
         m = due(s, now)
     while heap.size(s.busy) > 0 and heap.first_key(s.busy) <= now:
         g = heap.top(s.busy)

@@ -56,6 +56,7 @@ PROBE_NS = 500_000_000
 def release_model(s: State, m: int) -> None:
     mod = s.mod[m]
     mod.in_flight -= 1
+    packing.hold(s, m)
     if mod.state == REMOVED and mod.in_flight == 0:
         mod.state = UNUSED
 
@@ -174,6 +175,7 @@ def _dispatch(s: State, now: int, m: int, g: int, trying: bool) -> bool:
     gpu.n_flight += 1
     gpu.free_at = row.end
     mod.in_flight += 1
+    packing.hold(s, m)
     mod.used += row.end - start
     mod.served += size
     trials.dispatched(s, m, now)
@@ -283,7 +285,23 @@ def start_early(s: State, now: int) -> None:
             _match_all(s, now)
 
 
-@compiled
+@inlined
+def early_start(s: State, m: int, now: int, room: bool) -> int:
+    """From when on a PENDING model may start (rule 4), NEVER if that takes more than time."""
+    out = s.g[0]
+    mod = s.mod[m]
+    if mod.n < mod.large_at or window.policy_of(s, m) != window.ADAPTIVE:
+        return int(NEVER)
+    if out.n_ineligible > 0 and eligibility.first_open(s, m) < 0:
+        return int(NEVER)
+    if room and mod.prefers_gpus == 0:
+        return now
+    if out.waiting < FULL_SHARE / 100:
+        return int(NEVER)
+    return int(mod.open - int(out.waiting / FULL_SHARE * mod.slo))
+
+
+@inlined
 def _candidates(s: State, now: int) -> int:
     """Put the models that may start now in order (``ranking``); returns how many there are.
 
@@ -299,15 +317,7 @@ def _candidates(s: State, now: int) -> int:
         return n
     for i in range(min(LOOK, heap.size(s.pending))):
         m = int(s.pending[heap.ROOT + i, heap.ITEM])
-        if (
-            window.policy_of(s, m) != window.ADAPTIVE
-            or not packing.is_large(s, m)
-            or (out.n_ineligible > 0 and eligibility.first_open(s, m) < 0)
-        ):
-            continue
-        at = int(s.mod[m].open - int(out.waiting / FULL_SHARE * s.mod[m].slo))
-        if room and s.mod[m].prefers_gpus == 0:
-            at = now
+        at = early_start(s, m, now, room)
         if at > now:
             out.early_at = min(out.early_at, at)
         elif n < ranking.MOST:
@@ -315,13 +325,18 @@ def _candidates(s: State, now: int) -> int:
     return n
 
 
-@compiled
+@inlined
 def match_adaptively(s: State, now: int) -> None:
-    """``match`` for policy adaptive (rule 4)."""
+    """``match`` for policy adaptive (rule 4).
+
+    Nothing is looked at where nothing came that could let a model start: ``early_at`` has what arrivals and time do.
+    """
     out = s.g[0]
     n_aside = 0
-    out.early_at = NEVER
-    while heap.size(s.open) > 0:
+    found = out.opened == 1 or out.early_at <= now or heap.size(s.ready) + heap.size(s.urgent) > 0
+    if found or heap.size(s.open) == 0:
+        out.early_at = NEVER
+    while found and heap.size(s.open) > 0:
         if heap.size(s.urgent) > 0:
             m = heap.top(s.urgent)
         else:
@@ -330,7 +345,7 @@ def match_adaptively(s: State, now: int) -> None:
                 break
             m = ranking.first(s, n, now)
         if _place(s, now, m):
-            window.look(s, m, now)
+            window.refresh(s, m, now)
         elif s.mod[m].state == READY:
             n_aside = _put_aside(s, m, n_aside)
         else:

@@ -102,6 +102,7 @@ MODEL = np.dtype(
             "i1",
         ),  #: the number of its own policy and 1, or 0 where it has that of all (``window.policy_of``)
         ("prefers_gpus", "i1"),  #: 1: it waits for its window where that saves GPU time (``packing``)
+        ("large_at", "i2"),  #: how many requests it needs to start ahead of its window (``packing``, rule 4)
         ("delay", "i8"),  #: ns and 1 after which its head waits no longer for a window, or 0
     ],
     align=True,

@@ -1,4 +1,4 @@
-"""The trials of before, by which runs that were recorded then are replayed decision for decision.
+"""Gives the trials of before, by which runs that were recorded then are replayed decision for decision.
 
 Rule 1. A model that estimates leave without a batch has its first request tried, alone, on an idle GPU where the
         profile as it was declared says that it can be in time.

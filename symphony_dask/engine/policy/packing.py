@@ -27,6 +27,9 @@ from symphony_dask.engine.state import State
 #: Rules 2 and 4, found by simulation (docs/results.md).
 SPREAD, HOLD = 0.7, 2.1
 
+#: Rule 4: no batch is held for more requests than this.
+MOST_HELD = 2**15 - 1
+
 #: How far one tick of ``fairness`` moves ``needed``.
 STEP = 0.3
 
@@ -63,7 +66,7 @@ def has_room(s: State) -> bool:
 
 
 @inlined
-def is_large(s: State, m: int) -> bool:
-    """Whether a model has enough requests for one more batch at a GPU (rule 4)."""
+def hold(s: State, m: int) -> None:
+    """How many requests a model needs for one more batch at a GPU: anew, as what rule 4 looks at has changed."""
     mod = s.mod[m]
-    return bool(mod.n >= HOLD * mod.target * mod.in_flight / (mod.excess + 2.0))
+    mod.large_at = min(MOST_HELD, math.ceil(HOLD * mod.target * mod.in_flight / (mod.excess + 2.0)))

@@ -6,7 +6,7 @@ Rule 2. That order is followed into the future: each next batch to the GPU that 
         after its latest start, there is too little GPU time for all of them. Of those up to it the smallest batch then
         stands back, and the order is followed anew (the rule of Moore and Hodgson, which loses the fewest jobs on one
         machine). What comes first after that gets the GPU.
-Rule 3. Only starts within HORIZON SLOs are looked at, and the first LOOK models and GPUs of their heaps: what comes
+Rule 3. Only starts within HORIZON_TENTHS / 10 SLOs are looked at, and the first LOOK models and GPUs of their heaps: what comes
         later is not known yet.
 """
 
@@ -18,7 +18,7 @@ from symphony_dask.engine.policy import window
 from symphony_dask.engine.state import State
 
 #: Rule 3. LOOK is three levels of a heap.
-HORIZON, LOOK = 0.4, 21
+HORIZON_TENTHS, LOOK = 4, 21
 
 #: Most models in order.
 MOST = 32
@@ -36,15 +36,22 @@ def _short(ns: int) -> int:
     return min(max(ns >> SHIFT, -_MOST), _MOST)
 
 
-@compiled
+@inlined
+def _horizon(s: State, m: int) -> int:
+    """Rule 3."""
+    return _short(s.mod[m].slo * HORIZON_TENTHS // 10)
+
+
+@inlined
 def put(s: State, n: int, m: int, now: int) -> int:
     """Put a model among the ``n`` that are in order; returns how many there are then."""
     x = s.g[0].scratch
-    latency = s.lat[m, s.mod[m].gpu_class]
-    at, _, size = window.shape(s, m, latency, now + s.g[0].control)
-    start = _MOST
-    if size > 0:
-        start = _short(s.req[at].deadline - latency[size] - s.g[0].control - now)
+    mod = s.mod[m]
+    latency = s.lat[m, mod.gpu_class]
+    size = window.size_now(s, m, latency, now)
+    start = _short(mod.first_at - s.g[0].control - now - latency[size])
+    if n > 0 and start > x[STARTS + n - 1] and start >= _horizon(s, m):
+        return n
     i = n
     while i > 0 and (x[STARTS + i - 1] > start or (x[STARTS + i - 1] == start and x[MODELS + i - 1] > m)):
         for part in (MODELS, STARTS, SIZES, TIMES):
@@ -53,7 +60,7 @@ def put(s: State, n: int, m: int, now: int) -> int:
     x[MODELS + i] = m
     x[STARTS + i] = start
     x[SIZES + i] = size
-    x[TIMES + i] = _short(latency[size]) if size > 0 else 0
+    x[TIMES + i] = _short(latency[size])
     return n + 1
 
 
@@ -85,12 +92,29 @@ def _list_gpus(s: State, n: int, now: int) -> int:
     return k
 
 
-@compiled
+@inlined
+def _all_in_time(s: State, n: int, now: int, horizon: int) -> bool:
+    """Whether a glance tells that none is late: there are GPUs for all, or what waits can do so until as many more are
+    free, or none comes free within the horizon.
+    """
+    x = s.g[0].scratch
+    k = n - heap.size(s.open)
+    if x[STARTS] < 0 or k > heap.size(s.busy):
+        return False
+    last = -_MOST
+    for i in range(k):
+        last = max(last, _short(s.busy[heap.ROOT + i, heap.KEY] - now))
+    return bool(k <= 0 or last <= x[STARTS + n - k] or _short(heap.first_key(s.busy) - now) > horizon)
+
+
+@inlined
 def first(s: State, n: int, now: int) -> int:
     """Of the ``n`` models that were put in order the one that gets the GPU (rule 2)."""
     x = s.g[0].scratch
-    horizon = _short(int(HORIZON * s.mod[x[MODELS]].slo))
-    while n > 1 and heap.size(s.open) < n:
+    horizon = _horizon(s, int(x[MODELS]))
+    while n > 1 and x[STARTS + n - 1] >= horizon:  # cannot be late within the horizon
+        n -= 1
+    while n > 1 and not _all_in_time(s, n, now, horizon):
         gpus = _list_gpus(s, n, now)
         late = -1
         for i in range(n):

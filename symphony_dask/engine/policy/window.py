@@ -26,7 +26,7 @@ from symphony_dask.engine import deadline_queue
 from symphony_dask.engine.native import heap
 from symphony_dask.engine.native.arrays import Int64s
 from symphony_dask.engine.native.compiled import compiled, inlined, wide
-from symphony_dask.engine.policy import eligibility
+from symphony_dask.engine.policy import eligibility, packing
 from symphony_dask.engine.state import (
     FREE,
     IDLE,
@@ -118,6 +118,7 @@ def retarget(s: State, m: int) -> None:
     mod.excess = max(0.0, mod.rate * latency[mod.target] / mod.target - 1.0)
     if s.g[0].rules > 0 and s.g[0].crowded == 0 and policy_of(s, m) == ADAPTIVE:
         mod.target = max(1, int(AIM * mod.target + 0.5))
+    packing.hold(s, m)
 
 
 @inlined
@@ -145,6 +146,7 @@ def drop(s: State, m: int) -> None:
     slot = deadline_queue.pop(s, m)
     g = s.g[0]
     g.waiting += (1.0 - g.waiting) * WAITING_STEP
+    g.early_at = 0  # others may start sooner
     s.mod[m].dropped += 1.0
     s.drops[g.n_drops] = slot
     g.n_drops += 1
@@ -237,6 +239,16 @@ def _grown(latency: Int64s, least: int, most: int, room: int) -> int:
 
 
 @inlined
+def size_now(s: State, m: int, latency: Int64s, now: int) -> int:
+    """How large the model's batch would be if it were dispatched now (rules 2 and 3), as of its last ``refresh``."""
+    mod = s.mod[m]
+    rest = mod.n - mod.skipped
+    most = int(min(rest, mod.max_batch))
+    room = mod.first_at - s.g[0].control - now
+    return most if latency[most] <= room else _grown(latency, int(min(mod.target, rest)), most, room)
+
+
+@inlined
 def refresh(s: State, m: int, now: int) -> None:
     """Bring the model's candidate and window up to ``now`` (rules 1 and 4), and the heap that it stands in."""
     mod = s.mod[m]
@@ -278,7 +290,7 @@ def refresh(s: State, m: int, now: int) -> None:
     if state == READY:
         close = int(mod.close)
         if s.g[0].rules > 0:
-            close = int(deadline - control - latency[_grown(latency, min(int(mod.target), rest), b, deadline - start)])
+            close = latest(latency, deadline, size_now(s, m, latency, now), control)
         key = close if mod.skipped == 0 else min(close, expiry)
         if urgent == 1 and mod.raised > 0:
             key = latest(latency, s.req[mod.first_raised].deadline, 1, control)
