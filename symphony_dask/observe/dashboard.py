@@ -302,7 +302,7 @@ class Page:
 
     def _show_tables(self, overview: dict[str, Any]) -> None:
         models = [_model_cells(m, self._colours[m["name"]]) for m in overview["models"]]
-        titles = [*(title for _, title in MODEL_COLUMNS), f"started by, last {RECENT_S} s"]
+        titles = [*(title for _, title in MODEL_COLUMNS), "rule"]
         self._models.text = table(titles, models, left=1)
         gpus = [_gpu_cells(gpu) for gpu in overview["gpus"]]
         self._gpus.text = table([title for _, title in GPU_COLUMNS], gpus, left=len(GPU_COLUMNS))
@@ -310,7 +310,10 @@ class Page:
 
 def _model_cells(model: dict[str, Any], colour: str) -> list[str]:
     name, *others = map(escape, model_row(model).values())
-    return [f'<span style="color: {colour}">&#9632;</span> {name}', *others, escape(rules_text(model))]
+    rules = rules_text(model)
+    first = rules.split(",")[0]  # there is room for one; the others show where the mouse is
+    shown = f'<span title="{escape(rules)}">{escape(first)}</span>'
+    return [f'<span style="color: {colour}">&#9632;</span> {name}', *others, shown]
 
 
 def _gpu_cells(gpu: dict[str, Any]) -> list[str]:
@@ -323,7 +326,7 @@ def _gpu_cells(gpu: dict[str, Any]) -> list[str]:
 
 def table(titles: list[str], rows: list[list[str]], left: int) -> str:
     """An HTML table of cells that are HTML; the first ``left`` columns stand left, as texts do, the others right."""
-    line = "padding: 2px 8px; border-bottom: 1px solid #DDDDDD; white-space: nowrap"
+    line = "padding: 2px 6px; border-bottom: 1px solid #DDDDDD; white-space: nowrap"
 
     def cells(kind: str, values: list[str]) -> str:
         sides = ["left" if i < left else "right" for i in range(len(values))]

@@ -143,7 +143,6 @@ def test_the_page_shows_models_and_gpus_at_work(
         assert "No model" not in summary
         for name in ("classifier", "embedder", "detector"):
             assert name in tables[0]
-        assert "started by" in tables[0]
         assert re.search(rf"({'|'.join(START_RULES[1:])}) \d+ %", tables[0])
         for address in shown.status()["workers"]:
             assert address in tables[1]
