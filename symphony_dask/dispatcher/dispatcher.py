@@ -858,7 +858,10 @@ class Dispatcher:
         apart = sum(map(len, payloads)) > PART_BYTES
         wait_ns = min(max(last - end, MIN_WAIT_NS), MAX_WAIT_NS) if n_held or apart else 0
         due_back = due_back_ns(last, end, wait_ns, n_local > 0)
-        self._flights[batch] = Flight(batch, model, gpu, slots, now, window, planned, waited, n_held > 0, due_back)
+        self._flights[batch] = Flight(
+            batch, model, gpu, slots, now, window, planned, waited, n_held > 0, due_back,
+            rule=self.engine.rule(gpu, batch),
+        )  # fmt: skip
         held = rows if n_held == size else rows[rows["held"] != 0] if n_held else rows[:0]
         if apart:
             rows["held"] |= [len(payload) > 0 for payload in payloads]
@@ -989,7 +992,7 @@ class Dispatcher:
         planned_ns = flight.planned[1] - flight.planned[0]
         self.activity.batch(
             flight.model.model_id, flight.gpu, len(slots), flight.window, flight.dispatch_ns, start, end, flight.waited,
-            planned_ns, spent,
+            planned_ns, spent, flight.rule,
         )  # fmt: skip
         settled = self._without_ended(flight, settled)
         if len(blob) > self._inline_bytes:

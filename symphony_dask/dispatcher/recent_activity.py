@@ -15,17 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from symphony_dask.engine.request_kernels import LATENCY_BINS, LATENCY_BOUNDS_NS
+from symphony_dask.engine.start_rules import START_RULES, UNKNOWN
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_S
 
 #: A batch that ended. model: its id; times in ns on the host's clock; waited: 1 if another was at its GPU when it left.
-#: Then the fields of ``Spent``.
+#: Then the fields of ``Spent``, and which of ``START_RULES`` let it start.
 BATCH = np.dtype(
     [
         (name, "<i8")
         for name in (
             *("model", "gpu", "size", "open", "close", "dispatch", "start", "end", "waited", "planned_ns"),
             *("answered", "answer_ns", "queue_ns", "input_ns", "infer_ns", "output_ns"),
+            "rule",
         )
     ]
 )
@@ -79,7 +81,8 @@ class Spent(NamedTuple):
 
 
 class Tally:
-    """What the batches of one model add up to. sizes, left: counts by bin; reasons: by ``REASONS``.
+    """What the batches of one model add up to. sizes, left: counts by bin; reasons: by ``REASONS``; rules: by
+    ``START_RULES``.
 
     spent: over all answered requests, each with the whole times of its batch. by_size: of batches of each size, how
     many ran, and what they spent on inputs, the model and outputs, ns. end_ns: of the last.
@@ -89,6 +92,7 @@ class Tally:
         self.sizes = np.zeros(len(SIZE_BOUNDS) + 1, np.int64)
         self.left = np.zeros(len(LEFT_BOUNDS) + 1, np.int64)
         self.reasons = np.zeros(len(REASONS), np.int64)
+        self.rules = np.zeros(len(START_RULES), np.int64)
         self.requests = 0
         self.left_sum = 0.0
         self.run_ns = 0
@@ -142,11 +146,12 @@ class RecentActivity:
         waited: bool,
         planned_ns: int,
         spent: Spent,
+        rule: int = UNKNOWN,
     ) -> None:
         """A batch has ended."""
         n = self._n
         at = n % KEPT * BATCH.itemsize
-        _PACK(self._buffer, at, model, gpu, size, *window, dispatch, start, end, waited, planned_ns, *spent)
+        _PACK(self._buffer, at, model, gpu, size, *window, dispatch, start, end, waited, planned_ns, *spent, rule)
         self._n = n + 1
         if n - self._folded >= KEPT - 1:
             self.fold()
@@ -264,6 +269,7 @@ def _add(tally: Tally, batches: npt.NDArray[Any]) -> None:
     tally.sizes += _binned(SIZE_BOUNDS, batches["size"])
     tally.left += _binned(LEFT_BOUNDS, left)
     tally.reasons += np.bincount(reasons(batches), minlength=len(REASONS))
+    tally.rules += np.bincount(batches["rule"], minlength=len(START_RULES))
     tally.requests += int(batches["size"].sum())
     tally.left_sum += float(left.sum())
     tally.run_ns += int((batches["end"] - batches["start"]).sum())
@@ -300,12 +306,14 @@ def _binned(bounds: Sequence[float], values: npt.NDArray[Any]) -> npt.NDArray[np
 
 def _shape(batches: npt.NDArray[Any]) -> dict[str, Any]:
     n = len(batches)
+    by_rule = np.bincount(batches["rule"], minlength=len(START_RULES))
     by_reason = np.bincount(reasons(batches), minlength=len(REASONS))
     return {
         "batches": n,
         "mean_batch": float(batches["size"].mean()) if n else None,
         "window_left": float(np.minimum(window_left(batches), 1.0).mean()) if n else None,
         "reasons": dict(zip(REASONS, by_reason.tolist(), strict=True)),
+        "rules": {START_RULES[i]: int(by_rule[i]) for i in np.argsort(-by_rule, kind="stable") if by_rule[i]},
     }
 
 

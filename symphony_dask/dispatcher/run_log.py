@@ -14,6 +14,7 @@ from symphony_dask.dispatcher.request_table import Rows
 from symphony_dask.engine.events import EVENT, Journal
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.engine.request_kernels import ENTRY, LATENCY_BINS
+from symphony_dask.engine.start_rules import UNKNOWN
 from symphony_dask.trace import SCHEMAS, BatchOutcome, Outcome, Recorder
 from symphony_dask.trace.columns import Events
 from symphony_dask.wire.records import RESULT_ROW
@@ -72,6 +73,7 @@ class Flight:
     due_back_ns: int  #: when it should be back at the latest: what it may wait for and the run are over
     #: Which of its requests have ended before it came back; None: none has.
     ended: npt.NDArray[np.bool_] | None = None
+    rule: int = UNKNOWN  #: which of ``START_RULES`` let it start
     aside: bool = False  #: whether the worker was asked to go on without it
 
 
@@ -199,6 +201,7 @@ class RunLog:
                 flight.batch, self._codes[flight.model.model_id], flight.gpu, len(flight.slots),
                 flight.dispatch_ns - zero, window_open - zero, window_close - zero, planned_start - zero,
                 planned_end - zero, start if start < 0 else start - zero, end if end < 0 else end - zero, int(outcome),
+                flight.rule,
             )
         )  # fmt: skip
 

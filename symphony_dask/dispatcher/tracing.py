@@ -23,6 +23,7 @@ import numpy.typing as npt
 from symphony_dask.clock import now_ns
 from symphony_dask.dispatcher.request_table import Rows
 from symphony_dask.dispatcher.run_log import Flight, ServedModel
+from symphony_dask.engine.start_rules import START_RULES
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Outcome
 from symphony_dask.units import NS_PER_S
@@ -66,6 +67,7 @@ class Tracing:
             attributes |= {"symphony.gpu": flight.gpu, "symphony.worker": worker}
             window = [at + self._epoch_ns for at in flight.window]
             attributes |= {"symphony.window_open_ns": window[0], "symphony.window_close_ns": window[1]}
+            attributes["symphony.rule"] = START_RULES[flight.rule]
             parts = (
                 ("queue", arrival, flight.dispatch_ns),
                 ("dispatch", flight.dispatch_ns, start),

@@ -21,6 +21,7 @@ from symphony_dask.engine.native.heap import ITEM, KEY, ROOT
 from symphony_dask.engine.policy.packing import MOST_HELD
 from symphony_dask.engine.policy.window import POLICIES
 from symphony_dask.engine.queue_limits import MOST_PRIORITY
+from symphony_dask.engine.start_rules import START_RULES
 from symphony_dask.engine.state import (
     ABSENT,
     BUSY,
@@ -149,6 +150,7 @@ def _check_records(s: State, p: Profiles) -> None:
         within(f"{name} of a GPU", s.gpu[name], low, high)
     for name in ("start", "end"):
         within(f"{name} of a batch", s.flight[name], -LATEST, LATEST)
+    within("rule of a batch", s.flight["rule"], 0, len(START_RULES) - 1)
     within("present", s.present, 0, gpus)
     within("l(b)", s.lat, -1, LATEST)
     within("given l(b)", p.given, -1, LONGEST)

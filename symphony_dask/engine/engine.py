@@ -15,9 +15,11 @@ from symphony_dask.engine.events import Journal
 from symphony_dask.engine.policy import eligibility, speed_tracking, trials, window
 from symphony_dask.engine.policy.window import POLICIES
 from symphony_dask.engine.queue_limits import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY
+from symphony_dask.engine.start_rules import UNKNOWN
 from symphony_dask.engine.state import (
     ABSENT,
     BATCH,
+    DEPTH,
     EVICTED,
     IDLE,
     NEVER,
@@ -123,6 +125,7 @@ class Engine:
     def state(self, state: State) -> None:
         self._state = state
         self._n_slots, self._n_models, self._n_gpus = len(state.req), len(state.mod), len(state.gpu)
+        self._flight_batches, self._flight_rules = state.flight["batch"], state.flight["rule"]
         table = ArrayTable(state)
         if self._table is not None:
             self._table.retire()
@@ -370,6 +373,13 @@ class Engine:
     def advance(self, now: int) -> Decisions:
         """Decide all that is due at ``now``."""
         return self.step(now)[0]
+
+    def rule(self, gpu: int, batch: int) -> int:
+        """Which of ``START_RULES`` let a batch start that is at the GPU; UNKNOWN, 0, if it is not there."""
+        for i in range(DEPTH * self._gpu(gpu), DEPTH * (gpu + 1)):
+            if self._flight_batches[i] == batch:
+                return int(self._flight_rules[i])
+        return UNKNOWN
 
     def step(self, now: int) -> tuple[Decisions, int]:
         """``advance`` and ``next_event`` in one call."""

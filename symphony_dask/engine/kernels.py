@@ -413,7 +413,7 @@ def advance(s: State, now: int) -> None:
         matching.match_adaptively(s, now)
     else:
         matching.match(s, now)
-        if out.policy == window.ADAPTIVE:
+        if out.policy == window.ADAPTIVE and out.rules == 0:
             matching.start_early(s, now)
     out.opened = 0
 
@@ -430,7 +430,7 @@ def step(s: State, now: int) -> int:
 def next_event(s: State) -> int:
     """When ``advance`` has something to do if nothing else happens; NEVER when it has not."""
     out = s.g[0]
-    adaptive = out.adaptive == 1 or out.policy == window.ADAPTIVE
+    adaptive = out.adaptive == 1 or (out.policy == window.ADAPTIVE and out.rules == 0)
     if out.n_dirty > 0 or out.fleet_changed == 1:
         return 0
     if out.opened == 1 and (

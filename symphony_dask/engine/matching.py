@@ -24,7 +24,17 @@ from __future__ import annotations
 from symphony_dask.engine import deadline_queue
 from symphony_dask.engine.native import heap
 from symphony_dask.engine.native.compiled import compiled, inlined, wide
-from symphony_dask.engine.policy import eligibility, packing, priorities, ranking, speed_tracking, trials, window
+from symphony_dask.engine.policy import (
+    eligibility,
+    packing,
+    priorities,
+    ranking,
+    speed_tracking,
+    starts,
+    trials,
+    window,
+)
+from symphony_dask.engine.start_rules import BY_PROBE, BY_TRIAL
 from symphony_dask.engine.state import (
     ABSENT,
     BUSY,
@@ -132,6 +142,7 @@ def _dispatch(s: State, now: int, m: int, g: int, trying: bool) -> bool:
         latency = s.lat[speed_tracking.scale(s, m, g, factor), 0]
     start = max(now + gpu.control, gpu.free_at)
     waited = 1.0 if mod.state == READY and now > mod.ready_since else 0.0
+    rule = starts.of(s, m, now, s.g[0].waiting / FULL_SHARE * mod.slo)
     # A GPU on which a window that is drawn for another would be missed must not drop what that one can serve.
     keep = latency[1] > s.lat[m, mod.gpu_class, 1]
     chosen = keep or mod.raised > 0
@@ -163,6 +174,7 @@ def _dispatch(s: State, now: int, m: int, g: int, trying: bool) -> bool:
     flight.model = m
     flight.n = size
     flight.tried = tried
+    flight.rule = BY_TRIAL if tried == 1 else rule
     # Of a GPU's two rows the one that its other batch has not.
     flight.row = g * DEPTH if gpu.n_flight == 0 else 2 * g * DEPTH + 1 - s.flight[g * DEPTH].row
     if not chosen:
@@ -366,6 +378,7 @@ def probe(s: State, now: int) -> None:
             continue
         heap.remove(s.open, g)
         if _give(s, now, m, g, not speed_tracking.new_rules(s)):
+            starts.put(s, g, BY_PROBE)
             window.look(s, m, now)
         else:
             heap.push(s.open, s.gpu, g, gpu.rank)
@@ -379,6 +392,7 @@ def try_refused(s: State, now: int, m: int) -> bool:
         return False
     heap.remove(s.open, g)
     if _give(s, now, m, g, True):
+        starts.put(s, g, BY_TRIAL)
         return True
     heap.push(s.open, s.gpu, g, s.gpu[g].rank)
     return False

@@ -126,12 +126,16 @@ GPU = np.dtype(
     align=True,
 )
 
-# ``n`` requests, in row ``row`` of ``State.fly``; ``tried``: 1 where estimates refuse it (``trials``). Every numpy
-# record has an attribute ``size``, which would hide a field of that name where the kernels run as Python.
+# ``n`` requests, in row ``row`` of ``State.fly``; ``tried``: 1 where estimates refuse it (``trials``); ``rule``: which
+# one let it start (``start_rules``), 0 in states that were recorded before, which had nothing there but padding. Every
+# numpy record has an attribute ``size``, which would hide a field of that name where the kernels run as Python.
 FLIGHT = np.dtype(
-    [("batch", "i8"), ("start", "i8"), ("end", "i8"), ("model", "i4"), ("n", "i4"), ("row", "i4"), ("tried", "i4")],
+    [
+        ("batch", "i8"), ("start", "i8"), ("end", "i8"), ("model", "i4"), ("n", "i4"), ("row", "i4"), ("tried", "i4"),
+        ("rule", "i4"),
+    ],
     align=True,
-)
+)  # fmt: skip
 
 #: A batch to be sent to a GPU. ``members`` of the decisions holds its requests from ``offset`` on.
 BATCH = np.dtype(

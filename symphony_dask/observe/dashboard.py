@@ -17,6 +17,7 @@ import numpy as np
 from symphony_dask.clock import now_ns
 from symphony_dask.dispatcher.dispatcher import Dispatcher
 from symphony_dask.dispatcher.recent_activity import HISTORY_S, REASONS, RECENT_S, reasons
+from symphony_dask.engine.start_rules import START_RULES
 from symphony_dask.observe.colours import GREY, Colours, is_busy
 from symphony_dask.observe.overview_text import (
     GPU_COLUMNS,
@@ -26,6 +27,7 @@ from symphony_dask.observe.overview_text import (
     gpu_row,
     model_row,
     percent,
+    rules_text,
     several,
 )
 from symphony_dask.units import NS_PER_MS, NS_PER_S
@@ -95,7 +97,9 @@ class Page:
         self._timeline = source(
             {"left": [], "right": [], "bottom": [], "top": [], "colour": [], "alpha": [], "model": [], "size": []}
         )
-        self._windows = source({"seconds": [], "at": [], "width": [], "colour": [], "model": [], "reason": []})
+        self._windows = source(
+            {"seconds": [], "at": [], "width": [], "colour": [], "model": [], "reason": [], "rule": []}
+        )
         self._models, self._gpus = (
             Div(
                 name=f"symphony-{what}",
@@ -240,7 +244,11 @@ class Page:
         plot.scatter("seconds", "at", color="colour", size=6, alpha=0.55, line_color=None, source=self._windows)
         for y, text in ((102, "window closes"), (2, "window opens"), (-50, "early")):
             plot.add_layout(Label(x=6, y=y, x_units="screen", text=text, text_font_size="10px", text_color="#666666"))
-        plot.add_tools(HoverTool(tooltips=[("model", "@model"), ("why", "@reason"), ("window", "@width ms")]))
+        plot.add_tools(
+            HoverTool(
+                tooltips=[("model", "@model"), ("rule", "@rule"), ("why then", "@reason"), ("window", "@width ms")]
+            )
+        )
         self._windows_title = plot.title
         return plot
 
@@ -289,18 +297,23 @@ class Page:
             "colour": [self._colours[name] for name in models],
             "model": models,
             "reason": [REASONS[i] for i in reasons(batches)],
+            "rule": [START_RULES[i] for i in batches["rule"].tolist()],
         }
 
     def _show_tables(self, overview: dict[str, Any]) -> None:
         models = [_model_cells(m, self._colours[m["name"]]) for m in overview["models"]]
-        self._models.text = table([title for _, title in MODEL_COLUMNS], models, left=1)
+        titles = [*(title for _, title in MODEL_COLUMNS), "rule"]
+        self._models.text = table(titles, models, left=1)
         gpus = [_gpu_cells(gpu) for gpu in overview["gpus"]]
         self._gpus.text = table([title for _, title in GPU_COLUMNS], gpus, left=len(GPU_COLUMNS))
 
 
 def _model_cells(model: dict[str, Any], colour: str) -> list[str]:
     name, *others = map(escape, model_row(model).values())
-    return [f'<span style="color: {colour}">&#9632;</span> {name}', *others]
+    rules = rules_text(model)
+    first = rules.split(",")[0]  # there is room for one; the others show where the mouse is
+    shown = f'<span title="{escape(rules)}">{escape(first)}</span>'
+    return [f'<span style="color: {colour}">&#9632;</span> {name}', *others, shown]
 
 
 def _gpu_cells(gpu: dict[str, Any]) -> list[str]:
@@ -313,7 +326,7 @@ def _gpu_cells(gpu: dict[str, Any]) -> list[str]:
 
 def table(titles: list[str], rows: list[list[str]], left: int) -> str:
     """An HTML table of cells that are HTML; the first ``left`` columns stand left, as texts do, the others right."""
-    line = "padding: 2px 8px; border-bottom: 1px solid #DDDDDD; white-space: nowrap"
+    line = "padding: 2px 6px; border-bottom: 1px solid #DDDDDD; white-space: nowrap"
 
     def cells(kind: str, values: list[str]) -> str:
         sides = ["left" if i < left else "right" for i in range(len(values))]

@@ -13,6 +13,7 @@ import numpy as np
 
 from symphony_dask.dispatcher.recent_activity import LEFT_BOUNDS, REASONS, SIZE_BOUNDS, ModelCounts
 from symphony_dask.engine.request_kernels import LATENCY_BINS, LATENCY_BOUNDS_NS
+from symphony_dask.engine.start_rules import START_RULES, UNKNOWN
 from symphony_dask.units import NS_PER_S
 
 #: Key of the signals, name, help, and the label of its parts, if it has any.
@@ -113,6 +114,8 @@ def _of_batches(found: list[ModelCounts]) -> Iterator[Any]:
     left = HistogramMetricFamily("symphony_model_window_left_ratio", text, labels=["model"])
     text = "Batches by why they left: their window opened, a GPU became free, or an idle GPU took them early"
     dispatches = CounterMetricFamily("symphony_model_dispatches", text, labels=["model", "reason"])
+    text = "Batches by the rule that let them start"
+    starts = CounterMetricFamily("symphony_model_batch_starts", text, labels=["model", "rule"])
     ran = CounterMetricFamily("symphony_model_execution_seconds", "GPU time of batches", labels=["model"])
     text = "GPU time that the windows had planned for them"
     planned = CounterMetricFamily("symphony_model_planned_seconds", text, labels=["model"])
@@ -124,11 +127,14 @@ def _of_batches(found: list[ModelCounts]) -> Iterator[Any]:
         left.add_metric([model.name], _buckets(LEFT_BOUNDS, np.cumsum(tally.left).tolist()), tally.left_sum)
         for reason, n in zip(REASONS, tally.reasons.tolist(), strict=True):
             dispatches.add_metric([model.name, reason], n)
+        for rule, n in zip(START_RULES, tally.rules.tolist(), strict=True):
+            if n or rule != START_RULES[UNKNOWN]:
+                starts.add_metric([model.name, rule], n)
         ran.add_metric([model.name], tally.run_ns / NS_PER_S)
         planned.add_metric([model.name], tally.planned_ns / NS_PER_S)
         for gpu_class, value in model.drift.items():
             drift.add_metric([model.name, gpu_class], value)
-    yield from (sizes, left, dispatches, ran, planned, drift)
+    yield from (sizes, left, dispatches, starts, ran, planned, drift)
 
 
 def _of_network(status: dict[str, Any]) -> Iterator[Any]:

@@ -45,6 +45,12 @@ def model_row(model: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def rules_text(model: dict[str, Any]) -> str:
+    """By which rules a model of ``Dispatcher.overview`` started its batches: "packing 90 %, window 10 %"."""
+    n = sum(model["rules"].values())
+    return ", ".join(f"{rule} {100 * k / n:.0f} %" for rule, k in model["rules"].items()) or "-"
+
+
 def by_activity(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Models of ``Dispatcher.overview``, the busy ones first: by the power of two of their rate, so that rows of about
     one rate do not change places at every look; then by name.

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from symphony_dask.engine.events import OPS
+from symphony_dask.engine.start_rules import START_RULES, UNKNOWN
 from symphony_dask.trace.schema import SCHEMAS, BatchOutcome, Outcome, names
 
 #: Columns of integer arrays by name, all of one length.
@@ -40,14 +41,20 @@ def to_table(table: str, chunks: Sequence[Columns], models: Sequence[str]) -> pa
     """The rows of all ``chunks``, in order, in the schema of ``table`` ("requests" or "batches").
 
     ``model`` indexes ``models``, ``outcome`` is an ``Outcome`` or ``BatchOutcome`` code, and -1 in a nullable column is
-    null. Raises what numpy or Arrow raise on a missing column, ragged lengths, a non-integer dtype or an unknown code.
+    null; ``rule`` is a number of ``START_RULES``, where 0 is null too, and may be left out. Raises what numpy or Arrow
+    raise on a missing column, ragged lengths, a non-integer dtype or an unknown code.
     """
-    labels = {"model": models, "outcome": _OUTCOME_NAMES[table]}
-    arrays = []
+    labels = {"model": models, "outcome": _OUTCOME_NAMES[table], "rule": START_RULES}
+    arrays, rows = [], sum(len(chunk["model"]) for chunk in chunks)
     for field in SCHEMAS[table]:
         is_label = field.name in labels
         dtype = np.int32 if is_label else field.type.to_pandas_dtype()
-        values = np.concatenate([chunk[field.name] for chunk in chunks], dtype=dtype, casting="same_kind")
+        if field.name == "rule" and any("rule" not in chunk for chunk in chunks):
+            values = np.full(rows, -1, dtype)
+        else:
+            values = np.concatenate([chunk[field.name] for chunk in chunks], dtype=dtype, casting="same_kind")
+        if field.name == "rule":
+            values[values == UNKNOWN] = -1
         array = pa.array(values, mask=values == -1 if field.nullable else None)
         if is_label:
             array = pa.DictionaryArray.from_arrays(array, pa.array(labels[field.name], pa.string()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from symphony_dask.trace import folder as run_folder
 from symphony_dask.trace.rows import check_columns
-from symphony_dask.trace.schema import SCHEMAS
+from symphony_dask.trace.schema import LATER, SCHEMAS
 from symphony_dask.trace.summary import Summary, summarize
 
 
@@ -77,10 +77,18 @@ class Run:
                     check_columns(part, table)
                     self._checked.add(part.name)
             frame = run_folder.scan(parts)
+            if later := LATER.get(table):
+                frame = _with_columns(frame, later)
         else:
             frame = pl.DataFrame(schema.empty_table()).lazy()
         # Plain strings compare and join with any other frame, whatever the dictionaries of the parts.
         return frame.with_columns(pl.col(f.name).cast(pl.String) for f in schema if pa.types.is_dictionary(f.type))
+
+
+def _with_columns(frame: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:
+    """The frame with these columns, null where it has none of that name."""
+    present = frame.collect_schema().names()
+    return frame.with_columns(pl.lit(None, pl.String).alias(name) for name in names if name not in present)
 
 
 def open_run(folder: str | os.PathLike[str]) -> Run:

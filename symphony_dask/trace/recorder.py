@@ -23,7 +23,7 @@ import pyarrow as pa
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import folder as run_folder
 from symphony_dask.trace.columns import Columns, Events, events_table, to_table
-from symphony_dask.trace.schema import GPU_EVENTS, SCHEMA_VERSION, SCHEMAS
+from symphony_dask.trace.schema import GPU_EVENTS, LATER, SCHEMA_VERSION, SCHEMAS
 
 logger = logging.getLogger(__name__)
 
@@ -115,10 +115,11 @@ class Recorder:
     def record_batches(self, columns: Columns) -> None:
         """Record ended batches: every column of the batches table as an integer array, all of one length.
 
-        ``model`` holds codes of ``add_model``, ``outcome`` codes of ``BatchOutcome``; -1 is null in every ``*_ns``.
+        ``model`` holds codes of ``add_model``, ``outcome`` codes of ``BatchOutcome``; -1 is null in every ``*_ns``;
+        ``rule`` holds numbers of ``START_RULES``, and may be left out.
         The arrays now belong to the recorder. Raises ``BadInput`` for missing or unknown columns.
         """
-        if columns.keys() != _BATCH_COLUMNS:
+        if not _BATCH_COLUMNS - set(LATER["batches"]) <= columns.keys() <= _BATCH_COLUMNS:
             raise _wrong_columns("batches", columns)
         self._append("batches", len(columns["batch"]), columns)
 

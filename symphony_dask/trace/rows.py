@@ -9,17 +9,19 @@ import pyarrow as pa
 
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import folder as run_folder
-from symphony_dask.trace.schema import SCHEMAS
+from symphony_dask.trace.schema import LATER, SCHEMAS
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 
-def wrong_columns(given: pa.Schema, wanted: pa.Schema) -> list[str]:
-    """What an Arrow schema lacks of another, and has in another type; one clause each."""
+def wrong_columns(given: pa.Schema, table: str) -> list[str]:
+    """What an Arrow schema lacks of that of a table, and has in another type; one clause each."""
     wrong = []
-    for f in wanted:
+    for f in SCHEMAS[table]:
         at = given.get_field_index(f.name)
+        if at < 0 and f.name in LATER.get(table, ()):
+            continue
         if at < 0:
             wrong.append(f"column {f.name} is missing")
         elif _plain(given.field(at).type) != _plain(f.type):
@@ -34,7 +36,8 @@ def check_columns(part: run_folder.Place, table: str) -> None:
 
 
 def read_rows(folder: run_folder.Place, table: str, rows: int) -> Iterator[Any]:
-    """The rows of a table, at most ``rows`` at a time, as Arrow record batches that are whole in themselves.
+    """The rows of a table, at most ``rows`` at a time, as Arrow record batches that are whole in themselves. They lack
+    the columns of ``LATER`` that the run does.
 
     Raises ``BadInput`` where a part cannot be read, lacks columns, or has nulls where none may be.
     """
@@ -42,9 +45,10 @@ def read_rows(folder: run_folder.Place, table: str, rows: int) -> Iterator[Any]:
         try:
             with run_folder.open_part(part) as file:
                 _require_columns(part, file, table)
-                for batch in file.iter_batches(rows, columns=SCHEMAS[table].names):
+                present = [f for f in SCHEMAS[table] if f.name in file.schema_arrow.names]
+                for batch in file.iter_batches(rows, columns=[f.name for f in present]):
                     batch.validate(full=True)
-                    for f in SCHEMAS[table]:
+                    for f in present:
                         if batch.column(f.name).null_count and not f.nullable:
                             raise BadInput(f"{str(part)!r} is damaged: column {f.name} has nulls")
                     yield batch
@@ -53,7 +57,7 @@ def read_rows(folder: run_folder.Place, table: str, rows: int) -> Iterator[Any]:
 
 
 def _require_columns(part: run_folder.Place, file: pq.ParquetFile, table: str) -> None:
-    if wrong := wrong_columns(file.schema_arrow, SCHEMAS[table]):
+    if wrong := wrong_columns(file.schema_arrow, table):
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise BadInput(f"{str(part)!r} is no part of a table of {table}: {wrong[0]:.200}{more}")
 

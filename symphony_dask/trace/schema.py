@@ -94,6 +94,7 @@ SCHEMAS: dict[str, Any] = {
             pa.field("start_ns", pa.int64()),
             pa.field("end_ns", pa.int64()),
             _required("outcome", _label),
+            pa.field("rule", _label),
         ]
     ),
     "gpus": pa.schema(
@@ -127,3 +128,6 @@ SCHEMAS: dict[str, Any] = {
         ]
     ),
 }
+
+#: Columns that runs of earlier releases lack, by table; they read as null.
+LATER = {"batches": ("rule",)}

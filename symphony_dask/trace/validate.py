@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from symphony_dask.engine.start_rules import START_RULES
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import folder as run_folder
 from symphony_dask.trace.rows import wrong_columns
@@ -19,6 +20,7 @@ from symphony_dask.trace.schema import GPU_EVENTS, SCHEMAS, BatchOutcome, Outcom
 _LABELS = {
     ("requests", "outcome"): names(Outcome),
     ("batches", "outcome"): names(BatchOutcome),
+    ("batches", "rule"): list(START_RULES[1:]),
     ("gpus", "event"): list(GPU_EVENTS),
 }
 
@@ -44,7 +46,7 @@ def problems(path: str | os.PathLike[str], on_progress: Callable[[int], None] | 
         for part in run_folder.parts(folder, table):
             try:
                 with run_folder.open_part(part) as file:
-                    wrong = wrong_columns(file.schema_arrow, SCHEMAS[table])
+                    wrong = wrong_columns(file.schema_arrow, table)
                     for batch in () if wrong else file.iter_batches(run_folder.ROW_GROUP):
                         wrong += checked.check(batch)
                         done += batch.num_rows
@@ -77,6 +79,8 @@ class _Table:
         wrong = []
         self.rows += batch.num_rows
         for f in SCHEMAS[self.table]:
+            if f.name not in batch.schema.names:  # one that came later
+                continue
             column = batch.column(f.name)
             if column.null_count and not f.nullable:
                 wrong.append(f"column {f.name} has nulls")

@@ -18,6 +18,7 @@ from symphony_dask.dispatcher.recent_activity import (
     spent_by,
 )
 from symphony_dask.engine.request_kernels import LATENCY_BINS
+from symphony_dask.engine.start_rules import START_RULES
 from symphony_dask.trace import Outcome
 
 MS = 1_000_000
@@ -34,10 +35,14 @@ def add(
     waited: bool = False,
     end: float = 130,
     spent: Spent = NOTHING,
+    rule: str = "window",
 ) -> None:
     """A batch of a window from 100 to 110 ms, dispatched ``at`` ms, that was planned for 20 ms and ran 25."""
     window = (100 * MS, 110 * MS)
-    recent.batch(model, 7, size, window, int(at * MS), int(end * MS) - 25 * MS, int(end * MS), waited, 20 * MS, spent)
+    recent.batch(
+        model, 7, size, window, int(at * MS), int(end * MS) - 25 * MS, int(end * MS), waited, 20 * MS, spent,
+        START_RULES.index(rule),
+    )  # fmt: skip
 
 
 def counts(**outcomes: int) -> Any:
@@ -99,6 +104,15 @@ def test_batches_are_counted_by_size_and_by_what_was_left_of_their_window() -> N
     assert (tally.run_ns, tally.planned_ns) == (100 * MS, 80 * MS)
 
 
+def test_batches_are_counted_by_the_rule_that_let_them_start() -> None:
+    recent = RecentActivity()
+    for rule in ("window", "packing", "packing"):
+        add(recent, at=100, rule=rule)
+    recent.fold()
+    found = recent.tallies[0].rules.tolist()
+    assert {rule: n for rule, n in zip(START_RULES, found, strict=True) if n} == {"window": 1, "packing": 2}
+
+
 def test_batches_are_counted_once_however_often_they_are_folded() -> None:
     recent = RecentActivity()
     add(recent, at=100)
@@ -121,7 +135,8 @@ def test_more_batches_than_are_kept_are_all_counted_and_the_last_are_kept() -> N
 
 def test_models_are_told_by_their_last_ten_seconds() -> None:
     recent = RecentActivity()
-    add(recent, 4, at=100)
+    add(recent, 4, at=100, rule="eager")
+    add(recent, 8, at=105)
     add(recent, 8, at=105)
     add(recent, 100, at=105, end=130 - 20_000)  # long ago
     recent.sample(0.0, [(0, counts(ok=100), latencies(_40=100))])
@@ -139,10 +154,11 @@ def test_models_are_told_by_their_last_ten_seconds() -> None:
         "attainment": 0.75,
         "p50_ns": 1_060_000,  # the middle of bin 21, from 1 to 1.12 ms
         "p99_ns": 1_118_800,
-        "batches": 2,
-        "mean_batch": 6.0,
-        "window_left": 0.75,
-        "reasons": {"opening": 1, "gpu_free": 1, "early": 0},
+        "batches": 3,
+        "mean_batch": pytest.approx(20 / 3),
+        "window_left": pytest.approx(2 / 3),
+        "reasons": {"opening": 1, "gpu_free": 2, "early": 0},
+        "rules": {"window": 2, "eager": 1},
     }
 
 

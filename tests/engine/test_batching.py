@@ -92,6 +92,13 @@ def test_a_model_that_takes_the_place_of_another_is_as_all() -> None:
     assert starts(engine) == SLO - 7
 
 
+def test_where_no_model_is_adaptive_none_starts_early_though_gpus_are_short() -> None:
+    engine = formed("adaptive", Batching("deferred"))
+    engine.set_batching(0, 1, Batching("deferred"))
+    engine.state.g["waiting"] = 1.0
+    assert starts(engine) == SLO - 7
+
+
 @pytest.mark.parametrize(
     ("batching", "text"),
     [

@@ -20,6 +20,7 @@ from symphony_dask.backends import Emulated
 from symphony_dask.cli.commands.top import top, view
 from symphony_dask.client.model import Model
 from symphony_dask.client.serving import Serving
+from symphony_dask.engine.start_rules import START_RULES
 from symphony_dask.observe import dashboard
 from symphony_dask.observe.colours import GREY
 from tests.helpers.browser import CHROMIUM, HEIGHT, WIDTH, Browser
@@ -142,6 +143,7 @@ def test_the_page_shows_models_and_gpus_at_work(
         assert "No model" not in summary
         for name in ("classifier", "embedder", "detector"):
             assert name in tables[0]
+        assert re.search(rf"({'|'.join(START_RULES[1:])}) \d+ %", tables[0])
         for address in shown.status()["workers"]:
             assert address in tables[1]
         for figure, box in boxes.items():
@@ -215,6 +217,7 @@ def test_top_shows_models_and_gpus_once(shown: Serving, models: list[Model]) -> 
     assert [g["rank"] for g in found["gpus"]] == [0, 1, 2, 3]
     figures = {"rate_hz", "goodput_hz", "attainment", "p50_ns", "p99_ns", "queued", "mean_batch"}
     assert figures <= found["models"][0].keys()
+    assert {rule for m in found["models"] for rule in m["rules"]} <= set(START_RULES[1:])
     result = CliRunner().invoke(top, ["--scheduler", address, "--once"])
     assert result.exit_code == 0
     for text in ("classifier", "250ms", "4 GPUs busy", "4 workers", "idle"):
@@ -262,6 +265,9 @@ def test_metrics_count_requests_batches_and_latencies(shown: Serving, patient: M
     assert found("symphony_model_batch_size_sum", **m) == answered
     reasons = [found("symphony_model_dispatches_total", reason=r, **m) for r in ("opening", "gpu_free", "early")]
     assert sum(reasons) == found("symphony_model_window_left_ratio_count", **m) == batches
+    rules = [found("symphony_model_batch_starts_total", rule=rule, **m) for rule in START_RULES[1:]]
+    assert sum(rules) == batches
+    assert found("symphony_model_batch_starts_total", rule="packing", **m) > 0
     assert found("symphony_model_execution_seconds_total", **m) >= 0.006 * batches
     assert found("symphony_model_planned_seconds_total", **m) >= 0.006 * batches
     assert found("symphony_model_profile_drift_ratio", gpu_class="cpu", **m) > 0

@@ -47,6 +47,8 @@ def test_two_thousand_batched_answers_equal_the_unbatched_ones(tmp_path: Path) -
     requests, batches = run.requests.collect(), run.batches.collect()
     assert sorted(requests["id"]) == list(range(N))
     assert batches["size"].sum() == N
+    assert batches["rule"].null_count() == 0
+    assert "packing" in batches["rule"]  # the first batch found idle GPUs
     in_batches = requests.group_by("batch").len().join(batches, on="batch")
     assert in_batches.height == batches.height
     assert in_batches.filter(pl.col("len") != pl.col("size")).is_empty()

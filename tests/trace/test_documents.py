@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from symphony_dask.engine.events import OPS
+from symphony_dask.engine.start_rules import START_RULES
 from symphony_dask.trace import GPU_EVENTS, SCHEMA_VERSION, SCHEMAS, BatchOutcome, Outcome
 from symphony_dask.trace.schema import names
 from tests.helpers.runs.tables import record_example
@@ -50,7 +51,7 @@ def test_every_column_of_a_table_is_described_with_its_type_and_whether_it_may_b
 
 
 def test_every_label_and_the_version_are_described():
-    for label in [*names(Outcome), *names(BatchOutcome), *GPU_EVENTS, *OPS]:
+    for label in [*names(Outcome), *names(BatchOutcome), *GPU_EVENTS, *OPS, *START_RULES[1:]]:
         assert f"`{label}`" in PAGE
     assert f"schema version {SCHEMA_VERSION}" in PAGE
 

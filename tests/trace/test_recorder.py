@@ -10,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from symphony_dask.engine.start_rules import START_RULES, UNKNOWN
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import BatchOutcome, Outcome, Recorder, open_run
 from symphony_dask.trace import folder as run_folder
@@ -68,12 +69,21 @@ def test_every_recorded_batch_column_is_read_back_with_its_nulls(tmp_path):
                 start_ns=[11, -1],
                 end_ns=[13, -1],
                 outcome=[BatchOutcome.DONE, BatchOutcome.LOST],
+                rule=[START_RULES.index("packing"), UNKNOWN],
             )
         )
     assert open_run(tmp_path).batches.collect().rows() == [
-        (0, "bert", 0, 8, 1, 3, 5, 7, 9, 11, 13, "done"),
-        (1, "bert", 1, 4, 2, 4, 6, 8, 10, None, None, "lost"),
+        (0, "bert", 0, 8, 1, 3, 5, 7, 9, 11, 13, "done", "packing"),
+        (1, "bert", 1, 4, 2, 4, 6, 8, 10, None, None, "lost", None),
     ]
+
+
+def test_batches_may_be_recorded_without_their_rules(tmp_path):
+    batches = columns("batches", batch=[0, 1], model=[0, 0], outcome=[BatchOutcome.DONE] * 2)
+    with Recorder(tmp_path, {}) as recorder:
+        recorder.add_model("bert")
+        recorder.record_batches({name: values for name, values in batches.items() if name != "rule"})
+    assert open_run(tmp_path).batches.collect()["rule"].to_list() == [None, None]
 
 
 def test_gpu_events_and_scaling_ticks_are_read_back(tmp_path):

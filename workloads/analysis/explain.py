@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from symphony_dask.engine.start_rules import TEXTS
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import Run
 from symphony_dask.units import NS_PER_MS, NS_PER_S, format_duration
@@ -20,8 +21,9 @@ def explain(run: Run, request: int) -> dict[str, Any]:
     """All that the tables tell of request ``request``: every time in ms since its arrival, and ``sentences``.
 
     Keys: request, label, policy, model, client, outcome, cause (late and dropped only), arrival_s (of the run),
-    deadline_ms, reply_ms, batch (None where it was in none: batch, gpu, size, outcome, window_open_ms, window_close_ms,
-    dispatch_ms, planned_start_ms, planned_end_ms, start_ms, end_ms), busy (batches that were at GPUs between its
+    deadline_ms, reply_ms, batch (None where it was in none: batch, gpu, size, outcome, rule, window_open_ms,
+    window_close_ms, dispatch_ms, planned_start_ms, planned_end_ms, start_ms, end_ms; rule, which let it start, is None
+    in runs of before rules were recorded), busy (batches that were at GPUs between its
     arrival and its end: gpu, batch, model, size, dispatch_ms, start_ms, end_ms; ``MOST_BATCHES`` at most, busy_left_out
     says how many more), gpus (which were there), sentences.
 
@@ -62,7 +64,7 @@ def explain(run: Run, request: int) -> dict[str, Any]:
             b = of_batch.row(0, named=True)
             times = ("window_open", "window_close", "dispatch", "planned_start", "planned_end", "start", "end")
             found["batch"] = {
-                **{name: b[name] for name in ("batch", "gpu", "size", "outcome")},
+                **{name: b[name] for name in ("batch", "gpu", "size", "outcome", "rule")},
                 **{f"{name}_ms": ms(b[f"{name}_ns"]) for name in times},
             }
     until = max(t for t in (row["reply_ns"], row["end_ns"], arrival) if t is not None)
@@ -129,6 +131,10 @@ def _of_batch(run: Run, f: dict[str, Any], b: dict[str, Any]) -> list[str]:
     company = "alone" if size == 1 else f"with {size - 1} other request{'s' if size > 2 else ''} of {f['model']}"
     if left is not None:
         said.append(f"It was dispatched at {at(left)} to GPU {b['gpu']}, {company}, as batch {b['batch']}.")
+    if b["rule"] is not None:
+        said.append(
+            f"What let it start is the rule {b['rule']}: {TEXTS.get(b['rule'], 'this version does not know it')}."
+        )
     if opened is not None and left is not None:
         said.append(_why_then(f, opened, closed, left))
     if table is not None and size + 1 < len(table):
@@ -158,10 +164,12 @@ def _why_then(f: dict[str, Any], opened: float, closed: float | None, left: floa
     busy = _busy_throughout(f, begin, left, gap)
     after = left - begin
     if left < opened - 1e-6:
-        early = f"That was {opened - left:.2f} ms before the opening, for the policy {f['policy']} starts early"
+        said = f"That was {opened - left:.2f} ms before the opening"
+        if f["batch"]["rule"] is None:
+            said += f", for the policy {f['policy']} starts early"
         if left > gap and _busy_throughout(f, 0.0, left, gap):
-            return f"{early}, as soon as a GPU was free: {_all_gpus(f)} busy from its arrival until then."
-        return f"{early} when a GPU is free."
+            return f"{said}, as soon as a GPU was free: {_all_gpus(f)} busy from its arrival until then."
+        return f"{said}: a GPU was free."
     if after <= gap + 1e-6:
         return "That was when its window opened, or when it arrived in an open one: a GPU was free."
     where = "after the window had closed" if closed is not None and left > closed + gap else "inside the window"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +16,7 @@ from symphony_dask.cli.output import print_json
 from symphony_dask.cli.partial_files import whole_file
 from symphony_dask.errors import BadInput
 from workloads.cli.compare_grid import GridOptions, grid_options, listed
+from workloads.cli.options import prefer_option
 from workloads.cli.progress_bars import estimate_bar
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class CompareOptions:
     measure: str
     load: tuple[str, ...]
     policy: tuple[str, ...]
+    prefer: str | None
     requests: int
     seconds: float | None
     seeds: int
@@ -85,6 +87,7 @@ class Comparison(NamedTuple):
     multiple=True,
     help=f"Compare these policies of the engine and baselines, or all but offline. By default, {','.join(_POLICIES)}.",
 )
+@prefer_option
 @click.option(
     "--requests",
     default=200_000,
@@ -110,16 +113,25 @@ def compare(options: CompareOptions, grid_options: GridOptions, as_json: bool) -
     commas or by repeating it.
     """
     from workloads.compare import figures
+    from workloads.compare.policies import batching_of
 
     if options.out is not None:
         figures.require_matplotlib()
-    cells = grid_options.cells("default" if options.measure == "goodput" else "gpus")
     policies = options.policies()
+    batching = batching_of(options.prefer, policies)
+    grid = grid_options.cells("default" if options.measure == "goodput" else "gpus")
+    cells = [replace(cell, batching=batching) for cell in grid]
     began = time.perf_counter()
     found = compared(cells, policies, options)
     took_s = time.perf_counter() - began
     if as_json:
-        about = {"label": "simulated", "measure": options.measure, "policies": policies, "seeds": options.seeds}
+        about = {
+            "label": "simulated",
+            "measure": options.measure,
+            "policies": policies,
+            "prefer": options.prefer,
+            "seeds": options.seeds,
+        }
         frames = {"summary": found.summary.to_dicts(), "rows": found.rows.to_dicts()}
         print_json({**about, "took_s": took_s, "files": found.files, **frames})
     else:

@@ -14,6 +14,7 @@ from workloads.cli.options import (
     models_option,
     policy_option,
     popularity_option,
+    prefer_option,
     profile_option,
     shape_option,
     slo_option,
@@ -32,6 +33,7 @@ class GoodputOptions:
     models: int
     gpus: int
     policy: str
+    prefer: str | None
     shape: float
     popularity: str
     seconds: float
@@ -44,6 +46,7 @@ class GoodputOptions:
 @models_option()
 @click.option("--gpus", required=True, type=int, help="Use this many GPUs.")
 @policy_option
+@prefer_option
 @shape_option
 @popularity_option
 @click.option("--seconds", default=20.0, show_default=True, help="Simulate this many seconds at each rate.")
@@ -71,11 +74,13 @@ def goodput_of(options: GoodputOptions) -> Goodput:
     """Raises ``BadInput`` where options cannot be used."""
     from symphony_dask.units import parse_duration_ns
     from workloads.compare import goodput as search
+    from workloads.compare.policies import batching_of
     from workloads.simulation.result import SimModel
     from workloads.traces.zoo import POPULARITIES, parse_profile
 
     profile, slo_ns = parse_profile(options.profile_text), parse_duration_ns(options.slo, "slo")
-    models = [SimModel(f"model-{m}", profile, slo_ns) for m in range(options.models)]
+    batching = batching_of(options.prefer, [options.policy])
+    models = [SimModel(f"model-{m}", profile, slo_ns, batching=batching) for m in range(options.models)]
     return search.goodput(
         models,
         options.gpus,

@@ -66,6 +66,12 @@ policy_option = click.option(
     show_default=True,
     help=f"Schedule by this policy: {ENGINE_POLICIES}; or by a baseline: {BASELINES}.",
 )
+prefer_option = click.option(
+    "--prefer",
+    metavar="latency|gpus",
+    help="Under policy adaptive, start batches at once while few GPUs are at work (latency), or wait for the window, "
+    "which saves GPU time (gpus). By default, latency.",
+)
 slo_option = click.option(
     "--slo", required=True, metavar="DURATION", help="Finish each request within this latency objective, such as 25ms."
 )

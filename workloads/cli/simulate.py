@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -16,6 +16,7 @@ from workloads.cli.options import (
     fleet_of,
     gpus_option,
     policy_option,
+    prefer_option,
     profiles_option,
     require_profiles,
     trace_slo_option,
@@ -29,6 +30,7 @@ class SimulateOptions:
     path: str
     gpus_text: str
     policy: str
+    prefer: str | None
     slo: str | None
     profile_texts: tuple[str, ...]
     noise: float
@@ -40,6 +42,7 @@ class SimulateOptions:
 @click.argument("path", metavar="TRACE")
 @gpus_option
 @policy_option
+@prefer_option
 @trace_slo_option
 @profiles_option(required=False)
 @click.option(
@@ -65,9 +68,10 @@ def simulate(options: SimulateOptions, as_json: bool) -> None:
 
 def simulated(options: SimulateOptions) -> dict[str, Any]:
     """What became of the requests, and how long reading and simulating took; raises ``BadInput``."""
-    from workloads.compare.policies import check_size, compile_policies, scheduler
+    from workloads.compare.policies import batching_of, check_size, compile_policies, scheduler
     from workloads.simulation.workload import read_workload
 
+    batching = batching_of(options.prefer, [options.policy])
     gpus, profile, by_class = fleet_of(options.gpus_text, options.profile_texts)
     note_partial(options.path)
     began = time.perf_counter()
@@ -79,7 +83,7 @@ def simulated(options: SimulateOptions) -> dict[str, Any]:
     compile_policies([options.policy])  # not simulation, so not timed
     began = time.perf_counter()
     result = scheduler(options.policy, slos_ns=work.slos_ns, noise=options.noise, seed=options.seed)(
-        work.models, gpus, work.arrivals_ns, work.choices
+        [replace(model, batching=batching) for model in work.models], gpus, work.arrivals_ns, work.choices
     )
     simulated_hz = len(work.arrivals_ns) / (time.perf_counter() - began)
     found = {**result.to_dict(), "simulated_hz": simulated_hz, "read_s": read_s}
@@ -97,5 +101,5 @@ def _recorded(result: object, options: SimulateOptions, folder: str) -> dict[str
 
     if not isinstance(result, SimulatedRun):
         raise BadInput(f"policy {options.policy!r} is a baseline, which keeps no tables: leave --folder out")
-    record(result, folder, trace=options.path)
+    record(result, folder, trace=options.path, prefer=options.prefer)
     return {"run": folder, "digest": digest(folder), "sha256": file_hashes(folder)}

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from symphony_dask.engine.batching import AS_ALL, Batching
 from symphony_dask.errors import BadInput
 from symphony_dask.names import name_list
 from symphony_dask.units import NS_PER_MS, NS_PER_S
@@ -39,6 +40,7 @@ class Cell:
     profile: a name of the zoo, or "alpha,beta" in ms.
     shape: of each model's gamma distributed gaps; 1 is a Poisson process, less is burstier.
     popularity: a name in ``zoo.POPULARITIES``.
+    batching: how each model's batches are formed.
     """
 
     profile: str
@@ -47,6 +49,7 @@ class Cell:
     slo_ns: int
     shape: float
     popularity: str = "equal"
+    batching: Batching = AS_ALL
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -65,7 +68,7 @@ class Cell:
 
     def sim_models(self) -> list[SimModel]:
         profile = parse_profile(self.profile)
-        return [SimModel(f"model-{m}", profile, self.slo_ns) for m in range(self.models)]
+        return [SimModel(f"model-{m}", profile, self.slo_ns, batching=self.batching) for m in range(self.models)]
 
     def bound_models(self) -> list[BoundModel]:
         profile = parse_profile(self.profile)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from symphony_dask.engine.batching import AS_ALL, PREFER, Batching
 from symphony_dask.engine.engine import POLICIES
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.errors import BadInput
@@ -41,6 +42,21 @@ def scheduler(policy: str, **options: Any) -> Scheduler:
         return BASELINES[policy](alike, sum(group.number for group in given), arrivals_ns, choices)
 
     return baseline
+
+
+def batching_of(prefer: str | None, policies: Iterable[str]) -> Batching:
+    """How models form their batches that prefer this, None for what is not said; raises ``BadInput`` where no policy
+    looks at it.
+    """
+    if prefer is None:
+        return AS_ALL
+    if prefer not in PREFER:
+        raise BadInput(f"prefer is {prefer!r:.60}: choose {' or '.join(PREFER)}")
+    if "adaptive" not in (names := list(policies)):
+        raise BadInput(
+            f"prefer is {prefer!r}: only policy 'adaptive' looks at it, not {', '.join(names)}; leave it out"
+        )
+    return Batching(prefer=prefer)
 
 
 def check_size(policy: str, requests: int, gpus: Gpus, models: int) -> None:

@@ -138,5 +138,6 @@ def _batches(run: SimulatedRun, begin: int, end: int) -> Rows:
         "start_ns": np.where(lost, -1, run.batch_start_ns[here]),
         "end_ns": np.where(lost, -1, run.batch_end_ns[here]),
         "outcome": np.where(lost, BatchOutcome.LOST, BatchOutcome.DONE).astype(np.int8),
+        "rule": run.batch_rule[here],
         _ENDED: run.batch_end_ns[here],
     }

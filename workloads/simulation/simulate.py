@@ -25,6 +25,7 @@ from symphony_dask.engine.engine import NEVER, POLICIES, Engine
 from symphony_dask.engine.native import heap
 from symphony_dask.engine.native.arrays import Bools, Floats, Int8s, Int32s, Int64s
 from symphony_dask.engine.native.compiled import compiled, wide
+from symphony_dask.engine.policy import starts
 from symphony_dask.engine.queue_limits import DEFAULT_QUEUE_LIMIT, MOST_PRIORITY
 from symphony_dask.engine.state import DEPTH, Profiles, State
 from symphony_dask.errors import BadInput
@@ -53,6 +54,7 @@ class SimulatedRun(Simulated):
     fleet: every GPU that there ever was; changes: how they came and went, by time.
     request_batch: (n,) int32, index of the request's batch, -1 if it was in none.
     decided_ns: (n,) int64, when the request was dispatched, dropped or rejected.
+    batch_rule: (k,) int8, number of the rule of ``START_RULES`` that let the batch start.
     batch_lost: (k,) bool, whether the batch was lost with its GPU; it ends with it then, and its requests went on.
     batch_dispatch_ns, batch_open_ns, batch_close_ns, batch_planned_start_ns, batch_planned_end_ns: (k,) int64, the
         decision, the window and the plan of each batch.
@@ -73,6 +75,7 @@ class SimulatedRun(Simulated):
     batch_close_ns: Ints = field(repr=False)
     batch_planned_start_ns: Ints = field(repr=False)
     batch_planned_end_ns: Ints = field(repr=False)
+    batch_rule: npt.NDArray[np.int8] = field(repr=False)
 
 
 class Log(NamedTuple):
@@ -92,13 +95,14 @@ class Log(NamedTuple):
     closed: Int64s
     planned_start: Int64s
     planned_end: Int64s
+    rule: Int8s  # (batches,) int8
     lost: Bools  # (batches,) bool
 
 
 def new_log(n: int, batches: int) -> Log:
     of_requests: list[Any] = [np.empty(n, kind) for kind in (np.int8, np.int64, np.int64, np.int32)]
     of_batches: list[Any] = [np.empty(batches, kind) for kind in [np.int32] * 3 + [np.int64] * 7]
-    return Log._make([*of_requests, *of_batches, np.zeros(batches, np.bool_)])
+    return Log._make([*of_requests, *of_batches, np.empty(batches, np.int8), np.zeros(batches, np.bool_)])
 
 
 @compiled
@@ -189,6 +193,7 @@ def loop(
             log.closed[k] = b.window_close
             log.planned_start[k] = b.start
             log.planned_end[k] = b.end
+            log.rule[k] = starts.of_batch(s, b.gpu, b.batch)
             for member in range(size):
                 r = s.req[s.members[b.offset + member]].request
                 log.outcome[r] = _OK if end <= deadlines[r] else _LATE
@@ -336,6 +341,7 @@ def simulate(
         batch_close_ns=batches["closed"],
         batch_planned_start_ns=batches["planned_start"],
         batch_planned_end_ns=batches["planned_end"],
+        batch_rule=batches["rule"],
     )
 
 

@@ -179,7 +179,7 @@ def _slack(s: State, m: int) -> int:
 
 
 @inlined
-def _waited(s: State, m: int, deadline: int) -> int:
+def waited_until(s: State, m: int, deadline: int) -> int:
     """When the request with that deadline has waited as long as it may for a window, ns."""
     mod = s.mod[m]
     return int(deadline - mod.slo + mod.delay - 1)
@@ -210,7 +210,7 @@ def absorb(s: State, m: int, now: int) -> bool:
     latency = s.lat[m, mod.gpu_class]
     opening = frontrun(latency, mod.first_at, rest, s.g[0].control + _slack(s, m))
     if mod.delay > 0:
-        opening = min(opening, _waited(s, m, mod.first_at))
+        opening = min(opening, waited_until(s, m, mod.first_at))
     if mod.state == READY:
         if rest <= mod.target:
             return False
@@ -277,7 +277,7 @@ def refresh(s: State, m: int, now: int) -> None:
         if mod.own_policy == 0:
             mod.open = min(mod.close, deadline - mod.slo + int(s.g[0].fraction * mod.slo))
     if mod.delay > 0:
-        mod.open = min(mod.open, _waited(s, m, deadline))
+        mod.open = min(mod.open, waited_until(s, m, deadline))
     at_once = policy == EAGER or (policy == TARGET and rest >= mod.target)
     state = READY if at_once or b == mod.max_batch or now >= mod.open else PENDING
     if state == READY and mod.state != READY:

@@ -5,16 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
 from symphony_dask.cli.main import symphony
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import BatchOutcome, Outcome, Recorder, Run, open_run, write_trace
+from symphony_dask.trace.validate import problems
 from tests.helpers.runs.simulated import MODEL, MS, crowd, simulated
 from workloads.analysis.causes import CAUSES, causes, idleness, label, top
 from workloads.analysis.explain import explain
 from workloads.analysis.gpu_presence import presence_intervals
+from workloads.traces.digest import digest
 
 
 def live(folder: Path, rows: list[dict[str, int]], batch: dict[str, int], label: str | None = None) -> Run:
@@ -83,8 +86,8 @@ def test_a_request_that_waits_for_its_window_is_told_in_order(tmp_path: Path) ->
     found = explain(run, 1)
     assert (found["label"], found["outcome"], found["deadline_ms"], found["reply_ms"]) == ("simulated", "ok", 25, 14)
     assert found["batch"] == {
-        "batch": 0, "gpu": 0, "size": 2, "outcome": "done", "window_open_ms": 7, "window_close_ms": 8, "dispatch_ms": 7,
-        "planned_start_ms": 7, "planned_end_ms": 14, "start_ms": 7, "end_ms": 14,
+        "batch": 0, "gpu": 0, "size": 2, "outcome": "done", "rule": "window", "window_open_ms": 7, "window_close_ms": 8,
+        "dispatch_ms": 7, "planned_start_ms": 7, "planned_end_ms": 14, "start_ms": 7, "end_ms": 14,
     }  # fmt: skip
     text = "\n".join(found["sentences"])
     for part in (
@@ -92,12 +95,50 @@ def test_a_request_that_waits_for_its_window_is_told_in_order(tmp_path: Path) ->
         "window of its batch opened at +7.00 ms and closed at +8.00 ms",
         "dispatched at +7.00 ms to GPU 0, with 1 other request of m, as batch 0",
         "when its window opened",
+        "What let it start is the rule window: its window opened, as one more request could not have joined it in time",
         "a batch of 2 takes 7ms, and one of 3 8ms",
         "ran it from +7.00 ms to +14.00 ms",
         "answered at +14.00 ms, 11.00 ms before its deadline",
         "GPU 0 (gpu) meanwhile ran 2 of m from +7.00 ms to +14.00 ms (batch 0)",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("policy", "rule", "text"),
+    [
+        ("adaptive", "packing", "fewer GPUs were at work than waiting for windows would use"),
+        ("deferred", "window", "one more request could not have joined it in time"),
+        ("eager", "eager", "the policy starts whatever is queued"),
+        ("latest", "latest", "its window was about to close"),
+        ("timeout", "timeout", "its first request had waited the part of its SLO that the policy says"),
+    ],
+)
+def test_the_rule_that_let_a_batch_start_is_named(policy: str, rule: str, text: str, tmp_path: Path) -> None:
+    run = simulated(tmp_path / "run", 0, policy=policy)
+    assert run.batches.collect()["rule"].to_list() == [rule]
+    result = CliRunner().invoke(symphony, ["explain", str(run.folder), "--request", "0"])
+    assert f"What let it start is the rule {rule}: " in result.stdout
+    assert text in result.stdout
+
+
+def without_rules(run: Run) -> Run:
+    """As an earlier release recorded it."""
+    part = Path(str(run.folder)) / "batches-000001.parquet"
+    pq.write_table(pq.read_table(part).drop_columns("rule"), part)
+    return open_run(str(run.folder))
+
+
+def test_a_run_of_before_rules_is_explained_without_them(tmp_path: Path) -> None:
+    old = without_rules(simulated(tmp_path / "run", 0, policy="eager"))
+    assert old.batches.collect()["rule"].to_list() == [None]
+    found = explain(old, 0)
+    assert found["batch"]["rule"] is None
+    text = "\n".join(found["sentences"])
+    assert "What let it start" not in text
+    assert "for the policy eager starts early" in text
+    assert problems(str(old.folder)) == []
+    assert len(digest(str(old.folder))) == 64
 
 
 def test_a_batch_that_leaves_late_in_its_window_says_that_the_gpu_was_busy(tmp_path: Path) -> None:
@@ -109,7 +150,7 @@ def test_a_batch_that_leaves_late_in_its_window_says_that_the_gpu_was_busy(tmp_p
 
 def test_a_batch_that_leaves_before_its_window_says_that_the_policy_is_eager(tmp_path: Path) -> None:
     run = simulated(tmp_path / "run", 0, 1, policy="eager")  # the first runs until 6; the window opens at 26 - l(2)
-    early = "That was 13.00 ms before the opening, for the policy eager starts early"
+    early = "the rule eager: the policy starts whatever is queued.\nThat was 13.00 ms before the opening"
     assert f"{early}, as soon as a GPU was free: the only GPU was busy from" in "\n".join(explain(run, 1)["sentences"])
 
 

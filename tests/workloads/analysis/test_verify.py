@@ -14,8 +14,12 @@ import pytest
 
 from symphony_dask.backends import Emulated
 from symphony_dask.client.serving import Serving
+from symphony_dask.engine.journal import Replayer
+from symphony_dask.engine.start_rules import START_RULES
+from symphony_dask.engine.state import BATCH
 from symphony_dask.errors import BadInput
 from symphony_dask.trace import open_run
+from symphony_dask.wire.records import SUBMIT_ROW
 from tests.helpers import models
 from tests.helpers.cluster import Cluster, wait_until
 from workloads.analysis.verify import verify
@@ -72,6 +76,21 @@ def rewritten(recorded: Path, folder: Path, frame: pl.DataFrame) -> Path:
     schema = pq.read_schema(recorded / "events-000001.parquet")
     pq.write_table(frame.to_arrow().cast(schema), folder / "events-000001.parquet")
     return folder
+
+
+def test_replayed_batches_start_by_the_rules_that_were_recorded(recorded: Path) -> None:
+    run = open_run(recorded)
+    zero = run.info["engine_clock_ns"]
+    first, *events = run.events.select("time_ns", "op", "a", "b", "c", "d", "data").collect().rows(named=True)
+    replayer = Replayer(first["data"], SUBMIT_ROW)
+    rules = {}
+    for event in events:
+        found = replayer.apply(**event | {"now": zero + event.pop("time_ns")})
+        for row in np.frombuffer((found or b"")[: replayer.last[0] * BATCH.itemsize if found else 0], BATCH):
+            rules[int(row["batch"])] = START_RULES[replayer.engine.rule(int(row["gpu"]), int(row["batch"]))]
+    of_run = dict(run.batches.select("batch", "rule").collect().iter_rows())
+    assert of_run == of_run | rules
+    assert {"eager", "full"} < set(rules.values())
 
 
 def test_the_first_decision_that_differs_is_told(recorded: Path, tmp_path: Path) -> None:

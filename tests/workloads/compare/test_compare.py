@@ -252,6 +252,21 @@ def test_the_command_counts_gpus(measure: str, figure: str, tmp_path: Path) -> N
     assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+def test_the_command_says_what_models_prefer() -> None:
+    cell = ["--profile", "resnet50", "--models", "1", "--gpus", "2", "--slo", "25ms", "--shape", "1"]
+    rest = ["--measure", "gpus-used", "--requests", "2000", "--processes", "1", "--json", "--policy"]
+    busy = {}
+    for prefer in ("latency", "gpus"):
+        found = json.loads(run(*cell, *rest, "adaptive,deferred", "--prefer", prefer).stdout)
+        assert found["prefer"] == prefer
+        busy[prefer] = [row["busy_gpus"] for row in found["rows"] if row["part"] == 0.1]
+    assert busy["gpus"][0] < busy["latency"][0]
+    assert busy["gpus"][1] == busy["latency"][1]
+    assert "prefer is 'gpus': only policy 'adaptive' looks at it, not eager, nexus" in refusal(
+        *cell, "--policy", "eager,nexus", "--prefer", "gpus"
+    )
+
+
 def test_tables_show_missing_figures_as_a_dash_and_ratios_to_each_other_policy() -> None:
     rows = [
         {**dict.fromkeys(compare.SCHEMA), **row}

@@ -131,6 +131,28 @@ def test_the_command_searches_baselines_too() -> None:
     assert 0 < json.loads(result.stdout)["goodput_hz"] < 5_875
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--prefer", "speed"), "prefer is 'speed': choose latency or gpus"),
+        (("--prefer", "gpus", "--policy", "eager"), "only policy 'adaptive' looks at it, not eager; leave it out"),
+    ],
+)
+def test_the_command_names_a_preference_that_cannot_be_used(options: tuple[str, ...], said: str) -> None:
+    given = ["--profile", "1.053,5.072", "--slo", "25ms", "--gpus", "1"]
+    result = CliRunner().invoke(symphony, ["goodput", *given, *options])
+    assert result.exit_code == 1
+    assert said in result.output
+
+
+def test_the_command_searches_for_models_that_prefer_gpus() -> None:
+    options = "--profile 1.053,5.072 --slo 25ms --models 5 --gpus 8 --seconds 1 --seeds 1 --json --prefer"
+    results = [CliRunner().invoke(symphony, ["goodput", *options.split(), prefer]) for prefer in ("latency", "gpus")]
+    latency, gpus = [json.loads(result.stdout) for result in results]
+    assert latency["goodput_hz"] != gpus["goodput_hz"]
+    assert latency["bound_hz"] == gpus["bound_hz"]
+
+
 def test_the_first_arrivals_of_a_mix_have_exactly_the_rate_asked_for() -> None:
     mix = Mix([0.5, 0.5], shape=0.1)
     arrivals_ns, choices = mix.first(3_000, 2.0)

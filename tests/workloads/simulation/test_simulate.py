@@ -285,6 +285,28 @@ def test_the_command_records_a_run_and_refuses_to_for_a_baseline(tmp_path: Path)
     assert open_run(tmp_path / "run").summary().ok == 3
 
 
+@pytest.mark.parametrize(("prefer", "starts_ns"), [("latency", 0), ("gpus", 18 * MS)])
+def test_the_command_has_models_prefer_latency_or_gpus(prefer: str, starts_ns: int, tmp_path: Path) -> None:
+    write_trace(tmp_path / "trace", pl.DataFrame({"model": ["m"], "arrival_ns": [0]}))
+    options = [
+        "--gpus",
+        "1",
+        "--slo",
+        "25ms",
+        "--profile",
+        "1,5",
+        "--prefer",
+        prefer,
+        "--folder",
+        str(tmp_path / "run"),
+    ]
+    result = CliRunner().invoke(symphony, ["simulate", str(tmp_path / "trace"), *options])
+    assert result.exit_code == 0, result.output
+    run = open_run(tmp_path / "run")
+    assert run.batches.collect()["start_ns"].to_list() == [starts_ns]
+    assert run.info["prefer"] == prefer
+
+
 def test_the_command_lists_the_policies_when_it_knows_no_such(tmp_path: Path) -> None:
     write_trace(tmp_path, pl.DataFrame({"model": ["m"], "arrival_ns": [0]}))
     result = CliRunner().invoke(symphony, ["simulate", str(tmp_path), "--gpus", "1", "--policy", "fifo"])
