@@ -68,18 +68,20 @@ class RequestTable:
         self.client[:] = -1
         self._payload: list[memoryview] = [memoryview(b"")] * size
         self._evicted = records(1, EVICTED)
-        # How long an answer takes to get to each client, ns.
+        # How long an answer takes to get to each client, and then to be in its hands, ns.
         self._one_way = np.zeros(64, np.int64)
+        self._in_hand = np.zeros(64, np.int64)
 
-    def set_one_way(self, client: int, one_way_ns: int) -> None:
-        """An answer takes so long to get to a client."""
+    def set_one_way(self, client: int, one_way_ns: int, in_hand_ns: int = 0) -> None:
+        """An answer takes so long to get to a client, and then so long to be in its hands."""
         if client >= len(self._one_way):
-            self._one_way = np.append(self._one_way, np.zeros(max(client, len(self._one_way)), np.int64))
-        self._one_way[client] = one_way_ns
+            more = np.zeros(max(client, len(self._one_way)), np.int64)
+            self._one_way, self._in_hand = np.append(self._one_way, more), np.append(self._in_hand, more)
+        self._one_way[client], self._in_hand[client] = one_way_ns, in_hand_ns
 
-    def one_way_ns(self, clients: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """How long an answer takes to get to each of some clients, 0 to those that are gone."""
-        return np.where(clients < 0, 0, self._one_way[clients])
+    def back_ns(self, clients: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+        """How long an answer takes until it is in the hands of each of some clients, 0 for those that are gone."""
+        return np.where(clients < 0, 0, self._one_way[clients] + self._in_hand[clients])
 
     def admit(
         self,
@@ -174,8 +176,8 @@ class RequestTable:
         results, owners = np.zeros(n, RESULT_ROW), np.empty(n, np.int32)
         entries = np.empty(n, request_kernels.ENTRY) if keep else _NO_ENTRIES
         owner, answered, answer_ns = request_kernels.settle(
-            self._entries, slots, fielded(answers), blob_bytes, now, self._one_way, marks, fielded(results), owners,
-            counts, latencies, fielded(entries),
+            self._entries, slots, fielded(answers), blob_bytes, now, self._one_way, self._in_hand, marks,
+            fielded(results), owners, counts, latencies, fielded(entries),
         )  # fmt: skip
         if owner == request_kernels.MALFORMED:
             return None

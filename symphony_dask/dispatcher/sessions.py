@@ -13,21 +13,46 @@ from symphony_dask.wire.hello import WorkerHello
 FIRST_ROUND_TRIP_NS = 1_000_000
 
 
+#: A ping goes behind a client's answers no more often than this, ns: one batch in so long tells of all.
+FOLLOW_NS = 50_000_000
+
+
 @dataclass
 class Client:
-    """What is kept about a client's connection."""
+    """What is kept about a client's connection.
+
+    A client answers a ping after what came before it. So one behind answers comes back later than one alone, by what
+    the client took until it had them in hand: it read them, ended their futures and called their callbacks.
+    """
 
     index: int
-    round_trip: Latency = field(default_factory=Latency)
+    round_trip: Latency = field(default_factory=Latency)  #: of pings alone
+    in_hand: Latency = field(default_factory=Latency)  #: by how much those behind answers take longer
     pinged: bool = False  #: whether the answer to a ping is under way
+    behind: bool = False  #: and that ping went behind answers
+    followed_ns: int = 0  #: when one last did
+    heard: int = 0  #: samples of ``in_hand`` at the last look
+
+    def ponged(self, took_ns: int) -> None:
+        """The answer to a ping has come, so long after it."""
+        if self.behind:
+            self.in_hand.add(took_ns - int(self.round_trip.mean_ns))
+        else:
+            self.round_trip.add(took_ns)
+
+    def look(self) -> None:
+        """To be called now and then: where nothing was answered, what was measured counts for less."""
+        if self.heard == self.in_hand.samples:
+            self.in_hand.relax()
+        self.heard = self.in_hand.samples
 
     def one_way_ns(self) -> int:
         """What to judge by: the mean."""
         return int(self.round_trip.mean_ns) // 2
 
-    def one_way_bound_ns(self) -> int:
-        """What to plan with."""
-        return self.round_trip.bound_ns() // 2
+    def back_bound_ns(self) -> int:
+        """What to plan with, until an answer is in the client's hands."""
+        return self.round_trip.bound_ns() // 2 + self.in_hand.bound_ns()
 
 
 @dataclass

@@ -203,6 +203,7 @@ def settle(
     blob_bytes: int,
     now: int,
     one_way: Int64s,
+    in_hand: Int64s,
     failed: Int8s,
     results: Records,
     owners: Int32s,
@@ -217,10 +218,10 @@ def settle(
     nothing done, if the answers do not add up.
 
     answers: (n,) with bytes and link (-1: in the blob, of ``blob_bytes``). failed: (n,), or empty if none did.
-    one_way: by client, how long an answer takes to get there.
+    one_way: by client, how long an answer takes to get there; in_hand: and then until it is in the client's hands.
     results: (n,) out, with id, bytes, link, outcome. owners: (n,) out, clients. counts: of outcomes, added to.
     latencies: (LATENCY_BINS + 1,), added to: how many of the requests that were answered took how long, from the client
-        and back, and at last the sum, ns.
+        until in its hands, and at last the sum, ns.
     kept: (n,) out, the entries as they were; empty if nobody wants them.
     """
     n = len(slots)
@@ -248,11 +249,11 @@ def settle(
             outcome = FAILED
         else:
             way = one_way[client] if client < len(one_way) else 0
-            reaches = now + way
+            reaches = now + way + (in_hand[client] if client < len(in_hand) else 0)
             outcome = OK if reaches <= entry.deadline else LATE
             _count_latency(latencies, reaches - entry.arrival)
             answered += 1
-            answer_ns += reaches - entry.arrival - 2 * way
+            answer_ns += now - entry.arrival - way
         results[i].id = entry.id
         results[i].bytes = answers[i].bytes
         results[i].link = answers[i].link

@@ -147,6 +147,19 @@ def test_answers_are_judged_by_when_they_reach_the_client() -> None:
     assert (host.table.client[slots] == -1).all()
 
 
+def test_answers_are_judged_by_when_they_are_in_the_clients_hands() -> None:
+    host = Host()
+    taken = host.admit(2, client=2, slo=[15, 16])
+    assert taken is not None
+    host.table.set_one_way(2, 1, 5)
+    settled, counts = settle(host, taken.slots, 0, set())
+    assert settled.results["outcome"].tolist() == [1, 0]
+    assert settled.answer_ns == 2 * (10 - 1)  # from the client to the answer, without the ways
+    assert host.latencies[request_kernels.LATENCY_BINS] == 2 * (10 + 1 + 5)
+    assert counts == [1, 1, 0, 0, 0, 0]
+    assert host.table.back_ns(np.array([2, -1], np.int32)).tolist() == [6, 0]
+
+
 def test_latencies_of_answers_are_counted_from_the_client_and_back() -> None:
     host = Host()
     # Ages in ns; answers are settled 10 ns after they came, and take no time back.
