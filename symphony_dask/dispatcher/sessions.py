@@ -37,7 +37,8 @@ class Client:
         """The answer to a ping has come, so long after it."""
         if self.behind:
             self.in_hand.add(took_ns - int(self.round_trip.mean_ns))
-        else:
+        # One behind answers that is back sooner shows that those alone were held up.
+        if not self.behind or took_ns < self.round_trip.mean_ns:
             self.round_trip.add(took_ns)
 
     def look(self) -> None:

@@ -42,6 +42,18 @@ def test_one_stall_of_a_client_takes_few_milliseconds_off_and_is_forgotten_withi
     assert client.back_bound_ns() < before_ns + MS // 2
 
 
+def test_a_ping_behind_answers_that_is_quick_shows_that_the_network_is() -> None:
+    client = heard(30 * MS, 30 * MS)
+    client.behind = True
+    for _ in range(1_000 * MS // FOLLOW_NS):
+        client.ponged(2 * MS)
+    assert client.one_way_ns() < 3 * MS
+    for _ in range(50):
+        client.ponged(7 * MS)
+    assert client.one_way_ns() < 3 * MS
+    assert client.in_hand.mean_ns > 2 * MS
+
+
 def test_what_is_not_measured_any_more_counts_for_less() -> None:
     client = heard(1 * MS, 6 * MS)
     client.look()
