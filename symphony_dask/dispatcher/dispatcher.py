@@ -193,7 +193,6 @@ class Dispatcher:
         #: Whether requests were dropped lately that only the delays to and from workers leave no time for.
         self._refused_for_delays = False
         self._timer_lateness = Latency(FIRST_TIMER_LATENESS_NS)
-        self._round_trip, self._in_hand = Latency(), Latency()  # of all clients
         self._set_slack(FIRST_ROUND_TRIP_NS // 2)
         self._tick_due = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -645,15 +644,16 @@ class Dispatcher:
 
     def _hear_client(self, client: Client, pinged_ns: int) -> None:
         now = now_ns()
+        if not client.pinged:  # nobody asked
+            return
         client.pinged = False
         if self._stood_still(pinged_ns, now):
             return
-        client.ponged(now - pinged_ns)
-        if client.behind:
-            self._in_hand.add(now - pinged_ns - int(client.round_trip.mean_ns))
-        else:
-            self._round_trip.add(now - pinged_ns)
-        self._requests.set_one_way(client.index, client.one_way_ns(), int(client.in_hand.mean_ns))
+        client.ponged(now - pinged_ns, now)
+        self._set_ways(client)
+
+    def _set_ways(self, client: Client) -> None:
+        self._requests.set_one_way(client.index, client.one_way_ns(), client.in_hand.typical_ns)
 
     def _stood_still(self, since_ns: int, now: int) -> bool:
         """Whether this process stood still since then, so that what was measured meanwhile tells nothing of others."""
@@ -711,10 +711,12 @@ class Dispatcher:
 
     def _measure_once(self) -> None:
         for connection in self._clients.values():
+            now, client = now_ns(), connection.peer
+            client.in_hand.forget(now)
+            self._set_ways(client)
             # One at a time: those that wait for a client that stands still would all tell of the same stall.
-            connection.peer.look()
-            if not connection.peer.pinged:
-                self._ping(connection, now_ns(), behind=False)
+            if not client.pinged:
+                self._ping(connection, now, behind=False)
         self._follow_latency()
         self._close_up()
         self.activity.fold()
@@ -745,11 +747,11 @@ class Dispatcher:
         if self._canaries:
             rows = split(rows, self._canaries.values())
         requests, slo_of = self._requests, self._slo_of
-        way_ns = client.back_bound_ns()
+        way_ns = client.one_way_bound_ns()
         taken = requests.admit(
             self.engine, rows, blob, client=client.index, now=now, margin_ns=way_ns + self._reply_ns,
-            care_ns=way_ns - client.one_way_ns() + self._reply_care_ns, index_of=self._index_of, slo_of=slo_of,
-            serving=self._serves,
+            care_ns=way_ns - client.one_way_ns() + self._reply_care_ns, in_hand_ns=client.in_hand.bound_ns,
+            index_of=self._index_of, slo_of=slo_of, serving=self._serves,
         )  # fmt: skip
         if taken is None:
             raise BadInput(f"lane SUBMIT of {len(rows)} requests does not fit its {len(blob)} bytes of payload")
@@ -1022,7 +1024,7 @@ class Dispatcher:
             outcome = BatchOutcome.FAILED if len(failures) == len(slots) else BatchOutcome.DONE
             self.log.served(flight, settled.entries, settled.results, outcome, start, end, now)
         if self.tracing is not None:
-            replies = now + self._requests.back_ns(settled.owners)
+            replies = now + self._requests.back_ns(settled.owners, settled.entries)
             outcomes = settled.results["outcome"]
             self.tracing.served(flight, settled.entries, outcomes, worker.address, start, end, replies)
 
@@ -1211,8 +1213,16 @@ class Dispatcher:
 
     def network_ns(self) -> int:
         """What of an SLO goes by on the way from a client to a GPU and back into its hands, as it is now measured."""
-        clients_ns = int(self._round_trip.mean_ns + self._in_hand.mean_ns)
-        return clients_ns + int(self.engine.state.g["control"][0]) + self._reply_ns
+        return sum(self._client_times_ns()) + int(self.engine.state.g["control"][0]) + self._reply_ns
+
+    def _client_times_ns(self) -> tuple[int, int]:
+        """What the round trip to a client takes, and then the client until it has answers in hand: the medians of the
+        clients, so that no single one, slow or hostile, tells what others are told.
+        """
+        clients = [connection.peer for connection in self._clients.values()]
+        round_trips = [c.round_trip.least_ns for c in clients if c.round_trip.samples]
+        in_hand = [c.in_hand.typical_ns for c in clients if c.in_hand.samples]
+        return _middle(round_trips), _middle(in_hand)
 
     def signals(self) -> dict[str, Any]:
         """The load of models and the use of GPUs over the last minute, as plain values (``Sampler.reply``)."""
@@ -1266,6 +1276,7 @@ class Dispatcher:
         """Models, workers, queues, counts and latency estimates, as plain values."""
         engine = self.engine
         self.activity.fold()
+        round_trip_ns, in_hand_ns = self._client_times_ns()
         models = {
             m.name if self._is_current(m) else m.label: {
                 "model_id": m.model_id,
@@ -1315,10 +1326,15 @@ class Dispatcher:
                 "bytes_out": self._bytes_out + sum(c.bytes_out for c in self._listener.connections),
             },
             "timer_lateness_ns": self._timer_lateness.bound_ns(),
-            "client_round_trip_mean_ns": int(self._round_trip.mean_ns),
-            "client_in_hand_mean_ns": int(self._in_hand.mean_ns),
+            "client_round_trip_ns": round_trip_ns,
+            "client_in_hand_ns": in_hand_ns,
             "slack_ns": int(engine.state.g["slack"][0]),
         }
+
+
+def _middle(values: list[int]) -> int:
+    """The median, the lower one of two; 0 of none."""
+    return sorted(values)[(len(values) - 1) // 2] if values else 0
 
 
 def _send_apart(connection: Connection[Worker], batch: int, rows: Records, payloads: list[memoryview]) -> None:

@@ -35,7 +35,7 @@ def test_work_on_answers_in_the_event_loop_counts_as_time_until_they_are_in_hand
 ) -> None:
     async def main(serving: Serving, model: Model) -> None:
         async with asyncio.timeout(LIMIT_S):
-            while (await serving.status())["client_in_hand_mean_ns"] < _SEEN_NS:
+            while (await serving.status())["client_in_hand_ns"] < _SEEN_NS:
                 await ask(model)
 
     served(main)

@@ -124,8 +124,8 @@ def bench_loadgen(
             for run in range(1, runs + 1):
                 row = _run(loadgen, asked(), slo_ns, rate, seconds, seed=run)
                 status = serving.status()
-                row["in_hand_mean_ms"] = status["client_in_hand_mean_ns"] / NS_PER_MS
-                row["round_trip_mean_ms"] = status["client_round_trip_mean_ns"] / NS_PER_MS
+                row["in_hand_ms"] = status["client_in_hand_ns"] / NS_PER_MS
+                row["round_trip_ms"] = status["client_round_trip_ns"] / NS_PER_MS
                 rows.append({"rate_hz": rate, "run": run, **row})
                 valid = "VALID" if row["valid"] else "INVALID"
                 on_progress(f"{rate:g} req/s, run {run} of {runs}: {valid}, p99 {row['loadgen_p99_ms']:.1f} ms")
