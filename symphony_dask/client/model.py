@@ -12,6 +12,7 @@ from symphony_dask.client.future import InferenceFuture
 from symphony_dask.client.notebook import latency_text, table
 from symphony_dask.client.retry import RetriedFuture
 from symphony_dask.client.session import Session
+from symphony_dask.clock import now_ns
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.engine.queue_limits import MOST_PRIORITY
 from symphony_dask.errors import BadInput, DeadlineExceeded
@@ -66,7 +67,8 @@ class Model:
     ) -> InferenceFuture:
         """Submit one sample; returns its future at once. From any thread.
 
-        slo: of this request alone, instead of the model's. Within ``symphony_dask.deadline(...)`` no more than is left.
+        slo: of this request alone, instead of the model's; it covers what is between this call and the answer in the
+            caller's hands. Within ``symphony_dask.deadline(...)`` no more than is left.
         priority: 0 to 7. In overload, requests of a higher one are served first, and take the room of lower ones, which
             end as ``Overloaded``, in a full queue. Otherwise it changes nothing.
         retries: how often to send it again, while its deadline allows, after ``WorkerLost``, ``Overloaded`` or
@@ -75,6 +77,7 @@ class Model:
         Raises ``BadInput`` if ``x`` cannot be sent or has not the shape of the model's example, ``ConnectionLost``. The
         future raises a ``RequestError``: ``DeadlineExceeded``, ``Overloaded``, ``NoGPUWorker``, ``ModelError``, ...
         """
+        began_ns, left_ns = now_ns(), remaining_ns()
         payload = codec.encode_payload(x)
         check_sample(self.name, self._signature, payload)
         if len(payload) > MAX_SAMPLE_BYTES:
@@ -83,20 +86,22 @@ class Model:
         if not isinstance(priority, int) or not 0 <= priority <= MOST_PRIORITY:
             raise BadInput(f"priority={priority!r}: give a whole number between 0 and {MOST_PRIORITY}")
         slo_ns = 0 if slo is None else parse_duration_ns(slo, "slo")
-        left_ns = remaining_ns()
         if left_ns is not None:
             if left_ns <= 0:
                 return self._too_late(left_ns)
             slo_ns = min(slo_ns or self.slo_ns, left_ns)
         if not retries:
-            return self._lane.submit(self._id, payload, slo_ns, priority, within_ns=slo_ns or self.slo_ns)
+            within_ns = slo_ns or self.slo_ns
+            return self._lane.submit(self._id, payload, slo_ns, priority, within_ns=within_ns, began_ns=began_ns)
         if not isinstance(retries, int) or retries < 0:
             raise BadInput(f"retries={retries!r}: give a whole number, at least 0")
 
         def send(slo_ns: int) -> InferenceFuture:
             return self._lane.submit(self._id, payload, slo_ns, priority, within_ns=slo_ns)
 
-        return RetriedFuture(send, slo_ns or self.slo_ns, retries, self._lane.later)
+        # Encoding counts, too.
+        left_ns = max((slo_ns or self.slo_ns) + began_ns - now_ns(), 1)
+        return RetriedFuture(send, left_ns, retries, self._lane.later)
 
     def _too_late(self, left_ns: int) -> InferenceFuture:
         future = InferenceFuture()

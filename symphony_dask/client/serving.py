@@ -525,7 +525,7 @@ class Serving:
         models = {model: await self._find_model(model) for model in models_of(stages)}
         status = await self._call("status")
         network_ns = max((w["control_mean_ns"] + w["reply_mean_ns"] for w in _measured(status)), default=0)
-        network_ns += status["client_round_trip_mean_ns"]
+        network_ns += status["client_round_trip_ns"] + status["client_in_hand_ns"]
         return Pipeline(name, stages, slo_ns, rate_hz, models, self._lane.loop, self._find_model, network_ns)
 
     async def _find(self, name: str, version: str | None) -> Model | Pipeline:

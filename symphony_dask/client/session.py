@@ -176,10 +176,12 @@ class Session:
         make: Callable[[int, Callable[[int], None]], W] = InferenceFuture,  # type: ignore[assignment]
         *,
         within_ns: int,
+        began_ns: int | None = None,
     ) -> W:
         """What ``make(request, on_cancel)`` gives, once the request is in the outbox.
 
-        slo_ns: 0 for the model's. within_ns: what its SLO is as far as is known here.
+        slo_ns: 0 for the model's. within_ns: what its SLO is as far as is known here. began_ns: from when it counts, on
+        ``clock.now_ns``; by default from now.
         """
         if self._answering is None:
             raise ConnectionLost("the lane to the scheduler was never opened: await Serving(client) first")
@@ -192,10 +194,10 @@ class Session:
             request = self._next
             self._next += 1
         future = make(request, self._cancel)
-        now = now_ns()
-        future.ends_ns, future.answered_in, future.model_id = now + within_ns, self._answering, model_id
+        began_ns = now_ns() if began_ns is None else began_ns
+        future.ends_ns, future.answered_in, future.model_id = began_ns + within_ns, self._answering, model_id
         self._pending[request] = future
-        self._outbox.append((model_id, slo_ns, now, request, priority, payload))
+        self._outbox.append((model_id, slo_ns, began_ns, request, priority, payload))
         self._wake()
         if not self.connected:  # lost between the check and the append: nobody will look at the outbox again
             self._fail_all("the connection to the scheduler was lost")

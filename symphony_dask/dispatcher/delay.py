@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 #: A sample may pass twice the bound by this much, ns, so that an estimate of zero can grow.
 _STEP_NS = 1_000_000
+
+#: ``RecentDelay`` goes by so many samples at most, and by none that is older than this, ns.
+_RECENT, _OLD_NS = 32, 10_000_000_000
 
 
 class Latency:
@@ -44,3 +49,35 @@ class Latency:
     def spread_ns(self) -> int:
         """The four deviations of ``bound_ns``."""
         return int(4.0 * self.deviation_ns)
+
+
+class RecentDelay:
+    """The last samples of a delay in their order: single ones that stray change nothing, however far they do.
+
+    least_ns: the smallest; typical_ns: half of them are below; bound_ns: nine tenths are. All are 0 without samples.
+    samples: how many there are.
+    """
+
+    def __init__(self) -> None:
+        self.least_ns = self.typical_ns = self.bound_ns = self.samples = 0
+        self._recent: deque[tuple[int, int]] = deque(maxlen=_RECENT)  # when, and the sample
+
+    def add(self, sample_ns: int, now_ns: int) -> None:
+        """Take in a sample; one below 0 counts as 0."""
+        self._recent.append((now_ns, max(sample_ns, 0)))
+        self.forget(now_ns)
+        self._sort()
+
+    def forget(self, now_ns: int) -> None:
+        """Let go of old samples: no estimate outlives what it was made of."""
+        recent, before = self._recent, len(self._recent)
+        while recent and recent[0][0] < now_ns - _OLD_NS:
+            recent.popleft()
+        if len(recent) < before:
+            self._sort()
+
+    def _sort(self) -> None:
+        self.samples = len(self._recent)
+        by_size = sorted(sample for _, sample in self._recent) or [0]
+        last = len(by_size) - 1
+        self.least_ns, self.typical_ns, self.bound_ns = by_size[0], by_size[last // 2], by_size[last * 9 // 10]

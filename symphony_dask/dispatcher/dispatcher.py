@@ -6,7 +6,7 @@ few array operations, whatever its size.
 
 Clocks of different hosts are never compared. A worker says how long it held a batch; the rest of the time between
 dispatch and reply is network, taken half and half. A client says how long its requests waited for the write; pings
-measure its connection.
+measure its connection, and those behind answers how long it takes until it has these in hand.
 """
 
 from __future__ import annotations
@@ -41,7 +41,15 @@ from symphony_dask.dispatcher.recent_activity import Facts, ModelCounts, RecentA
 from symphony_dask.dispatcher.request_table import RequestTable, Rows, Settled
 from symphony_dask.dispatcher.routing import Canary, split
 from symphony_dask.dispatcher.run_log import Flight, RunLog, ServedModel
-from symphony_dask.dispatcher.sessions import FIRST_ROUND_TRIP_NS, Client, ClientEnd, Session, Worker, worker_of
+from symphony_dask.dispatcher.sessions import (
+    FIRST_ROUND_TRIP_NS,
+    FOLLOW_NS,
+    Client,
+    ClientEnd,
+    Session,
+    Worker,
+    worker_of,
+)
 from symphony_dask.dispatcher.timer import Timer
 from symphony_dask.dispatcher.tracing import Tracing
 from symphony_dask.engine.batching import AS_ALL, Batching
@@ -185,7 +193,6 @@ class Dispatcher:
         #: Whether requests were dropped lately that only the delays to and from workers leave no time for.
         self._refused_for_delays = False
         self._timer_lateness = Latency(FIRST_TIMER_LATENESS_NS)
-        self._round_trip = Latency()  # of all clients
         self._set_slack(FIRST_ROUND_TRIP_NS // 2)
         self._tick_due = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -637,12 +644,16 @@ class Dispatcher:
 
     def _hear_client(self, client: Client, pinged_ns: int) -> None:
         now = now_ns()
+        if not client.pinged:  # nobody asked
+            return
         client.pinged = False
         if self._stood_still(pinged_ns, now):
             return
-        client.round_trip.add(now - pinged_ns)
-        self._requests.set_one_way(client.index, client.one_way_ns())
-        self._round_trip.add(now - pinged_ns)
+        client.ponged(now - pinged_ns, now)
+        self._set_ways(client)
+
+    def _set_ways(self, client: Client) -> None:
+        self._requests.set_one_way(client.index, client.one_way_ns(), client.in_hand.typical_ns)
 
     def _stood_still(self, since_ns: int, now: int) -> bool:
         """Whether this process stood still since then, so that what was measured meanwhile tells nothing of others."""
@@ -700,10 +711,12 @@ class Dispatcher:
 
     def _measure_once(self) -> None:
         for connection in self._clients.values():
+            now, client = now_ns(), connection.peer
+            client.in_hand.forget(now)
+            self._set_ways(client)
             # One at a time: those that wait for a client that stands still would all tell of the same stall.
-            if not connection.peer.pinged:
-                connection.peer.pinged = connection is not self._local
-                connection.send(Ping(now_ns()))
+            if not client.pinged:
+                self._ping(connection, now, behind=False)
         self._follow_latency()
         self._close_up()
         self.activity.fold()
@@ -711,6 +724,18 @@ class Dispatcher:
         self._resubmit(now_ns())
         if self.log is not None:
             self.log.keep()
+
+    def _ping(self, connection: ClientEnd, now: int, *, behind: bool) -> None:
+        client = connection.peer
+        client.pinged, client.behind = connection is not self._local, behind
+        connection.send(Ping(now))
+
+    def _follow(self, connection: ClientEnd) -> None:
+        """Have a client say when it has in hand what was just sent to it."""
+        now, client = now_ns(), connection.peer
+        if not client.pinged and now - client.followed_ns >= FOLLOW_NS and connection is not self._local:
+            client.followed_ns = now
+            self._ping(connection, now, behind=True)
 
     # Requests
 
@@ -725,8 +750,8 @@ class Dispatcher:
         way_ns = client.one_way_bound_ns()
         taken = requests.admit(
             self.engine, rows, blob, client=client.index, now=now, margin_ns=way_ns + self._reply_ns,
-            care_ns=way_ns - client.one_way_ns() + self._reply_care_ns, index_of=self._index_of, slo_of=slo_of,
-            serving=self._serves,
+            care_ns=way_ns - client.one_way_ns() + self._reply_care_ns, in_hand_ns=client.in_hand.bound_ns,
+            index_of=self._index_of, slo_of=slo_of, serving=self._serves,
         )  # fmt: skip
         if taken is None:
             raise BadInput(f"lane SUBMIT of {len(rows)} requests does not fit its {len(blob)} bytes of payload")
@@ -1002,7 +1027,7 @@ class Dispatcher:
             outcome = BatchOutcome.FAILED if len(failures) == len(slots) else BatchOutcome.DONE
             self.log.served(flight, settled.entries, settled.results, outcome, start, end, now)
         if self.tracing is not None:
-            replies = now + self._requests.one_way_ns(settled.owners)
+            replies = now + self._requests.back_ns(settled.owners, settled.entries)
             outcomes = settled.results["outcome"]
             self.tracing.served(flight, settled.entries, outcomes, worker.address, start, end, replies)
 
@@ -1029,6 +1054,7 @@ class Dispatcher:
             connection = self._clients.get(owner)
             if connection is not None:
                 connection.send(Result(results, failures), blob)
+                self._follow(connection)
         elif owner == MIXED:
             here = np.where(results["link"] < 0, results["bytes"], 0)
             ends = np.cumsum(here)
@@ -1040,6 +1066,7 @@ class Dispatcher:
                 parts = [blob[end - size : end] for end, size in zip(ends[at].tolist(), here[at].tolist(), strict=True)]
                 mine = {k: failures[i] for k, i in enumerate(at.tolist()) if i in failures} if failures else {}
                 connection.send(Result(results[at], mine), *parts)
+                self._follow(connection)
 
     def _introduce(self, worker: Worker, owners: npt.NDArray[np.int32]) -> None:
         """Have clients connect to a worker whose large answers came this way: the next ones need not."""
@@ -1067,6 +1094,7 @@ class Dispatcher:
             if connection is not None:
                 ids = self._requests.id[slots[owners == c]]
                 _send_failures(connection, ids, outcome, dict.fromkeys(range(len(ids)), failure))
+                self._follow(connection)
         model.counts[outcome] += len(slots)
         if self.log is not None:
             self.log.requests(model, self._requests.rows(slots), outcome, reply=now_ns(), flight=flight)
@@ -1187,8 +1215,17 @@ class Dispatcher:
         return [(self._gpu_worker[gpu][0].peer.address, gpu) for gpu in self._busy_ns]
 
     def network_ns(self) -> int:
-        """What of an SLO goes by on the way from a client to a GPU and back, as it is now measured."""
-        return int(self._round_trip.mean_ns) + int(self.engine.state.g["control"][0]) + self._reply_ns
+        """What of an SLO goes by on the way from a client to a GPU and back into its hands, as it is now measured."""
+        return sum(self._client_times_ns()) + int(self.engine.state.g["control"][0]) + self._reply_ns
+
+    def _client_times_ns(self) -> tuple[int, int]:
+        """What the round trip to a client takes, and then the client until it has answers in hand: the medians of the
+        clients, so that no single one, slow or hostile, tells what others are told.
+        """
+        clients = [connection.peer for connection in self._clients.values()]
+        round_trips = [c.round_trip.least_ns for c in clients if c.round_trip.samples]
+        in_hand = [c.in_hand.typical_ns for c in clients if c.in_hand.samples]
+        return _middle(round_trips), _middle(in_hand)
 
     def signals(self) -> dict[str, Any]:
         """The load of models and the use of GPUs over the last minute, as plain values (``Sampler.reply``)."""
@@ -1242,6 +1279,7 @@ class Dispatcher:
         """Models, workers, queues, counts and latency estimates, as plain values."""
         engine = self.engine
         self.activity.fold()
+        round_trip_ns, in_hand_ns = self._client_times_ns()
         models = {
             m.name if self._is_current(m) else m.label: {
                 "model_id": m.model_id,
@@ -1291,9 +1329,15 @@ class Dispatcher:
                 "bytes_out": self._bytes_out + sum(c.bytes_out for c in self._listener.connections),
             },
             "timer_lateness_ns": self._timer_lateness.bound_ns(),
-            "client_round_trip_mean_ns": int(self._round_trip.mean_ns),
+            "client_round_trip_ns": round_trip_ns,
+            "client_in_hand_ns": in_hand_ns,
             "slack_ns": int(engine.state.g["slack"][0]),
         }
+
+
+def _middle(values: list[int]) -> int:
+    """The median, the lower one of two; 0 of none."""
+    return sorted(values)[(len(values) - 1) // 2] if values else 0
 
 
 def _send_apart(connection: Connection[Worker], batch: int, rows: Records, payloads: list[memoryview]) -> None:

@@ -15,7 +15,8 @@ def why_dropped(
 ) -> str:
     """The text of the error of a request that was dropped.
 
-    slo_ns: the request's; model_slo_ns: its model's. network_ns: what of the SLO is kept for the ways there and back.
+    slo_ns: the request's; model_slo_ns: its model's. network_ns: what of the SLO is kept for the ways there and
+    back, and for the client to have the answer in hand.
     declared_ns, planned_ns: l(1) on the best GPU, by the profile and as it was observed; None: no GPU has the model.
     """
     whose = f"the SLO of model {name!r}, {format_duration(slo_ns)}"
@@ -30,7 +31,7 @@ def why_dropped(
     if declared_ns > slo_ns:
         return f"no GPU can answer within {whose}: {profile}: give more time"
     if declared_ns > left_ns:
-        network = f"the network and Dask's processes take {format_duration(network_ns)} more"
+        network = f"the network, Dask's processes and the client take {format_duration(network_ns)} more"
         return f"no GPU can answer within {whose}: {profile}, and {network}: give more time"
     if planned_ns > left_ns:
         observed = f"its batches took {planned_ns / max(1, declared_ns):.2f} times that, {format_duration(planned_ns)}"

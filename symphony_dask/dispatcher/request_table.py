@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from symphony_dask.engine import compiled_calls, request_kernels
 from symphony_dask.engine.engine import Engine
+from symphony_dask.engine.events import Journal
 from symphony_dask.engine.state import EVICTED, fielded, records
 from symphony_dask.wire.records import EXECUTE_ROW, RESULT_ROW
 
@@ -68,18 +69,25 @@ class RequestTable:
         self.client[:] = -1
         self._payload: list[memoryview] = [memoryview(b"")] * size
         self._evicted = records(1, EVICTED)
-        # How long an answer takes to get to each client, ns.
+        # How long an answer takes to get to each client, and then to be in its hands, ns.
         self._one_way = np.zeros(64, np.int64)
+        self._in_hand = np.zeros(64, np.int64)
+        # The journal that was told last what clients take with answers, and what that was.
+        self._noted: tuple[Journal | None, int] = None, 0
 
-    def set_one_way(self, client: int, one_way_ns: int) -> None:
-        """An answer takes so long to get to a client."""
+    def set_one_way(self, client: int, one_way_ns: int, in_hand_ns: int = 0) -> None:
+        """An answer takes so long to get to a client, and then so long to be in its hands."""
         if client >= len(self._one_way):
-            self._one_way = np.append(self._one_way, np.zeros(max(client, len(self._one_way)), np.int64))
-        self._one_way[client] = one_way_ns
+            more = np.zeros(max(client, len(self._one_way)), np.int64)
+            self._one_way, self._in_hand = np.append(self._one_way, more), np.append(self._in_hand, more)
+        self._one_way[client], self._in_hand[client] = one_way_ns, in_hand_ns
 
-    def one_way_ns(self, clients: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-        """How long an answer takes to get to each of some clients, 0 to those that are gone."""
-        return np.where(clients < 0, 0, self._one_way[clients])
+    def back_ns(self, clients: npt.NDArray[np.int32], entries: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """How long answers take until they are in clients' hands, by the client and the entry of each; 0 for clients
+        that are gone.
+        """
+        most = np.maximum(entries["deadline"] - entries["arrival"], 0) // request_kernels.IN_HAND_PARTS
+        return np.where(clients < 0, 0, self._one_way[clients] + np.minimum(self._in_hand[clients], most))
 
     def admit(
         self,
@@ -91,6 +99,7 @@ class RequestTable:
         now: int,
         margin_ns: int,
         care_ns: int,
+        in_hand_ns: int = 0,
         index_of: npt.NDArray[np.int32],
         slo_of: npt.NDArray[np.int64],
         serving: bool,
@@ -107,11 +116,14 @@ class RequestTable:
         one_way = int(self._one_way[client])
         found, refused = compiled_calls.admit(
             engine.table, self._entries, index_of, slo_of, fielded(rows), len(blob), client, now, one_way, margin_ns,
-            care_ns, serving, slots, self._evicted,
+            care_ns, in_hand_ns, serving, slots, self._evicted,
         )  # fmt: skip
         if found < 0:
             return None
         if engine.journal is not None:
+            if (engine.journal, in_hand_ns) != self._noted:
+                self._noted = engine.journal, in_hand_ns
+                engine.journal.note("in_hand", now, in_hand_ns)
             served = 1 + care_ns if serving else 0
             engine.journal.note("admit", now, one_way, margin_ns, served, len(blob), rows.tobytes())
         if found == 0:
@@ -174,8 +186,8 @@ class RequestTable:
         results, owners = np.zeros(n, RESULT_ROW), np.empty(n, np.int32)
         entries = np.empty(n, request_kernels.ENTRY) if keep else _NO_ENTRIES
         owner, answered, answer_ns = request_kernels.settle(
-            self._entries, slots, fielded(answers), blob_bytes, now, self._one_way, marks, fielded(results), owners,
-            counts, latencies, fielded(entries),
+            self._entries, slots, fielded(answers), blob_bytes, now, self._one_way, self._in_hand, marks,
+            fielded(results), owners, counts, latencies, fielded(entries),
         )  # fmt: skip
         if owner == request_kernels.MALFORMED:
             return None

@@ -5,29 +5,53 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from symphony_dask.dispatcher.delay import Latency
+from symphony_dask.dispatcher.delay import Latency, RecentDelay
 from symphony_dask.wire.connection import Buffer, Message
 from symphony_dask.wire.hello import WorkerHello
 
 #: Until a worker was heard, a batch is taken to need this long on the way there and back, ns.
 FIRST_ROUND_TRIP_NS = 1_000_000
 
+#: A ping goes behind a client's answers no more often than this, ns: one batch in so long tells of all.
+FOLLOW_NS = 50_000_000
+
+#: However long a ping takes, or a client lets it seem to, it counts as this at most, ns.
+MOST_ROUND_TRIP_NS = 60_000_000_000
+
 
 @dataclass
 class Client:
-    """What is kept about a client's connection."""
+    """What is kept about a client's connection.
+
+    A client answers a ping after what came before it. So one behind answers comes back later than one alone, by what
+    the client took until it had them in hand: it read them, ended their futures and called their callbacks. The least
+    round trip of late is what the network takes: a client that is busy, or gets too little of a CPU, answers pings
+    late, too, but not all of them.
+    """
 
     index: int
-    round_trip: Latency = field(default_factory=Latency)
+    round_trip: RecentDelay = field(default_factory=RecentDelay)  #: of pings alone
+    in_hand: RecentDelay = field(default_factory=RecentDelay)  #: by how much those behind answers take longer
     pinged: bool = False  #: whether the answer to a ping is under way
+    behind: bool = False  #: and that ping went behind answers
+    followed_ns: int = 0  #: when one last did
+
+    def ponged(self, took_ns: int, now_ns: int) -> None:
+        """The answer to a ping has come, so long after it: by what the client says, who may say anything."""
+        took_ns = min(took_ns, MOST_ROUND_TRIP_NS)
+        if self.behind:
+            self.in_hand.add(took_ns - self.round_trip.least_ns, now_ns)
+        # One behind answers that is back sooner shows that those alone were held up.
+        if not self.behind or took_ns < self.round_trip.least_ns:
+            self.round_trip.add(took_ns, now_ns)
 
     def one_way_ns(self) -> int:
-        """What to judge by: the mean."""
-        return int(self.round_trip.mean_ns) // 2
+        """What to judge by: half of what the network takes."""
+        return self.round_trip.least_ns // 2
 
     def one_way_bound_ns(self) -> int:
         """What to plan with."""
-        return self.round_trip.bound_ns() // 2
+        return self.round_trip.bound_ns // 2
 
 
 @dataclass

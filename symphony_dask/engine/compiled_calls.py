@@ -172,13 +172,14 @@ def _admit(
     one_way: int,
     margin: int,
     care: int,
+    in_hand: int,
     serving: bool,
     slots: Int32s,
     evicted: Records,
 ) -> tuple[int, int]:
     return request_kernels.admit(
-        _state_at(state), table, index_of, slo_of, rows, blob_bytes, client, now, one_way, margin, care, serving,
-        slots, evicted,
+        _state_at(state), table, index_of, slo_of, rows, blob_bytes, client, now, one_way, margin, care, in_hand,
+        serving, slots, evicted,
     )  # fmt: skip
 
 
@@ -219,12 +220,13 @@ def admit(
     one_way: int,
     margin: int,
     care: int,
+    in_hand: int,
     serving: bool,
     slots: Int32s,
     evicted: Records,
 ) -> tuple[int, int]:
     """``request_kernels.admit``."""
     return _admit(
-        state._at, table, index_of, slo_of, rows, blob_bytes, client, now, one_way, margin, care, serving, slots,
-        evicted,
+        state._at, table, index_of, slo_of, rows, blob_bytes, client, now, one_way, margin, care, in_hand, serving,
+        slots, evicted,
     )  # fmt: skip

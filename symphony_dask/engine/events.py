@@ -9,7 +9,7 @@ import numpy as np
 #: The calls; ``engine/journal.py`` says what their numbers are.
 OPS = (
     "state", "policy", "slack", "control", "add_model", "update_profile", "remove_model", "add_gpu", "drain_gpu",
-    "remove_gpu", "able", "wire", "admit", "cancel", "completed", "step", "batching",
+    "remove_gpu", "able", "wire", "admit", "cancel", "completed", "step", "batching", "in_hand",
 )  # fmt: skip
 
 #: A call: ``op`` indexes ``OPS``, ``data`` is how many bytes of data it has; times are ns, 0 where it has none.

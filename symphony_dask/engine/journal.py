@@ -15,6 +15,7 @@ An engine with a ``journal`` adds a row to it for each call that changes it, (op
     remove_gpu      gpu
     able            model, gpu, whether it can run it
     wire            number on the wire, model (-1: none), slo_ns    (from the host)
+    in_hand         in_hand_ns, of each admit from here on          (from the host)
     admit           one_way_ns, margin_ns, served, blob bytes       records of a frame (from the host, ``admit``)
     cancel          slot
     completed       gpu, batch, start_ns, end_ns
@@ -132,7 +133,7 @@ class Replayer:
         self._entries = records(len(self.engine.state.req), request_kernels.ENTRY)
         self._index_of = np.full(64, -1, np.int32)
         self._slo_of = np.zeros(64, np.int64)
-        self._now = 0
+        self._now = self._in_hand = 0
         #: How many batches and drops the last step decided.
         self.last = (0, 0)
 
@@ -145,6 +146,9 @@ class Replayer:
         self._now = now
         if op == "admit":
             self._admit(now, a, b, c, d, np.frombuffer(data, self._rows))
+        elif op == "in_hand":
+            bounds.within("what a client takes with answers", a, 0, bounds.LONGEST)
+            self._in_hand = a
         elif op == "step":
             decisions, _ = engine.step(now)
             self.last = len(decisions.batches), len(decisions.drops)
@@ -192,7 +196,7 @@ class Replayer:
         bounds.within("the bytes of a frame", blob_bytes, 0, bounds.LATEST)
         request_kernels.admit(
             self.engine.state, self._entries, self._index_of, self._slo_of, fielded(rows), blob_bytes, 0, now, one_way,
-            margin, max(served - 1, 0), served > 0, np.empty(n, np.int32), records(max(n, 1), EVICTED),
+            margin, max(served - 1, 0), self._in_hand, served > 0, np.empty(n, np.int32), records(max(n, 1), EVICTED),
         )  # fmt: skip
 
     def _wire(self, number: int, model: int, slo_ns: int) -> None:

@@ -37,6 +37,10 @@ MALFORMED = -3
 #: Of a request's SLO one part in so many, at most, goes by care (``admit``).
 CARE_PARTS = 4
 
+#: And one part in so many, at most, by what its client takes with answers: a client that is slow, or says that it is,
+#: gives the GPUs that much less time for its requests, and no less.
+IN_HAND_PARTS = 10
+
 #: Longer SLOs are this long, ns: a sum with any time on the clock fits 64 bits.
 MOST_SLO_NS = 1 << 61
 
@@ -102,6 +106,7 @@ def admit(
     one_way: int,
     margin: int,
     care: int,
+    in_hand: int,
     serving: bool,
     slots: Int32s,
     evicted: Records,
@@ -116,6 +121,8 @@ def admit(
     one_way: from the client to here; margin: what its deadline is ahead of the end of work on a GPU.
     care: what of the margin is for estimates that stray. A quarter of a request's SLO goes by that at most: else one
         stall would have all requests given up unseen, and with none of them served, no better estimate ever come.
+    in_hand: how long the client nearly always takes until it has a batch of answers in hand; the margin is without it.
+        A tenth of a request's SLO goes by it at most, and with care a quarter.
     serving: whether there is a GPU at all. slots: (n,) out, as of ``Engine.submit``.
     evicted: out, records of ``state.EVICTED``. If there are any, no entry is kept yet: the host ends those first, and
         then calls ``keep``.
@@ -138,7 +145,9 @@ def admit(
         priority = min(max(wide(row.priority), 0), MOST_PRIORITY)
         arrival = _arrival(row, now, one_way)
         deadline = _deadline(slo_of, row, arrival)
-        due = deadline - margin + max(care - (deadline - arrival) // CARE_PARTS, 0)
+        slo = deadline - arrival
+        in_client = min(max(in_hand, 0), slo // IN_HAND_PARTS)
+        due = deadline - margin - in_client + max(care + in_client - slo // CARE_PARTS, 0)
         slots[i] = submit_one(s, now, m, due, int(row.id), priority) if m >= 0 else NO_MODEL
         n = list_evicted(s, slots, i, evicted, n)
     refused = 0
@@ -203,6 +212,7 @@ def settle(
     blob_bytes: int,
     now: int,
     one_way: Int64s,
+    in_hand: Int64s,
     failed: Int8s,
     results: Records,
     owners: Int32s,
@@ -217,10 +227,11 @@ def settle(
     nothing done, if the answers do not add up.
 
     answers: (n,) with bytes and link (-1: in the blob, of ``blob_bytes``). failed: (n,), or empty if none did.
-    one_way: by client, how long an answer takes to get there.
+    one_way: by client, how long an answer takes to get there; in_hand: and then until it is in the client's hands;
+        of a request's SLO a tenth counts as that at most.
     results: (n,) out, with id, bytes, link, outcome. owners: (n,) out, clients. counts: of outcomes, added to.
     latencies: (LATENCY_BINS + 1,), added to: how many of the requests that were answered took how long, from the client
-        and back, and at last the sum, ns.
+        until in its hands, and at last the sum, ns.
     kept: (n,) out, the entries as they were; empty if nobody wants them.
     """
     n = len(slots)
@@ -248,11 +259,12 @@ def settle(
             outcome = FAILED
         else:
             way = one_way[client] if client < len(one_way) else 0
-            reaches = now + way
+            most = max(int(entry.deadline - entry.arrival), 0) // IN_HAND_PARTS
+            reaches = now + way + min(in_hand[client] if client < len(in_hand) else 0, most)
             outcome = OK if reaches <= entry.deadline else LATE
             _count_latency(latencies, reaches - entry.arrival)
             answered += 1
-            answer_ns += reaches - entry.arrival - 2 * way
+            answer_ns += now - entry.arrival - way
         results[i].id = entry.id
         results[i].bytes = answers[i].bytes
         results[i].link = answers[i].link

@@ -154,7 +154,8 @@ def _of_network(status: dict[str, Any]) -> Iterator[Any]:
     yield control
     yield reply
     for name, text, key in (
-        ("symphony_client_round_trip_seconds", "Of the lane's pings to clients, smoothed", "client_round_trip_mean_ns"),
+        ("symphony_client_round_trip_seconds", "Of the lane's pings to clients", "client_round_trip_ns"),
+        ("symphony_client_in_hand_seconds", "How long clients take with answers that came", "client_in_hand_ns"),
         ("symphony_timer_lateness_seconds", "How late the timer may ring", "timer_lateness_ns"),
         ("symphony_window_slack_seconds", "How much earlier windows open for what may go wrong", "slack_ns"),
     ):

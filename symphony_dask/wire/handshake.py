@@ -27,6 +27,9 @@ async def connect(
 ) -> tuple[Connection[P], Welcome]:
     """Connect to a lane server and be welcomed; answers pings by itself. peer: what the connection keeps of it.
 
+    PONG leaves after the coroutines and threads have run that the frames before PING woke, so that it tells when what
+    these brought was in hand.
+
     Raises ``OSError`` if the server cannot be reached or turns the connection away.
     """
     loop = asyncio.get_running_loop()
@@ -34,7 +37,7 @@ async def connect(
 
     def frame(connection: Connection[P], op: int, fields: list[Any], blob: memoryview) -> None:
         if op == Op.PING:
-            connection.send(Pong(Ping.decode(fields, blob).t_ns))
+            loop.call_soon(connection.send, Pong(Ping.decode(fields, blob).t_ns))
         elif welcomed.done():
             on_frame(connection, op, fields, blob)
         elif op == Op.WELCOME:

@@ -108,7 +108,7 @@ class Ping(NamedTuple):
 
 
 class Pong(NamedTuple):
-    """Answers a ``Ping``."""
+    """Answers a ``Ping``, once what came before it is in hand."""
 
     t_ns: int
 

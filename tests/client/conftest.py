@@ -31,7 +31,7 @@ def model(sent: Sent) -> Model:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A clock of one entry, ns, which only the test moves."""
     clock = [0]
-    for module in ("deadline", "retry"):
+    for module in ("deadline", "model", "retry"):
         monkeypatch.setattr(f"symphony_dask.client.{module}.now_ns", lambda: clock[0])
     monkeypatch.setattr(retry.random, "uniform", lambda low, high: 1.0)
     return clock

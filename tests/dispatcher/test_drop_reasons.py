@@ -30,7 +30,7 @@ def why(*, model: int = 30, slo: int = 30, network: int = 2, declared: int | Non
         (
             {"network": 12},
             "no GPU can answer within the SLO of model 'tight', 30ms: l(1), a batch of one, takes 21ms by its profile, "
-            "and the network and Dask's processes take 12ms more: give more time",
+            "and the network, Dask's processes and the client take 12ms more: give more time",
         ),
         (
             {"planned": 42},

@@ -166,6 +166,8 @@ EVENTS: list[tuple[Any, ...]] = [
     ("wire", 0, 0, 1 << 40, 0, 0, b""),
     ("admit", 0, 1 << 62, 0, 1, 0, make_records(SUBMIT_ROW, 1).tobytes()),
     ("admit", 0, 0, 0, 1, 0, b"12345"),
+    ("in_hand", 0, -1, 0, 0, 0, b""),
+    ("in_hand", 0, 1 << 62, 0, 0, 0, b""),
     ("step", 1 << 62, 0, 0, 0, 0, b""),
     ("step", -1, 0, 0, 0, 0, b""),
     ("shout", 0, 0, 0, 0, 0, b""),

@@ -10,6 +10,8 @@ import pytest
 from symphony_dask.dispatcher.request_table import Intake, RequestTable
 from symphony_dask.engine import request_kernels
 from symphony_dask.engine.engine import Engine
+from symphony_dask.engine.events import EVENT, OPS, Journal
+from symphony_dask.engine.journal import Replayer, dump
 from symphony_dask.engine.latency_profile import LatencyProfile
 from symphony_dask.trace import Outcome
 from symphony_dask.wire.records import DONE_ROW, SUBMIT_ROW, make_records
@@ -31,11 +33,11 @@ class Host:
         self.table = RequestTable(max_requests)
         self.latencies = np.zeros(request_kernels.LATENCY_BINS + 1, np.int64)
 
-    def admit(self, n: int, blob: bytes = b"", client: int = 0, **fields: Any) -> Intake | None:
+    def admit(self, n: int, blob: bytes = b"", client: int = 0, in_hand_ns: int = 0, **fields: Any) -> Intake | None:
         rows = self.rows(n, **fields)
         return self.table.admit(
             self.engine, rows, memoryview(blob), client=client, now=NOW, margin_ns=0, care_ns=0,
-            index_of=INDEX_OF, slo_of=SLO_OF, serving=True,
+            in_hand_ns=in_hand_ns, index_of=INDEX_OF, slo_of=SLO_OF, serving=True,
         )  # fmt: skip
 
     def rows(self, n: int, **fields: Any) -> Any:
@@ -82,6 +84,41 @@ def test_a_quarter_of_the_slo_at_most_goes_by_care_for_estimates_that_stray(
     assert taken is not None
     assert NOW + 1000 - int(host.engine.state.req["deadline"][taken.slots[0]]) == taken_off_ns
     assert int(host.table.deadline[taken.slots[0]]) == NOW + 1000
+
+
+@pytest.mark.parametrize(
+    ("in_hand_ns", "care_ns", "taken_off_ns"),
+    [(70, 0, 370), (100, 0, 400), (2**60, 0, 400), (-70, 0, 300), (100, 150, 400), (100, 200, 350), (2**60, 900, 350)],
+)
+def test_a_tenth_of_the_slo_at_most_goes_by_what_a_client_takes_with_answers_and_with_care_a_quarter(
+    in_hand_ns: int, care_ns: int, taken_off_ns: int
+) -> None:
+    host = Host()
+    taken = host.table.admit(
+        host.engine, host.rows(1, slo=1000), memoryview(b""), client=0, now=NOW, margin_ns=300 + max(care_ns - 200, 0),
+        care_ns=care_ns, in_hand_ns=in_hand_ns, index_of=INDEX_OF, slo_of=SLO_OF, serving=True,
+    )  # fmt: skip
+    assert taken is not None
+    assert NOW + 1000 - int(host.engine.state.req["deadline"][taken.slots[0]]) == taken_off_ns
+    assert int(host.table.deadline[taken.slots[0]]) == NOW + 1000
+
+
+def test_what_clients_take_with_answers_is_in_the_journal_whenever_it_changes() -> None:
+    host = Host()
+    replayer = Replayer(dump(host.engine), SUBMIT_ROW)
+    replayer.apply("wire", NOW, 1, 0, SLO_NS, 0, b"")
+    journal = host.engine.journal = Journal()
+    times = (0, 50, 50, 7, 0)
+    slots = [host.admit(1, in_hand_ns=in_hand_ns, slo=1000).slots[0] for in_hand_ns in times]  # type: ignore[union-attr]
+    rows, data = journal.take()
+    ops = []
+    for code, now, a, b, c, d, size in np.frombuffer(rows, EVENT).tolist():
+        ops.append(OPS[code])
+        replayer.apply(ops[-1], now, a, b, c, d, data[:size])
+        data = data[size:]
+    assert ops == ["in_hand", "admit", "in_hand", "admit", "admit", "in_hand", "admit", "in_hand", "admit"]
+    for engine in (host.engine, replayer.engine):
+        assert [NOW + 1000 - due for due in engine.state.req["deadline"][slots].tolist()] == list(times)
 
 
 @pytest.mark.parametrize("model", [0, 2, -1])
@@ -145,6 +182,33 @@ def test_answers_are_judged_by_when_they_reach_the_client() -> None:
     assert settled.results.tolist() == [(0, 1, -1, 0), (1, 2, -1, 1), (7, 9, 4, 1), (8, 0, -1, 5)]
     assert counts == [1, 2, 0, 0, 0, 1]
     assert (host.table.client[slots] == -1).all()
+
+
+def test_answers_are_judged_by_when_they_are_in_the_clients_hands() -> None:
+    host = Host()
+    taken = host.admit(2, client=2, slo=[59, 60], age=44)
+    assert taken is not None
+    entries = host.table._entries[taken.slots]
+    host.table.set_one_way(2, 1, 5)
+    settled, counts = settle(host, taken.slots, 0, set())
+    assert settled.results["outcome"].tolist() == [1, 0]
+    assert settled.answer_ns == 2 * (44 + 10 - 1)  # from the client to the answer, without the ways
+    assert host.latencies[request_kernels.LATENCY_BINS] == 2 * (44 + 10 + 1 + 5)
+    assert counts == [1, 1, 0, 0, 0, 0]
+    assert host.table.back_ns(np.array([2, -1], np.int32), entries).tolist() == [6, 0]
+
+
+def test_no_more_than_a_tenth_of_the_slo_is_judged_by_as_what_a_client_takes_with_answers() -> None:
+    host = Host()
+    taken = host.admit(3, client=2, slo=[11, 12, 100])
+    assert taken is not None
+    entries = host.table._entries[taken.slots]
+    host.table.set_one_way(2, 0, 2**60)
+    settled, _ = settle(host, taken.slots, 0, set())
+    # Of 11 and 12 one each is taken off, of 100 ten.
+    assert settled.results["outcome"].tolist() == [0, 0, 0]
+    assert host.latencies[request_kernels.LATENCY_BINS] == 11 + 11 + 20
+    assert host.table.back_ns(np.array([2, 2, 2], np.int32), entries).tolist() == [1, 1, 10]
 
 
 def test_latencies_of_answers_are_counted_from_the_client_and_back() -> None:

@@ -327,7 +327,7 @@ class Bed:
         state = {name: (model["drift"], model["queued"], model["slots"]) for name, model in status["models"].items()}
         keys = ("serving", "draining", "in_flight", "pace", "control_ns", "reply_ns")
         state |= {address: {key: worker.get(key) for key in keys} for address, worker in status["workers"].items()}
-        return state | {key: status[key] for key in ("timer_lateness_ns", "client_round_trip_mean_ns", "slack_ns")}
+        return state | {key: status[key] for key in ("timer_lateness_ns", "client_round_trip_ns", "slack_ns")}
 
     def _wait_for_quiet(self) -> str:
         """What is still under way when nobody asks for anything any more; "" when nothing is."""

@@ -33,7 +33,9 @@ class Sent:
         self.waits_s: list[float] = []
         self.cancelled: list[int] = []
 
-    def submit(self, model_id: int, payload: bytes, slo_ns: int, priority: int, *, within_ns: int) -> InferenceFuture:
+    def submit(
+        self, model_id: int, payload: bytes, slo_ns: int, priority: int, *, within_ns: int, began_ns: int = 0
+    ) -> InferenceFuture:
         self.slos_ns.append(slo_ns)
         self.futures.append(InferenceFuture(len(self.futures), self.cancelled.append))
         return self.futures[-1]

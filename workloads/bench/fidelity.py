@@ -143,7 +143,8 @@ class Live:
         status = self.serving.status()
         workers = status["workers"].values()
         control = fmean(w["control_mean_ns"] for w in workers)
-        reply = fmean(w["reply_mean_ns"] for w in workers) + status["client_round_trip_mean_ns"]
+        reply = fmean(w["reply_mean_ns"] for w in workers)
+        reply += status["client_round_trip_ns"] + status["client_in_hand_ns"]
         return Delays(round(control), round(reply), status["slack_ns"])
 
     def _served(self) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from workloads.cli.bench.gateway import gateway
 from workloads.cli.bench.gpu import gpu
 from workloads.cli.bench.graph import graph
 from workloads.cli.bench.live import live
+from workloads.cli.bench.loadgen import loadgen
 from workloads.cli.bench.memory import memory
 from workloads.cli.bench.overload import overload
 from workloads.cli.bench.peers import peers
@@ -27,6 +28,6 @@ def bench() -> None:
 
 
 for command in (
-    engine, fidelity, gateway, gpu, graph, live, memory, overload, peers, pipeline, placement, recording,
+    engine, fidelity, gateway, gpu, graph, live, loadgen, memory, overload, peers, pipeline, placement, recording,
 ):  # fmt: skip
     bench.add_command(command)
