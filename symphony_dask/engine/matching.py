@@ -154,6 +154,7 @@ def _dispatch(s: State, now: int, m: int, g: int, trying: bool) -> bool:
         size, tried, chosen = 1, 1, False
     out = s.g[0]
     out.waiting += (waited - out.waiting) * window.WAITING_STEP
+    out.early_at = now  # others may start sooner
     mod.ready_since = now
     row = s.batches[out.n_batches]
     row.batch = out.next_batch
@@ -346,8 +347,6 @@ def match_adaptively(s: State, now: int) -> None:
     out = s.g[0]
     n_aside = 0
     found = out.opened == 1 or out.early_at <= now or heap.size(s.ready) + heap.size(s.urgent) > 0
-    if found or heap.size(s.open) == 0:
-        out.early_at = NEVER
     while found and heap.size(s.open) > 0:
         if heap.size(s.urgent) > 0:
             m = heap.top(s.urgent)
@@ -363,6 +362,8 @@ def match_adaptively(s: State, now: int) -> None:
         else:
             break
     _put_back(s, n_aside)
+    if heap.size(s.open) == 0:
+        out.early_at = NEVER
 
 
 @compiled

@@ -6,14 +6,14 @@ Rule 2. That order is followed into the future: each next batch to the GPU that 
         after its latest start, there is too little GPU time for all of them. Of those up to it the smallest batch then
         stands back, and the order is followed anew (the rule of Moore and Hodgson, which loses the fewest jobs on one
         machine). What comes first after that gets the GPU.
-Rule 3. Only starts within HORIZON_TENTHS / 10 SLOs are looked at, and the first LOOK models and GPUs of their heaps: what comes
-        later is not known yet.
+Rule 3. Only starts within HORIZON_TENTHS / 10 SLOs are looked at, and the first LOOK models and GPUs of their heaps:
+        what comes later is not known yet.
 """
 
 from __future__ import annotations
 
 from symphony_dask.engine.native import heap
-from symphony_dask.engine.native.compiled import compiled, inlined
+from symphony_dask.engine.native.compiled import inlined
 from symphony_dask.engine.policy import window
 from symphony_dask.engine.state import State
 
