@@ -12,6 +12,9 @@ Rule 3. A further GPU is woken by a window alone, or by what ``matching`` has fo
 Rule 4. The i-th batch that a model has at GPUs at once must hold HOLD * i/(n + 1) target batches, where n >= 1 is how
         many GPUs its load needs: each further GPU takes a larger batch, because a model that spans several would
         otherwise settle into small batches that keep all busy, as buses bunch.
+Rule 5. On GPUs of several classes the target batch of rule 4 is the least of any class, or slow GPUs would wait for more
+        requests than they can serve in time; n counts with the mean time of a batch over all GPUs; and HOLD_MIXED
+        of that is enough, as batches of different lengths do not bunch.
 
 So a lone request on an idle cluster starts when it comes.
 """
@@ -24,8 +27,8 @@ from symphony_dask.engine.native import heap
 from symphony_dask.engine.native.compiled import compiled, inlined
 from symphony_dask.engine.state import State
 
-#: Rules 2 and 4, found by simulation (docs/results.md).
-SPREAD, HOLD = 0.7, 2.1
+#: Rules 2, 4 and 5, found by simulation (docs/results.md).
+SPREAD, HOLD, HOLD_MIXED = 0.7, 2.1, 0.5
 
 #: Rule 4: no batch is held for more requests than this.
 MOST_HELD = 2**15 - 1

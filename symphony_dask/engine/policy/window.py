@@ -22,6 +22,8 @@ and leaves its end alone: it makes up for a host that is called late.
 
 from __future__ import annotations
 
+import math
+
 from symphony_dask.engine import deadline_queue
 from symphony_dask.engine.native import heap
 from symphony_dask.engine.native.arrays import Int64s
@@ -54,10 +56,11 @@ POLICIES = {
 #: Adaptive: how far one batch moves the smoothed share of batches that waited.
 WAITING_STEP = 0.01
 
-#: Adaptive: the share of the batch of ``target_batch`` that it aims for. That formula takes arrivals and free GPUs to
-#: be evenly spaced; as they are not, a head skipped for it is often lost for nothing. Found by simulation. In overload
-#: (``fairness``, rule 1) heads are lost in any case, and large batches serve most.
-AIM = 0.65
+#: Adaptive aims for less than the batch of ``target_batch``: for 1 - SHORT of it, and for more the more GPUs are at work
+#: for the model. That formula takes arrivals and free GPUs to be evenly spaced; as they are not, a head skipped for it is
+#: often lost for nothing. Many GPUs come free more evenly than few. Found by simulation. In overload (``fairness``, rule
+#: 1) heads are lost in any case, and large batches serve most.
+SHORT = 0.35
 
 #: A PENDING model is looked at after this share of the time in which it is thought to become ready; exactly at its
 #: opening once fewer requests than this are thought to come until then (rule 5).
@@ -116,9 +119,34 @@ def retarget(s: State, m: int) -> None:
     latency = s.lat[m, mod.gpu_class]
     mod.target = target_batch(latency, mod.max_batch, mod.slo, mod.rate, gpus)
     mod.excess = max(0.0, mod.rate * latency[mod.target] / mod.target - 1.0)
-    if s.g[0].rules > 0 and s.g[0].crowded == 0 and policy_of(s, m) == ADAPTIVE:
-        mod.target = max(1, int(AIM * mod.target + 0.5))
+    if s.g[0].rules > 0 and policy_of(s, m) == ADAPTIVE:
+        aim = 1.0 - SHORT / math.sqrt(max(1.0, (1.0 + mod.excess) / 2.0))
+        _mind_classes(s, m, gpus)
+        if s.g[0].crowded == 0:
+            mod.target = max(1, int(aim * mod.target + 0.5))
     packing.hold(s, m)
+
+
+@compiled
+def _mind_classes(s: State, m: int, gpus: int) -> None:
+    """Let ``excess`` be such that a model on GPUs of several classes is held for what the slowest can serve
+    (``packing``, rule 5).
+    """
+    mod = s.mod[m]
+    target = int(mod.target)
+    least = target
+    n = 0
+    speed = 0.0  # batches per ns of all GPUs
+    for c in range(len(s.present)):
+        count = int(s.present[c]) if s.g[0].n_ineligible == 0 else eligibility.count(s, m, c)
+        if count > 0 and s.lat[m, c, 1] > 0:
+            n += count
+            speed += count / float(s.lat[m, c, target])
+            if c != mod.gpu_class:
+                least = min(least, target_batch(s.lat[m, c], mod.max_batch, mod.slo, mod.rate, gpus))
+    if least < target:
+        at_work = 1.0 + max(0.0, mod.rate * (n / speed) / target - 1.0)
+        mod.excess = (at_work + 1.0) * target / (least * packing.HOLD_MIXED) - 2.0
 
 
 @inlined

@@ -326,7 +326,7 @@ def test_adaptive_aims_for_a_part_of_the_batch_of_evenly_spaced_arrivals() -> No
     engine, adaptive = make_engine(), make_engine(policy="adaptive")
     engine.advance(0)
     adaptive.advance(0)
-    assert adaptive.target(0) == int(window.AIM * engine.target(0) + 0.5)
+    assert adaptive.target(0) == int((1 - window.SHORT) * engine.target(0) + 0.5)
 
 
 def test_adaptive_starts_early_on_an_idle_gpu_once_batches_have_waited() -> None:
