@@ -106,7 +106,7 @@ def _check_scalars(s: State) -> None:
         "live_gpus": gpus, "n_slow": gpus, "policy": max(POLICIES.values()), "exact": 1, "fleet_changed": 1,
         "opened": 1, "crowded": 1, "evicted_model": models - 1, "n_ineligible": models * gpus, "observed": 1,
         "waiting": 1.0, "slack_share": MOST_SHARE, "fraction": 1.0, "seq": LATEST, "next_batch": LATEST,
-        "rules": RULES, "adaptive": 1, "packed": MOST_INT, "virtual_work": _HUGE, "needed": MOST_GPUS,
+        "rules": RULES, "adaptive": 1, "packed": MOST_INT, "virtual_work": _HUGE, "needed": MOST_GPUS, "lost": 1,
     }.items():  # fmt: skip
         within(name, s.g[name], 0, most)
     within("evicted", s.g["evicted"], -1, requests - 1)

@@ -9,6 +9,8 @@ Rule 4. Policy adaptive only. Beside ready models others may start before their 
         (waiting / FULL_SHARE) SLOs away. ``waiting`` is the smoothed share of batches that had to wait for a GPU after
         their window opened, drops counting as such: 0 while GPUs are plenty. A model that has batches at GPUs must hold
         enough requests for one more (``packing``, rule 4). Who of all these gets a GPU says ``ranking``.
+        For models that prefer GPUs the share of requests that are dropped takes the place of ``waiting``, and FULL_LOSS
+        that of FULL_SHARE: nothing starts early that no deadline asks for.
 Rule 5. A slow GPU (``speed_tracking``) is used last, and its batches leave to faster ones the requests that it cannot
         serve in time. So that it is noticed when it is fast again, every PROBE_NS it gets what it can serve of the
         batch whose window opens next.
@@ -54,6 +56,9 @@ from symphony_dask.engine.state import (
 #: Adaptive (rule 4): the share of waiting batches at which a model may start a whole SLO early, and how many entries of
 #: the pending heap are looked at: its first three levels. Found by simulation over the grid of docs/results.md.
 FULL_SHARE, LOOK = 0.002, 21
+
+#: The share of dropped requests at which models that prefer GPUs may start a whole SLO early (rule 4).
+FULL_LOSS = 0.005
 
 #: Of the rules of before: how much of a target batch the last GPU that a model needs was held for.
 FORMER_HOLD = 1.4
@@ -128,6 +133,15 @@ def settle(s: State, g: int, now: int) -> None:
 
 
 @inlined
+def _early_ns(s: State, m: int) -> float:
+    """How long before its window a model may start where GPUs are short (rule 4)."""
+    mod = s.mod[m]
+    if mod.prefers_gpus == 1:
+        return min(1.0, s.g[0].lost / FULL_LOSS) * mod.slo
+    return s.g[0].waiting / FULL_SHARE * mod.slo
+
+
+@inlined
 def _dispatch(s: State, now: int, m: int, g: int, trying: bool) -> bool:
     """Give the model's batch to the GPU, which is in no heap; False when no request could meet its deadline there, and
     none is to be tried.
@@ -142,7 +156,7 @@ def _dispatch(s: State, now: int, m: int, g: int, trying: bool) -> bool:
         latency = s.lat[speed_tracking.scale(s, m, g, factor), 0]
     start = max(now + gpu.control, gpu.free_at)
     waited = 1.0 if mod.state == READY and now > mod.ready_since else 0.0
-    rule = starts.of(s, m, now, s.g[0].waiting / FULL_SHARE * mod.slo)
+    rule = starts.of(s, m, now, _early_ns(s, m))
     # A GPU on which a window that is drawn for another would be missed must not drop what that one can serve.
     keep = latency[1] > s.lat[m, mod.gpu_class, 1]
     chosen = keep or mod.raised > 0
@@ -311,7 +325,7 @@ def early_start(s: State, m: int, now: int, room: bool) -> int:
         return now
     if out.waiting < FULL_SHARE / 100:
         return int(NEVER)
-    return int(mod.open - int(out.waiting / FULL_SHARE * mod.slo))
+    return int(mod.open - int(_early_ns(s, m)))
 
 
 @inlined

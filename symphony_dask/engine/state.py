@@ -190,6 +190,7 @@ SCALARS = np.dtype(
         ("packed", "i4"),  #: on how many GPUs batches start without waiting for their window (``packing``)
         ("virtual_work", "i8"),  #: GPU time of the batches of deferral since the last tick, ns, and
         ("needed", "f8"),  #: how many GPUs they keep busy, smoothed (``packing``)
+        ("lost", "f8"),  #: share of requests that were dropped of late (``fairness``)
         ("scratch", "i4", (SCRATCH,)),  #: of ``ranking``
     ],
     align=True,

@@ -46,6 +46,7 @@ def tick(s: State, now: int) -> None:
         mod = s.mod[m]
         served += mod.served
         dropped += mod.dropped
+    g.lost = dropped / max(1.0, served + dropped)
     was = g.crowded
     g.crowded = 1 if dropped > CROWDED * (served + dropped) else 0
     if g.crowded == 1 or was == 1:

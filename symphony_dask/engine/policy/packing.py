@@ -12,8 +12,8 @@ Rule 3. A further GPU is woken by a window alone, or by what ``matching`` has fo
 Rule 4. The i-th batch that a model has at GPUs at once must hold HOLD * i/(n + 1) target batches, where n >= 1 is how
         many GPUs its load needs: each further GPU takes a larger batch, because a model that spans several would
         otherwise settle into small batches that keep all busy, as buses bunch.
-Rule 5. On GPUs of several classes the target batch of rule 4 is the least of any class, or slow GPUs would wait for more
-        requests than they can serve in time; n counts with the mean time of a batch over all GPUs; and HOLD_MIXED
+Rule 5. On GPUs of several classes the target batch of rule 4 is the least of any class, or slow GPUs would wait for
+        more requests than they can serve in time; n counts with the mean time of a batch over all GPUs; and HOLD_MIXED
         of that is enough, as batches of different lengths do not bunch.
 
 So a lone request on an idle cluster starts when it comes.

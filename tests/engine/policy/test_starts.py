@@ -8,6 +8,7 @@ import pytest
 from symphony_dask.engine.batching import AS_ALL, Batching
 from symphony_dask.engine.engine import Engine
 from symphony_dask.engine.journal import dump, load
+from symphony_dask.engine.matching import FULL_LOSS
 from symphony_dask.engine.start_rules import START_RULES, TEXTS
 from symphony_dask.engine.state import FLIGHT
 
@@ -79,10 +80,18 @@ def test_a_batch_that_waited_for_a_gpu_keeps_the_rule_that_opened_its_window() -
 
 def test_short_gpus_let_a_batch_start_before_its_window() -> None:
     engine = engine_of(batching=Batching(prefer="gpus"))
-    engine.state.g["waiting"] = 0.001  # half an SLO
+    engine.state.g["waiting"] = 0.001
+    engine.state.g["lost"] = FULL_LOSS / 2  # half an SLO
     submit(engine, 0)
     assert started(engine, 5_500_000 - 1) == []
     assert started(engine, 5_500_000) == ["contention"]
+
+
+def test_models_that_prefer_gpus_wait_for_their_window_while_nothing_is_dropped() -> None:
+    engine = engine_of(batching=Batching(prefer="gpus"))
+    engine.state.g["waiting"] = 1.0
+    submit(engine, 0)
+    assert started(engine, 10 * MS) == []
 
 
 def test_with_few_gpus_at_work_it_is_not_their_shortness() -> None:
