@@ -18,6 +18,7 @@ from symphony_dask.engine.latency_profile import LONGEST_NS
 from symphony_dask.engine.native import memory
 from symphony_dask.engine.native.arrays import Int64s
 from symphony_dask.engine.native.heap import ITEM, KEY, ROOT
+from symphony_dask.engine.policy import burstiness
 from symphony_dask.engine.policy.packing import MOST_HELD
 from symphony_dask.engine.policy.window import POLICIES
 from symphony_dask.engine.queue_limits import MOST_PRIORITY
@@ -107,6 +108,7 @@ def _check_scalars(s: State) -> None:
         "opened": 1, "crowded": 1, "evicted_model": models - 1, "n_ineligible": models * gpus, "observed": 1,
         "waiting": 1.0, "slack_share": MOST_SHARE, "fraction": 1.0, "seq": LATEST, "next_batch": LATEST,
         "rules": RULES, "adaptive": 1, "packed": MOST_INT, "virtual_work": _HUGE, "needed": MOST_GPUS, "lost": 1,
+        "tick_seq": LATEST, "arrival_rate": _HUGE, "bursts": burstiness.MOST,
     }.items():  # fmt: skip
         within(name, s.g[name], 0, most)
     within("evicted", s.g["evicted"], -1, requests - 1)

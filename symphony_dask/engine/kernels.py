@@ -11,7 +11,7 @@ from symphony_dask.engine import deadline_queue, matching
 from symphony_dask.engine.native import heap
 from symphony_dask.engine.native.arrays import Int32s, Int64s, Records
 from symphony_dask.engine.native.compiled import compiled, inlined, wide
-from symphony_dask.engine.policy import eligibility, fairness, packing, speed_tracking, trials, window
+from symphony_dask.engine.policy import burstiness, eligibility, fairness, packing, speed_tracking, trials, window
 from symphony_dask.engine.state import (
     ABSENT,
     BUSY,
@@ -392,6 +392,7 @@ def advance(s: State, now: int) -> None:
         out.early_at = now
     if now - out.ticked_at >= fairness.TICK_NS:
         packing.tick(s, now - out.ticked_at)
+        burstiness.tick(s, now - out.ticked_at)
         out.early_at = now
         fairness.tick(s, now)
     m = due(s, now)

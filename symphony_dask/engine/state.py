@@ -191,6 +191,9 @@ SCALARS = np.dtype(
         ("virtual_work", "i8"),  #: GPU time of the batches of deferral since the last tick, ns, and
         ("needed", "f8"),  #: how many GPUs they keep busy, smoothed (``packing``)
         ("lost", "f8"),  #: share of requests that were dropped of late (``fairness``)
+        ("tick_seq", "i8"),  #: ``seq`` at the last tick,
+        ("arrival_rate", "f8"),  #: requests per ns in that tick, and
+        ("bursts", "f8"),  #: how unevenly requests arrive, smoothed (``burstiness``)
         ("scratch", "i4", (SCRATCH,)),  #: of ``ranking``
     ],
     align=True,

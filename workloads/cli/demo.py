@@ -1,4 +1,4 @@
-"""``symphony demo``: compares eager and deferred batching on a cluster that it starts on this machine."""
+"""``symphony demo``: compares ways of batching on a cluster that it starts on this machine."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from workloads.cli.progress_bars import bars_by_name
 @json_option
 @command
 def demo(torch: bool, folder: str | None, as_json: bool) -> None:
-    """Compare eager and deferred batching on a local cluster.
+    """Compare eager, deferred and adaptive batching on a local cluster.
 
     Starts Dask processes with emulated GPUs on this machine, and replays a part of a recorded trace of LLM requests
     (Azure, 2023) under each policy. Eager batching runs whatever waits as soon as a GPU is free; deferred batching
-    waits for as long as the deadlines allow, and so needs fewer GPUs.
+    waits for as long as the deadlines allow, and so needs fewer GPUs. Adaptive batching, the default, sends a batch at
+    once while few GPUs are at work, and waits where more would be needed.
     """
     from workloads.live import demo as demos
 

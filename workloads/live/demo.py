@@ -1,4 +1,4 @@
-"""Replays a real trace on a real Dask cluster with emulated GPUs, first eager, then deferred: ``symphony demo``."""
+"""Replays a real trace on a real Dask cluster with emulated GPUs under three policies: ``symphony demo``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from workloads.traces.zoo import ZOO, equal
 if TYPE_CHECKING:
     from torch.nn import Module
 
-POLICIES = ("eager", "deferred")
+#: The two extremes, and the default.
+POLICIES = ("eager", "deferred", "adaptive")
 
 GPUS = 4
 

@@ -54,11 +54,12 @@ POLICIES = {
 #: Adaptive: how far one batch moves the smoothed share of batches that waited.
 WAITING_STEP = 0.01
 
-#: Adaptive aims for less than the batch of ``target_batch``: for 1 - SHORT of it while up to EVEN GPUs are at work for
-#: a model, and for 1 - SHORT * EVEN / n on n of them. That formula takes arrivals and free GPUs to be evenly spaced; as
-#: they are not, a head skipped for it is often lost for nothing. Many GPUs come free more evenly than few. Found by
-#: simulation. In overload (``fairness``, rule 1) heads are lost in any case, and large batches serve most.
-SHORT, EVEN = 0.35, 8.0
+#: Adaptive aims for less than the batch of ``target_batch``, for 1 - SHORT of it. That formula takes arrivals and free
+#: GPUs to be evenly spaced; as they are not, a head skipped for it is often lost for nothing. Many GPUs come free more
+#: evenly than few, unless requests come in bursts: where n GPUs are at work for a model and arrivals are v times as
+#: uneven as Poisson's (``burstiness``), it aims for 1 - SHORT * EVEN * v / n if that is more. Found by simulation. In
+#: overload (``fairness``, rule 1) heads are lost in any case, and large batches serve most.
+SHORT, EVEN = 0.5, 2.4
 
 #: A PENDING model is looked at after this share of the time in which it is thought to become ready; exactly at its
 #: opening once fewer requests than this are thought to come until then (rule 5).
@@ -118,7 +119,7 @@ def retarget(s: State, m: int) -> None:
     mod.target = target_batch(latency, mod.max_batch, mod.slo, mod.rate, gpus)
     mod.excess = max(0.0, mod.rate * latency[mod.target] / mod.target - 1.0)
     if s.g[0].rules > 0 and policy_of(s, m) == ADAPTIVE:
-        aim = 1.0 - SHORT * min(1.0, EVEN / (1.0 + mod.excess))
+        aim = 1.0 - SHORT * min(1.0, EVEN * max(1.0, s.g[0].bursts) / (1.0 + mod.excess))
         _mind_classes(s, m, gpus)
         if s.g[0].crowded == 0:
             mod.target = max(1, int(aim * mod.target + 0.5))

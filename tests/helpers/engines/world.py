@@ -143,7 +143,9 @@ class World:
             model.longest = max(model.longest, self.now - model.starves_since)
 
 
-def world(policy: str = "adaptive", gpus: int = 2, stalls: list[Stall] | None = None, max_requests: int = 1024) -> World:
+def world(
+    policy: str = "adaptive", gpus: int = 2, stalls: list[Stall] | None = None, max_requests: int = 1024
+) -> World:
     engine = make_engine(policy=policy, exact=False, models=0, gpus=gpus, max_requests=max_requests)
     return World(engine, gpus, stalls or [])
 
