@@ -139,7 +139,7 @@ def _check_records(s: State, p: Profiles) -> None:
         ("delay", 0, LONGEST + 1), ("large_at", 0, MOST_HELD),
         ("max_batch", 0, entries - 2), ("gpu_class", 0, classes - 1), ("in_flight", 0, gpus * DEPTH), ("dirty", 0, 1),
         ("under", 0, 1), ("urgent", 0, 1), ("slo", 0, LONGEST), ("limit", 0, MOST_INT), ("rate_n", 0, MOST_INT),
-        ("excess", 0, _HUGE), ("rate", 0, _HUGE), ("used", -_HUGE, _HUGE), ("served", 0, _HUGE), ("dropped", 0, _HUGE),
+        ("excess", -1, _HUGE), ("rate", 0, _HUGE), ("used", -_HUGE, _HUGE), ("served", 0, _HUGE), ("dropped", 0, _HUGE),
         *((name, -LATEST, LATEST) for name in ("key", "open", "close", "ready_since", "rate_since", "first_at")),
         ("virtual_first", -LATEST, LATEST), ("last_at", -LATEST, LATEST), ("try_at", -LATEST, LATEST),
     ):  # fmt: skip

@@ -84,21 +84,23 @@ def submit_one(s: State, now: int, m: int, deadline: int, request: int, priority
     if g.adaptive == 1:
         packing.arrived(s, m, deadline, now)
     appended = deadline_queue.insert(s, m, slot)
-    if not (appended and mod.dirty == 0 and priority == 0 and _may_wait(s, m) and window.absorb(s, m, now)):
+    if not (appended and mod.dirty == 0 and priority == 0 and _take_in(s, m, now)):
         _mark(s, m)
     return slot
 
 
 @inlined
-def _may_wait(s: State, m: int) -> bool:
-    """Whether nothing but its window can let a model start (rule 4)."""
+def _take_in(s: State, m: int, now: int) -> bool:
+    """Take in a request just put at the end of a queue, if that takes no look at the model (``window``, rule 5)."""
     g = s.g[0]
-    if heap.size(s.open) == 0:
-        return True
-    if g.rules > 0:
-        may_start = g.adaptive == 1 and s.mod[m].n >= s.mod[m].large_at
-        return bool(not may_start or (g.waiting < matching.FULL_SHARE / 100 and not packing.has_room(s)))
-    return bool(g.policy == window.DEFERRED or g.waiting < matching.FULL_SHARE / 100)
+    waits = heap.size(s.open) == 0 or g.policy == window.DEFERRED or g.waiting < matching.FULL_SHARE / 100
+    if g.rules == 0 and not waits:
+        return False
+    if not window.absorb(s, m, now):
+        return False
+    if g.adaptive == 1 and heap.size(s.open) > 0 and s.mod[m].state == PENDING:
+        g.early_at = min(g.early_at, matching.early_start(s, m, now, packing.has_room(s)))
+    return True
 
 
 @compiled

@@ -71,7 +71,7 @@ MODEL = np.dtype(
         ("open", "i8"),  #: window of the candidate batch, ns
         ("close", "i8"),
         ("ready_since", "i8"),  #: when the window opened, or the last batch left it open, ns
-        ("excess", "f8"),  #: GPUs' worth of work beyond one, 0 when it is less
+        ("excess", "f8"),  #: GPUs' worth of work beyond one, as ``packing`` holds batches by it
         ("rate_since", "i8"),  #: start of the current rate sample, ns
         ("rate", "f8"),  #: requests per ns, smoothed; 0 before the first sample
         ("first_at", "i8"),  #: deadline of ``first``, and

@@ -11,7 +11,9 @@ Rule 2. While fewer than k = needed + SPREAD * sqrt(needed) + 1 GPUs are at work
 Rule 3. A further GPU is woken by a window alone, or by what ``matching`` has for contention.
 Rule 4. The i-th batch that a model has at GPUs at once must hold HOLD * i/(n + 1) target batches, where n >= 1 is how
         many GPUs its load needs: each further GPU takes a larger batch, because a model that spans several would
-        otherwise settle into small batches that keep all busy, as buses bunch.
+        otherwise settle into small batches that keep all busy, as buses bunch. While batches hardly ever wait
+        for a GPU (CALM), a target batch counts as AIM_CALM of ``target_batch`` here, even where a model aims for less:
+        load is to stay on few GPUs. Where they wait, a smaller hold serves bursts better.
 Rule 5. On GPUs of several classes the target batch of rule 4 is the least of any class, or slow GPUs would wait for
         more requests than they can serve in time; n counts with the mean time of a batch over all GPUs; and HOLD_MIXED
         of that is enough, as batches of different lengths do not bunch.
@@ -29,6 +31,9 @@ from symphony_dask.engine.state import State
 
 #: Rules 2, 4 and 5, found by simulation (docs/results.md).
 SPREAD, HOLD, HOLD_MIXED = 0.7, 2.1, 0.5
+
+#: Rule 4: the smoothed share of batches that wait, and of ``target_batch``.
+CALM, AIM_CALM = 0.002, 0.65
 
 #: Rule 4: no batch is held for more requests than this.
 MOST_HELD = 2**15 - 1

@@ -50,7 +50,7 @@ def put(s: State, n: int, m: int, now: int) -> int:
     latency = s.lat[m, mod.gpu_class]
     size = window.size_now(s, m, latency, now)
     start = _short(mod.first_at - s.g[0].control - now - latency[size])
-    if n > 0 and start > x[STARTS + n - 1] and start >= _horizon(s, m):
+    if n > 0 and start > x[STARTS] and start >= _horizon(s, m):
         return n
     i = n
     while i > 0 and (x[STARTS + i - 1] > start or (x[STARTS + i - 1] == start and x[MODELS + i - 1] > m)):

@@ -61,6 +61,9 @@ WAITING_STEP = 0.01
 #: overload (``fairness``, rule 1) heads are lost in any case, and large batches serve most.
 SHORT, EVEN = 0.5, 2.4
 
+#: The same where a slow class of GPUs cannot serve the target batch of a fast one.
+SHORT_MIXED = 0.35
+
 #: A PENDING model is looked at after this share of the time in which it is thought to become ready; exactly at its
 #: opening once fewer requests than this are thought to come until then (rule 5).
 LOOK_SHARE, LOOK_COMING = 0.75, 2.0
@@ -119,17 +122,20 @@ def retarget(s: State, m: int) -> None:
     mod.target = target_batch(latency, mod.max_batch, mod.slo, mod.rate, gpus)
     mod.excess = max(0.0, mod.rate * latency[mod.target] / mod.target - 1.0)
     if s.g[0].rules > 0 and policy_of(s, m) == ADAPTIVE:
-        aim = 1.0 - SHORT * min(1.0, EVEN * max(1.0, s.g[0].bursts) / (1.0 + mod.excess))
-        _mind_classes(s, m, gpus)
+        short = min(SHORT, SHORT * EVEN * max(1.0, s.g[0].bursts) / (1.0 + mod.excess))
+        if _mind_classes(s, m, gpus):
+            short = SHORT_MIXED
         if s.g[0].crowded == 0:
-            mod.target = max(1, int(aim * mod.target + 0.5))
+            mod.target = max(1, int((1.0 - short) * mod.target + 0.5))
+            if s.g[0].waiting < packing.CALM:
+                mod.excess = (mod.excess + 2.0) * (1.0 - short) / packing.AIM_CALM - 2.0
     packing.hold(s, m)
 
 
 @compiled
-def _mind_classes(s: State, m: int, gpus: int) -> None:
+def _mind_classes(s: State, m: int, gpus: int) -> bool:
     """Let ``excess`` be such that a model on GPUs of several classes is held for what the slowest can serve
-    (``packing``, rule 5).
+    (``packing``, rule 5). Returns whether there are several, of which one cannot serve the target batch.
     """
     mod = s.mod[m]
     target = int(mod.target)
@@ -146,6 +152,7 @@ def _mind_classes(s: State, m: int, gpus: int) -> None:
     if least < target:
         at_work = 1.0 + max(0.0, mod.rate * (n / speed) / target - 1.0)
         mod.excess = (at_work + 1.0) * target / (least * packing.HOLD_MIXED) - 2.0
+    return least < target
 
 
 @inlined

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from symphony_dask.engine.engine import Engine
-from symphony_dask.engine.policy import packing
+from symphony_dask.engine.policy import packing, window
 from tests.helpers.engines.engines import advance, make_engine, ns, submit
 
 
@@ -82,3 +82,17 @@ def test_more_than_there_are_gpus_is_no_fault() -> None:
         advance(engine, t)
     assert packed(engine) > 1
     engine.validate()
+
+
+def test_where_no_batch_waits_for_a_gpu_the_hold_does_not_shrink_with_the_target() -> None:
+    """At 0.2 requests a ms no more than 2.4 GPUs are at work: the model aims for half of the formula's batch."""
+    excess = {}
+    for waiting in (0.0, 0.1):
+        engine = make_engine(gpus=8, policy="adaptive", slo=50, max_requests=1024)
+        for at in np.arange(0, 1500, 5):
+            engine.state.g["waiting"] = waiting
+            submit(engine, at, at + 50)
+            advance(engine, at)
+        excess[waiting] = float(engine.state.mod["excess"][0])
+    assert excess[0.1] == 0
+    assert excess[0.0] == pytest.approx(2 * (1 - window.SHORT) / packing.AIM_CALM - 2)
