@@ -21,7 +21,7 @@ from workloads.cli.progress_bars import bars_by_name
 @json_option
 @command
 def demo(torch: bool, folder: str | None, as_json: bool) -> None:
-    """Compare eager, deferred and adaptive batching on a local cluster.
+    """Compare ways of batching on a local cluster.
 
     Starts Dask processes with emulated GPUs on this machine, and replays a part of a recorded trace of LLM requests
     (Azure, 2023) under each policy. Eager batching runs whatever waits as soon as a GPU is free; deferred batching
