@@ -61,7 +61,7 @@ WAITING_STEP = 0.01
 #: overload (``fairness``, rule 1) heads are lost in any case, and large batches serve most.
 SHORT, EVEN = 0.5, 2.4
 
-#: The same where a slow class of GPUs cannot serve the target batch of a fast one.
+#: The same where a slow class of GPUs cannot serve the target batch of a fast one, or a GPU is slower than its class.
 SHORT_MIXED = 0.35
 
 #: A PENDING model is looked at after this share of the time in which it is thought to become ready; exactly at its
@@ -123,7 +123,7 @@ def retarget(s: State, m: int) -> None:
     mod.excess = max(0.0, mod.rate * latency[mod.target] / mod.target - 1.0)
     if s.g[0].rules > 0 and policy_of(s, m) == ADAPTIVE:
         short = min(SHORT, SHORT * EVEN * max(1.0, s.g[0].bursts) / (1.0 + mod.excess))
-        if _mind_classes(s, m, gpus):
+        if _mind_classes(s, m, gpus) or s.g[0].n_slow > 0:
             short = SHORT_MIXED
         if s.g[0].crowded == 0:
             mod.target = max(1, int((1.0 - short) * mod.target + 0.5))

@@ -21,9 +21,11 @@ RESNET = LatencyProfile(1.053, 5.072)
 INCEPTION = LatencyProfile(5.090, 18.368)
 
 
-def served(models: Sequence[SimModel], gpus: int, rates_hz: Sequence[float], **options: Any) -> SimulatedRun:
+def served(
+    models: Sequence[SimModel], gpus: int, rates_hz: Sequence[float], seed: int = 0, **options: Any
+) -> SimulatedRun:
     total = sum(rates_hz)
-    arrivals_ns, choices = mix_arrivals(len(models), total, 5.0, shares=[rate / total for rate in rates_hz])
+    arrivals_ns, choices = mix_arrivals(len(models), total, 5.0, shares=[rate / total for rate in rates_hz], seed=seed)
     return simulate(models, gpus, arrivals_ns, choices, **options)
 
 
@@ -76,9 +78,8 @@ def test_priorities_out_of_range_are_named() -> None:
 
 def test_models_within_their_share_are_served_beside_one_that_asks_for_ten_times_its_own() -> None:
     mix = [SimModel("flood", RESNET, 25 * MS)] + [SimModel(f"light{i}", RESNET, 25 * MS) for i in range(3)]
-    result = served(mix, 8, [13_400, 300, 300, 300])
-    assert attainments(result)[1:].mean() > 0.98  # 0.990 in the mean of 24 seeds, the least of the three 0.979
-    assert (attainments(result)[1:] > 0.97).all()
+    found = [attainments(served(mix, 8, [13_400, 300, 300, 300], seed)) for seed in range(6)]
+    assert (np.mean(found, axis=0)[1:] > 0.98).all()
 
 
 def test_a_flood_of_short_requests_leaves_long_ones_their_share() -> None:

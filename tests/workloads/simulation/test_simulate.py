@@ -147,7 +147,7 @@ def steady(gpus: int, slowness: list[float], **options: Any) -> SimulatedRun:
 def test_one_gpu_three_times_as_slow_is_noticed_and_used_last() -> None:
     result = steady(4, [3, 1, 1, 1])
     assert result.attainment > 0.99
-    assert (result.batch_gpu == 0).mean() < 0.06
+    assert (result.batch_gpu == 0).mean() < 0.05
 
 
 def test_windows_follow_when_all_gpus_are_slower_than_the_profile() -> None:
